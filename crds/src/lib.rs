@@ -1,0 +1,30 @@
+//! The Kubernetes API of Spillway, `spillway.dev/v1alpha1`.
+//!
+//! These types are the only place where the shape of the API is written: the YAML beside this crate and the chart's
+//! CRD templates are generated from them (`cargo run -p spillway-crds --bin crdgen`), and a test fails on drift.
+//! Nothing here decides anything: what can be refused early is refused by the schemas and CEL rules that stand on the types.
+
+pub mod condition;
+pub mod duration;
+pub mod ledger;
+pub mod names;
+pub mod node;
+pub mod pool;
+pub mod reservation;
+pub mod tenant;
+pub mod yaml;
+
+pub use condition::{Condition, ConditionStatus};
+pub use duration::{DurationError, parse_duration_ms};
+pub use ledger::{
+    CapacityLedger, CapacityLedgerPage, CapacityLedgerPageSpec, CapacityLedgerSpec, LedgerPool, PageKind,
+};
+pub use node::{CheckRequest, CheckResult, GpuNode, GpuNodeSpec, GpuNodeStatus, RunningContainer};
+pub use pool::{
+    GpuPool, GpuPoolSpec, GpuPoolStatus, NodeCheck, PoolCapacity, PoolDevices, PoolNodes, Provenance, SalePolicy,
+};
+pub use reservation::{
+    AssignedNode, BookingStatus, GpuReservation, GpuReservationSpec, GpuReservationStatus, Meter, Phase,
+    ReservationDevices, Term, Tier, TopologyRequest,
+};
+pub use tenant::{HeldQuota, Quota, Tenant, TenantNamespace, TenantSpec, TenantStatus};

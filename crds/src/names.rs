@@ -1,0 +1,68 @@
+//! Every label, annotation, taint, finalizer and well-known name of Spillway, in one place and one spelling.
+
+/// API group of all kinds.
+pub const GROUP: &str = "spillway.dev";
+/// The one version served.
+pub const VERSION: &str = "v1alpha1";
+/// Field manager of every server-side apply that Spillway makes.
+pub const FIELD_MANAGER: &str = "spillway";
+
+/// Node label that puts a node into a pool; its value is the name of the `GpuPool`.
+pub const POOL_LABEL: &str = "spillway.dev/pool";
+/// The one taint key. `NoSchedule` says who may land, `NoExecute` who may stay.
+pub const HOLD_TAINT: &str = "spillway.dev/hold";
+/// Value of [`HOLD_TAINT`] on a node where nobody but infrastructure may land: new, preparing, ending, quarantined.
+pub const HOLD_CLOSED: &str = "closed";
+/// Value of [`HOLD_TAINT`] on a node that is not sold: the owner's device pods may land.
+pub const HOLD_UNSOLD: &str = "unsold";
+/// Prefix of the node label `hold.spillway.dev/<namespace>`: that namespace holds devices of the node.
+pub const HOLD_LABEL_PREFIX: &str = "hold.spillway.dev/";
+/// Middle of the node label `<namespace>.hold.spillway.dev/<reservation>`.
+pub const HOLD_LABEL_INFIX: &str = ".hold.spillway.dev/";
+/// Namespace label with the values `tenant` or `owner`, written by the operator when a `Tenant` lists the namespace.
+pub const ROLE_LABEL: &str = "spillway.dev/role";
+/// Value of [`ROLE_LABEL`] in namespaces of buyers.
+pub const ROLE_TENANT: &str = "tenant";
+/// Value of [`ROLE_LABEL`] in namespaces of the owner.
+pub const ROLE_OWNER: &str = "owner";
+/// Namespace label whose value is the namespace's UID: the taint value of the whole nodes that it holds.
+pub const HOLDER_LABEL: &str = "spillway.dev/holder";
+/// Namespace label with the name of the `Tenant` that lists the namespace.
+pub const TENANT_LABEL: &str = "spillway.dev/tenant";
+/// Pod label by which a pod asks for the nodes of one reservation of its namespace.
+pub const RESERVATION_LABEL: &str = "spillway.dev/reservation";
+/// Annotation without which a live `Committed` reservation may not be deleted; its value is the reservation's UID.
+pub const ALLOW_EARLY_END: &str = "spillway.dev/allow-early-end";
+/// Node annotation: ledger generation on which the last write of taints and labels stands.
+pub const GENERATION_ANNOTATION: &str = "spillway.dev/generation";
+/// Node annotation: Unix milliseconds of the last change of the hold taints.
+pub const HOLD_SINCE_ANNOTATION: &str = "spillway.dev/hold-since";
+/// Node annotation: id of the booking for which the node is being prepared or is held.
+pub const BOOKING_ANNOTATION: &str = "spillway.dev/booking";
+/// Node annotation that keeps the cluster autoscaler from deleting a held node.
+pub const CLUSTER_AUTOSCALER_ANNOTATION: &str = "cluster-autoscaler.kubernetes.io/scale-down-disabled";
+/// Node annotation that keeps Karpenter from disrupting a held node.
+pub const KARPENTER_ANNOTATION: &str = "karpenter.sh/do-not-disrupt";
+/// Finalizer on `GpuReservation`, `GpuPool` and `Tenant`: what they bought or sold is ended properly first.
+pub const FINALIZER: &str = "spillway.dev/ledger";
+/// The only name a `CapacityLedger` may have.
+pub const LEDGER_NAME: &str = "cluster";
+/// Label on `CapacityLedgerPage`: `index`, `bookings` or `archive`.
+pub const PAGE_KIND_LABEL: &str = "spillway.dev/page";
+/// Pod Security label that the operator sets on namespaces it lists.
+pub const POD_SECURITY_ENFORCE: &str = "pod-security.kubernetes.io/enforce";
+
+/// Label key that says that a namespace holds devices of a node.
+pub fn hold_label(namespace: &str) -> String {
+    format!("{HOLD_LABEL_PREFIX}{namespace}")
+}
+
+/// Label key that says that one reservation of a namespace holds devices of a node.
+pub fn reservation_hold_label(namespace: &str, reservation: &str) -> String {
+    format!("{namespace}{HOLD_LABEL_INFIX}{reservation}")
+}
+
+/// True for the label keys that [`hold_label`] and [`reservation_hold_label`] make.
+pub fn is_hold_label(key: &str) -> bool {
+    key.starts_with(HOLD_LABEL_PREFIX) || key.contains(HOLD_LABEL_INFIX)
+}

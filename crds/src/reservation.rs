@@ -1,0 +1,268 @@
+//! `GpuReservation`: a claim on capacity.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::Condition;
+
+/// On which terms capacity is held.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, JsonSchema, Ord, PartialEq, PartialOrd, Serialize)]
+pub enum Tier {
+    /// The owner's own use: not billed, still booked and metered.
+    Internal,
+    /// A fixed term; nobody takes it back before its end.
+    Committed,
+    /// Open-ended; nobody takes it back.
+    OnDemand,
+    /// Open-ended and cheapest; it can be taken back with notice once reclaim exists.
+    Spot,
+}
+
+impl Tier {
+    /// The name as the API spells it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Internal => "Internal",
+            Self::Committed => "Committed",
+            Self::OnDemand => "OnDemand",
+            Self::Spot => "Spot",
+        }
+    }
+}
+
+/// Where a reservation is in its life.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, Hash, JsonSchema, Ord, PartialEq, PartialOrd, Serialize)]
+pub enum Phase {
+    /// Not yet looked at.
+    #[default]
+    Pending,
+    /// It does not fit now and waits.
+    Waitlisted,
+    /// It can never be met; the reason says why.
+    Rejected,
+    /// It waited for `waitFor` and did not fit.
+    Expired,
+    /// Devices are booked for it.
+    Booked,
+    /// Its nodes are being emptied and checked.
+    Preparing,
+    /// Its nodes are its own.
+    Active,
+    /// Its nodes are being given back.
+    Ending,
+    /// It is over.
+    Ended,
+}
+
+impl Phase {
+    /// The name as the API spells it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "Pending",
+            Self::Waitlisted => "Waitlisted",
+            Self::Rejected => "Rejected",
+            Self::Expired => "Expired",
+            Self::Booked => "Booked",
+            Self::Preparing => "Preparing",
+            Self::Active => "Active",
+            Self::Ending => "Ending",
+            Self::Ended => "Ended",
+        }
+    }
+
+    /// True when nothing will happen to the reservation any more.
+    pub fn is_final(self) -> bool {
+        matches!(self, Self::Rejected | Self::Expired | Self::Ended)
+    }
+}
+
+/// A claim on GPUs: how many, where, for how long, on which terms. Its status says what became of it.
+#[derive(Clone, CustomResource, Debug, Deserialize, Eq, KubeSchema, PartialEq, Serialize)]
+#[kube(
+    group = "spillway.dev",
+    version = "v1alpha1",
+    kind = "GpuReservation",
+    singular = "gpureservation",
+    plural = "gpureservations",
+    category = "spillway",
+    shortname = "gpures",
+    namespaced,
+    status = "GpuReservationStatus",
+    printcolumn(name = "Tier", type_ = "string", json_path = ".spec.tier"),
+    printcolumn(name = "Devices", type_ = "integer", json_path = ".spec.devices.count"),
+    printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
+    printcolumn(name = "Nodes", type_ = "integer", json_path = ".status.nodeCount"),
+    printcolumn(name = "Starts", type_ = "string", json_path = ".status.booking.activeAt"),
+    printcolumn(name = "Ends", type_ = "string", json_path = ".status.booking.endsAt"),
+    printcolumn(name = "Reason", type_ = "string", json_path = ".status.reason"),
+    printcolumn(name = "Pool", type_ = "string", json_path = ".status.booking.pool", priority = 1),
+    printcolumn(name = "Message", type_ = "string", json_path = ".status.message", priority = 1),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[x_kube(validation = ("size(self.metadata.name) <= 63", "the name of a reservation is used in node labels: at most 63 characters"))]
+#[x_kube(validation = ("self.metadata.name.matches('^[a-z0-9]([a-z0-9-]*[a-z0-9])?$')", "the name of a reservation may have lower-case letters, digits and dashes only: it is used in node labels"))]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = ("has(self.pool) ? !has(self.sku) && !has(self.region) : has(self.sku) && has(self.region)", "name either pool, or sku and region"))]
+#[x_kube(validation = ("self.tier != 'Committed' || has(self.term)", "a Committed reservation needs term.duration"))]
+#[x_kube(validation = ("has(self.pool) == has(oldSelf.pool) && (!has(self.pool) || self.pool == oldSelf.pool)", "pool cannot change: delete the reservation and create another"))]
+#[x_kube(validation = ("has(self.sku) == has(oldSelf.sku) && (!has(self.sku) || self.sku == oldSelf.sku)", "sku cannot change: delete the reservation and create another"))]
+#[x_kube(validation = ("has(self.region) == has(oldSelf.region) && (!has(self.region) || self.region == oldSelf.region)", "region cannot change: delete the reservation and create another"))]
+#[x_kube(validation = ("has(self.term) == has(oldSelf.term) && (!has(self.term) || self.term == oldSelf.term)", "term cannot change: delete the reservation and create another"))]
+#[x_kube(validation = ("has(self.topology) == has(oldSelf.topology) && (!has(self.topology) || self.topology == oldSelf.topology)", "topology cannot change: delete the reservation and create another"))]
+pub struct GpuReservationSpec {
+    /// Name of the `GpuPool` to take the devices from. Instead: `sku` and `region`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63))]
+    pub pool: Option<String>,
+    /// What is wanted, such as `nvidia-h200-sxm`; any pool of this SKU in `region` will do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63))]
+    pub sku: Option<String>,
+    /// Where it is wanted, such as `us-east`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63))]
+    pub region: Option<String>,
+    /// How many devices, and how they lie on nodes.
+    #[x_kube(validation = ("self == oldSelf", "devices cannot change: delete the reservation and create another"))]
+    pub devices: ReservationDevices,
+    /// Whole nodes, with nobody beside us. Only `true` so far.
+    #[serde(default = "default_exclusive_nodes")]
+    #[x_kube(validation = ("self", "exclusiveNodes: false (a part of a node) is not sold yet: leave it out, or say true"))]
+    pub exclusive_nodes: bool,
+    /// On which terms.
+    #[x_kube(validation = ("self == oldSelf", "tier cannot change: delete the reservation and create another"))]
+    pub tier: Tier,
+    /// How long. Without it the reservation is open-ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub term: Option<Term>,
+    /// What the nodes must have in common.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub topology: Option<TopologyRequest>,
+    /// How long to stay on the waitlist if it does not fit, as a Go duration. `0s`: book at once or be refused.
+    #[serde(default = "default_wait_for")]
+    #[schemars(length(min = 2, max = 32), regex(pattern = r"^([0-9]+(\.[0-9]+)?(h|m|s|ms))+$"))]
+    #[x_kube(validation = ("duration(self) >= duration('0s') && duration(self) <= duration('8784h')", "waitFor must be from 0s to 8784h"))]
+    pub wait_for: String,
+}
+
+fn default_exclusive_nodes() -> bool {
+    true
+}
+
+fn default_wait_for() -> String {
+    "24h".to_owned()
+}
+
+/// How many devices, and how they lie on nodes.
+#[derive(Clone, Debug, Deserialize, Eq, KubeSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = ("!has(self.perNode) || self.count % self.perNode == 0", "devices.count must be a multiple of devices.perNode"))]
+pub struct ReservationDevices {
+    /// Devices in all; a multiple of the devices of a node.
+    #[schemars(range(min = 1, max = 100_000))]
+    pub count: i32,
+    /// Devices of each node: only pools with such nodes will do. Without it any pool of the SKU will do whose nodes divide `count`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1024))]
+    pub per_node: Option<i32>,
+}
+
+/// How long.
+#[derive(Clone, Debug, Deserialize, Eq, KubeSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Term {
+    /// From the first `Active` to the end, as a Go duration from 1s to 26352h (three years), such as `336h`.
+    #[schemars(length(min = 2, max = 32), regex(pattern = r"^([0-9]+(\.[0-9]+)?(h|m|s|ms))+$"))]
+    #[x_kube(validation = ("duration(self) >= duration('1s') && duration(self) <= duration('26352h')", "term.duration must be from 1s to 26352h"))]
+    pub duration: String,
+}
+
+/// What the nodes of a reservation must have in common.
+#[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TopologyRequest {
+    /// Node label, one of the pool's `topology`: all nodes have the same value of it.
+    #[schemars(length(min = 1, max = 317))]
+    pub require: String,
+}
+
+/// What became of a reservation.
+#[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GpuReservationStatus {
+    /// `metadata.generation` that was looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// Where it is in its life.
+    #[serde(default)]
+    pub phase: Phase,
+    /// Why, as one CamelCase word for machines.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub reason: Option<String>,
+    /// Why, and what would change it, as a sentence for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub message: Option<String>,
+    /// `Ready`: the promise stands, or ended as agreed. `Reconciling`: it is waiting. `Stalled`: it was refused or is at risk.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    pub conditions: Vec<Condition>,
+    /// What was booked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub booking: Option<BookingStatus>,
+    /// Number of nodes booked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub node_count: Option<i32>,
+    /// The nodes booked, at most 1024 of them, in order of name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 1024), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    pub nodes: Vec<AssignedNode>,
+    /// What was used, written when the reservation ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub meter: Option<Meter>,
+}
+
+/// What was booked.
+#[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BookingStatus {
+    /// Id of the booking in the ledger.
+    #[schemars(length(max = 64))]
+    pub id: String,
+    /// Name of the `GpuPool`.
+    #[schemars(length(max = 63))]
+    pub pool: String,
+    /// When it was booked.
+    pub booked_at: Time,
+    /// When all nodes were handed over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub active_at: Option<Time>,
+    /// When it ends, or ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ends_at: Option<Time>,
+}
+
+/// A node of a reservation.
+#[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AssignedNode {
+    /// Name of the Node.
+    #[schemars(length(max = 253))]
+    pub name: String,
+    /// Devices of it that are booked.
+    #[schemars(range(min = 1))]
+    pub devices: i32,
+}
+
+/// What was used.
+#[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Meter {
+    /// Devices times milliseconds, from `Active` to the end, less what was lost with nodes. 3,600,000 are one GPU-hour.
+    #[schemars(range(min = 0))]
+    pub device_milliseconds: i64,
+}
