@@ -1,1 +1,13 @@
-//! Placeholder.
+//! Pure builders: from validated resources and a plan to Kubernetes objects, patches and statuses. Building cannot fail.
+//!
+//! - [`validate`]: API objects into the planner's types.
+//! - [`hold`]: a node's hold taints and labels, read and written.
+//! - [`conditions`]: `status.conditions` by kstatus, without changing what did not change.
+//! - [`reservation`], [`pool`], [`tenant`]: statuses.
+
+pub mod conditions;
+pub mod hold;
+pub mod pool;
+pub mod reservation;
+pub mod tenant;
+pub mod validate;
