@@ -48,7 +48,11 @@ pub fn parse_duration_ms(text: &str) -> Result<i64, DurationError> {
             _ => return Err(error()),
         };
         let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
-        if (whole.is_empty() && fraction.is_empty()) || whole.len() > 15 || fraction.len() > 15 || fraction.contains('.') {
+        if (whole.is_empty() && fraction.is_empty())
+            || whole.len() > 15
+            || fraction.len() > 15
+            || fraction.contains('.')
+        {
             return Err(error());
         }
         let read = |s: &str| if s.is_empty() { Ok(0) } else { s.parse::<i128>().map_err(|_| error()) };

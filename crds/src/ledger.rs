@@ -32,9 +32,9 @@ pub enum PageKind {
     printcolumn(name = "Generation", type_ = "integer", json_path = ".spec.generation", description = "Swaps so far"),
     printcolumn(name = "Epoch", type_ = "integer", json_path = ".spec.epoch", description = "Collections so far"),
     printcolumn(name = "Format", type_ = "integer", json_path = ".spec.format", description = "Format of root and pages"),
-    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    validation = ("self.metadata.name == 'cluster'", "the one CapacityLedger is named cluster")
 )]
-#[x_kube(validation = ("self.metadata.name == 'cluster'", "the one CapacityLedger is named cluster"))]
 #[serde(rename_all = "camelCase")]
 pub struct CapacityLedgerSpec {
     /// Format of root and pages. An operator that meets a newer one reads and does not write.
@@ -80,7 +80,7 @@ pub struct LedgerPool {
     printcolumn(name = "Pool", type_ = "string", json_path = ".spec.pool"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
-#[x_kube(validation = ("self.spec == oldSelf.spec", "a ledger page never changes: write a new one"))]
+#[x_kube(validation = ("self == oldSelf", "a ledger page never changes: write a new one"))]
 #[serde(rename_all = "camelCase")]
 pub struct CapacityLedgerPageSpec {
     /// Format of `data`.

@@ -4,6 +4,8 @@
 //! CRD templates are generated from them (`cargo run -p spillway-crds --bin crdgen`), and a test fails on drift.
 //! Nothing here decides anything: what can be refused early is refused by the schemas and CEL rules that stand on the types.
 
+#![allow(unreachable_pub, reason = "KubeSchema repeats each struct inside a function, `pub` included")]
+
 pub mod condition;
 pub mod duration;
 pub mod ledger;

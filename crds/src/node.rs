@@ -17,7 +17,12 @@ use serde::{Deserialize, Serialize};
     status = "GpuNodeStatus",
     printcolumn(name = "Asked", type_ = "string", json_path = ".spec.check.id", description = "Last question"),
     printcolumn(name = "Answered", type_ = "string", json_path = ".status.check.id", description = "Last answer"),
-    printcolumn(name = "Containers", type_ = "integer", json_path = ".status.check.total", description = "Containers at the answer"),
+    printcolumn(
+        name = "Containers",
+        type_ = "integer",
+        json_path = ".status.check.total",
+        description = "Containers at the answer"
+    ),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]

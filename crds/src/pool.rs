@@ -47,9 +47,9 @@ pub enum NodeCheck {
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason"),
     printcolumn(name = "Provenance", type_ = "string", json_path = ".spec.provenance", priority = 1),
-    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    validation = ("size(self.metadata.name) <= 63", "the name of a pool is a label value: at most 63 characters")
 )]
-#[x_kube(validation = ("size(self.metadata.name) <= 63", "the name of a pool is a label value: at most 63 characters"))]
 #[serde(rename_all = "camelCase")]
 pub struct GpuPoolSpec {
     /// What is sold: GPU model and form factor, such as `nvidia-h200-sxm`. Immutable.

@@ -99,10 +99,10 @@ impl Phase {
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.reason"),
     printcolumn(name = "Pool", type_ = "string", json_path = ".status.booking.pool", priority = 1),
     printcolumn(name = "Message", type_ = "string", json_path = ".status.message", priority = 1),
-    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    validation = ("size(self.metadata.name) <= 63", "the name of a reservation is used in node labels: at most 63 characters"),
+    validation = ("self.metadata.name.matches('^[a-z0-9]([a-z0-9-]*[a-z0-9])?$')", "the name of a reservation may have lower-case letters, digits and dashes only: it is used in node labels")
 )]
-#[x_kube(validation = ("size(self.metadata.name) <= 63", "the name of a reservation is used in node labels: at most 63 characters"))]
-#[x_kube(validation = ("self.metadata.name.matches('^[a-z0-9]([a-z0-9-]*[a-z0-9])?$')", "the name of a reservation may have lower-case letters, digits and dashes only: it is used in node labels"))]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = ("has(self.pool) ? !has(self.sku) && !has(self.region) : has(self.sku) && has(self.region)", "name either pool, or sku and region"))]
 #[x_kube(validation = ("self.tier != 'Committed' || has(self.term)", "a Committed reservation needs term.duration"))]

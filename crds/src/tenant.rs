@@ -21,9 +21,9 @@ use crate::{Condition, Tier};
     printcolumn(name = "Bookings", type_ = "integer", json_path = ".status.liveBookingCount"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason"),
-    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    validation = ("size(self.metadata.name) <= 63", "the name of a tenant is a label value: at most 63 characters")
 )]
-#[x_kube(validation = ("size(self.metadata.name) <= 63", "the name of a tenant is a label value: at most 63 characters"))]
 #[serde(rename_all = "camelCase")]
 pub struct TenantSpec {
     /// The tenant's namespaces. A name that an older Tenant lists already is refused here.

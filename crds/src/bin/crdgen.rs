@@ -1,12 +1,20 @@
-//! Writes the CRDs as YAML into a folder (default: this crate's own): `cargo run -p spillway-crds --bin crdgen [FOLDER]`.
+//! Writes the CRDs as YAML: `cargo run -p spillway-crds --bin crdgen [FOLDER...]`.
+//!
+//! Without a folder it writes the committed copies: this crate's own (`kubectl apply -f crds/`) and the Helm chart's.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let folder =
-        std::env::args_os().nth(1).map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
+    let mut folders: Vec<PathBuf> = std::env::args_os().skip(1).map(PathBuf::from).collect();
+    if folders.is_empty() {
+        let own = Path::new(env!("CARGO_MANIFEST_DIR"));
+        folders = vec![own.to_owned(), own.join("../charts/spillway/files/crds")];
+    }
     for (name, text) in spillway_crds::yaml::files()? {
-        std::fs::write(folder.join(name), text)?;
+        for folder in &folders {
+            std::fs::create_dir_all(folder)?;
+            std::fs::write(folder.join(&name), &text)?;
+        }
     }
     Ok(())
 }
