@@ -1,0 +1,66 @@
+{{- define "spillway.image" -}}
+{{- $image := index .root.Values.image .name -}}
+{{ printf "%s:%s" $image.repository (default .root.Chart.AppVersion $image.tag) }}
+{{- end -}}
+
+{{- define "spillway.labels" -}}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+app.kubernetes.io/name: spillway
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- end -}}
+
+{{- define "spillway.selector" -}}
+app.kubernetes.io/name: spillway
+app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/component: {{ .component }}
+{{- end -}}
+
+{{/* The infrastructure namespaces: what the values list, kube-system, and where the operator runs. */}}
+{{- define "spillway.infrastructure" -}}
+{{- concat .Values.infrastructureNamespaces (list "kube-system" .Release.Namespace) | uniq | sortAlpha | toJson -}}
+{{- end -}}
+
+{{/* The user names of our two service accounts, and the group of those who may override, as text inside CEL. */}}
+{{- define "spillway.operatorUser" -}}
+system:serviceaccount:{{ .Release.Namespace }}:spillway-operator
+{{- end -}}
+{{- define "spillway.agentUser" -}}
+system:serviceaccount:{{ .Release.Namespace }}:spillway-agent
+{{- end -}}
+
+{{/* CEL: the request is the operator's, or somebody breaks the glass. */}}
+{{- define "spillway.cel.trusted" -}}
+request.userInfo.username == '{{ include "spillway.operatorUser" . }}' || '{{ .Values.breakGlassGroup }}' in request.userInfo.groups
+{{- end -}}
+
+{{/* CEL: the name k of a resource is a device's. */}}
+{{- define "spillway.cel.devicePrefix" -}}
+{{- range $i, $prefix := .Values.devicePrefixes }}{{ if $i }} || {{ end }}k.startsWith('{{ $prefix }}'){{ end -}}
+{{- end -}}
+
+{{/* CEL: the pod spec at .path asks for devices. Extended resources stand in limits, always. */}}
+{{- define "spillway.cel.devicePod" -}}
+({{ .path }}.containers + (has({{ .path }}.initContainers) ? {{ .path }}.initContainers : [])).exists(c, has(c.resources) &&
+  has(c.resources.limits) && c.resources.limits.exists(k, {{ include "spillway.cel.devicePrefix" .root }}))
+{{- end -}}
+
+{{/* How to override, for the end of a message inside CEL text. */}}
+{{- define "spillway.override" -}}
+to override, act as group {{ .Values.breakGlassGroup }}
+{{- end -}}
+
+{{/* The annotation and the actions of a ValidatingAdmissionPolicyBinding. */}}
+{{- define "spillway.binding" -}}
+---
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingAdmissionPolicyBinding
+metadata:
+  name: {{ .name }}
+  labels:
+    {{- include "spillway.labels" .root | nindent 4 }}
+spec:
+  policyName: {{ .name }}
+  validationActions: {{ if .root.Values.policies.enforce }}[Deny]{{ else }}[Warn, Audit]{{ end }}
+{{- end -}}
