@@ -1,0 +1,36 @@
+//! The checks, one file an invariant.
+
+use crate::{
+    ledger,
+    violation::{Findings, Violation},
+    world::World,
+};
+
+mod commitments;
+mod holds;
+mod meter;
+mod namespaces;
+mod pods;
+mod sold_once;
+
+/// Checks a world. Violations first, then warnings; none when everything is as it must be.
+///
+/// A ledger that cannot be read whole is a finding by itself, and nothing is then concluded from what it does not say.
+pub fn check(world: &World) -> Vec<Violation> {
+    let mut findings = Findings::default();
+    let ledger = ledger::read(world.root.as_ref(), &world.pages, &mut findings);
+    let known = sold_once::check_root(world, &mut findings);
+    sold_once::check(world, &ledger, &mut findings);
+    meter::check_bookings(world, &ledger, &mut findings);
+    namespaces::check(world, &ledger, &mut findings);
+    if known && ledger.whole {
+        commitments::check(world, &ledger, &mut findings);
+        holds::check(world, &ledger, &mut findings);
+        meter::check_statuses(world, &ledger, &mut findings);
+    }
+    pods::check(world, &mut findings);
+    findings.sorted()
+}
+
+#[cfg(test)]
+mod tests;

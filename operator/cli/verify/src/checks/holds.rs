@@ -1,0 +1,157 @@
+//! Invariant 4: the taints and labels of pool nodes say what the ledger says.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use spillway_crds::names;
+
+use crate::{
+    ledger::{Booking, Ledger, Segment},
+    violation::Findings,
+    world::{PoolNode, World},
+};
+
+/// Every pool node is in exactly one state, and it is the one that the ledger wants.
+pub(super) fn check(world: &World, ledger: &Ledger, findings: &mut Findings) {
+    let holders = world.holders();
+    let open = ledger.open_by_node();
+    let mut past: BTreeMap<&str, Vec<(&Booking, &Segment, bool)>> = BTreeMap::new();
+    for (booking, live) in ledger.all() {
+        for segment in booking.segments.iter().filter(|segment| !live || segment.to.is_some()) {
+            past.entry(&segment.uid).or_default().push((booking, segment, live));
+        }
+    }
+    for node in world.pool_nodes() {
+        let holds = open.get(node.uid).map(Vec::as_slice).unwrap_or_default();
+        let Some(hold) = check_taints(world, node, findings) else { continue };
+        match hold {
+            names::HOLD_CLOSED => check_closed(world, node, holds, findings),
+            names::HOLD_UNSOLD => check_unsold(world, node, holds, findings),
+            holder => {
+                let holds: Vec<_> = holds
+                    .iter()
+                    .copied()
+                    .filter(|(booking, _)| holders.get(booking.reservation.namespace.as_str()) == Some(&holder))
+                    .collect();
+                let past = past.get(node.uid).map(Vec::as_slice).unwrap_or_default();
+                check_held(world, node, holder, &holds, past, findings);
+                // A hold that is nobody's is one finding, its labels included.
+                if !holds.is_empty() {
+                    check_labels(node, &holds, findings);
+                }
+                continue;
+            }
+        }
+        check_labels(node, &[], findings);
+    }
+}
+
+/// One hold taint with NoSchedule, and none with NoExecute that disagrees. Gives its value.
+fn check_taints<'a>(world: &World, node: PoolNode<'a>, findings: &mut Findings) -> Option<&'a str> {
+    let values = node.holds("NoSchedule");
+    let Some(hold) = node.hold() else {
+        let excused = values.is_empty() && world.settling(node.hold_since_ms());
+        let message =
+            format!("it has {} {} taints with NoSchedule, and must have one", values.len(), names::HOLD_TAINT);
+        findings.unless(excused, 4, "HoldTaintMissing", node.object(), message);
+        return None;
+    };
+    let stay = node.holds("NoExecute");
+    let agrees = match hold {
+        names::HOLD_UNSOLD => stay.is_empty(),
+        names::HOLD_CLOSED => stay.is_empty() || stay == [names::HOLD_CLOSED],
+        holder => stay == [holder],
+    };
+    if !agrees {
+        let message = format!("its hold is {hold:?} with NoSchedule and {stay:?} with NoExecute");
+        findings.violation(4, "HoldTaintsDisagree", node.object(), message);
+    }
+    Some(hold)
+}
+
+fn check_unsold(world: &World, node: PoolNode<'_>, holds: &[(&Booking, &Segment)], findings: &mut Findings) {
+    for (booking, _) in holds {
+        let excused = world.settling(booking.booked_at) || world.ledger_settling();
+        let message = format!("it is open to the owner, and {} ({}) has it", booking.owner(), booking.id);
+        findings.unless(excused, 4, "SoldButUnsold", node.object(), message);
+    }
+}
+
+fn check_closed(world: &World, node: PoolNode<'_>, holds: &[(&Booking, &Segment)], findings: &mut Findings) {
+    for (booking, segment) in holds {
+        let Some(from) = segment.from else { continue };
+        if !world.settling(from) && !world.settling(node.hold_since_ms()) {
+            let message = format!("{} ({}) has it since {from}, and it is closed", booking.owner(), booking.id);
+            findings.warning(4, "SoldButClosed", node.object(), message);
+        }
+    }
+}
+
+fn check_held(
+    world: &World,
+    node: PoolNode<'_>,
+    holder: &str,
+    holds: &[(&Booking, &Segment)],
+    past: &[(&Booking, &Segment, bool)],
+    findings: &mut Findings,
+) {
+    if let Some((booking, segment)) = holds.first() {
+        if segment.from.is_none() && !world.settling(node.hold_since_ms()) {
+            let message =
+                format!("{} may use it, and the ledger does not say that it was handed over", booking.owner());
+            findings.warning(4, "HeldButNotHandedOver", node.object(), message);
+        }
+        return;
+    }
+    let ended = past.iter().rev().find(|(booking, _, _)| node_held_by(world, booking, holder));
+    match ended {
+        // A booking that ended: its nodes are closed next. A node that was lost: likewise, after the commit that says so.
+        Some((booking, _, live)) => {
+            let since = if *live { None } else { booking.end };
+            let excused = since.is_some_and(|end| world.settling(end)) || world.ledger_settling();
+            let message =
+                format!("its hold is still that of {} ({}), which has it no more", booking.owner(), booking.id);
+            findings.unless(excused, 4, "HoldAfterEnd", node.object(), message);
+        }
+        None => {
+            let namespace = world.holders().into_iter().find(|(_, uid)| *uid == holder).map(|(name, _)| name);
+            let who = namespace
+                .map_or_else(|| format!("{holder:?}, which no namespace has"), |name| format!("namespace {name}"));
+            let message = format!("its hold is that of {who}, and no booking gives it that");
+            findings.violation(4, "HoldWithoutBooking", node.object(), message);
+        }
+    }
+}
+
+fn node_held_by(world: &World, booking: &Booking, holder: &str) -> bool {
+    world.holders().get(booking.reservation.namespace.as_str()) == Some(&holder)
+}
+
+/// Hold labels are those of the bookings that the taint lets in.
+fn check_labels(node: PoolNode<'_>, holds: &[(&Booking, &Segment)], findings: &mut Findings) {
+    let wanted: BTreeSet<String> = holds
+        .iter()
+        .flat_map(|(booking, _)| {
+            let reservation = &booking.reservation;
+            [
+                names::hold_label(&reservation.namespace),
+                names::reservation_hold_label(&reservation.namespace, &reservation.name),
+            ]
+        })
+        .collect();
+    let labels = node.node.metadata.labels.iter().flatten();
+    let found: BTreeSet<String> =
+        labels.filter(|(key, _)| names::is_hold_label(key)).map(|(key, _)| key.clone()).collect();
+    if wanted == found {
+        return;
+    }
+    let extra: Vec<&str> = found.difference(&wanted).map(String::as_str).collect();
+    let missing: Vec<&str> = wanted.difference(&found).map(String::as_str).collect();
+    let mut parts = Vec::new();
+    if !extra.is_empty() {
+        parts.push(format!("has the labels {} without a booking for them", extra.join(", ")));
+    }
+    if !missing.is_empty() {
+        parts.push(format!("lacks the labels {}", missing.join(", ")));
+    }
+    findings.violation(4, "HoldLabelsWrong", node.object(), format!("it {}", parts.join(", and ")));
+}
