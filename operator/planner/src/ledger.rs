@@ -99,9 +99,26 @@
 //! A change of one booking of up to 16 KiB creates at most 5 pages: its page (two if it outgrew the page), the one joined with it, the index and
 //! the head of the archive. Bookings above 16 KiB are split, and a change touches the parts that it changes.
 
+mod archive;
+mod data;
+mod error;
+mod pack;
+mod shards;
+mod stage;
+mod state;
+#[cfg(test)]
+mod tests;
+mod usage;
+
 use std::{collections::BTreeMap, sync::Arc};
 
 use serde::{Deserialize, Serialize};
+
+pub use archive::{ArchivePage, ArchiveWalk};
+pub use error::{LoadError, Refusal, Refused, StageError};
+pub use stage::Staged;
+pub use state::{Ledger, check_stamp, needed_pages};
+pub use usage::{Usage, usage};
 
 use crate::types::{Booking, BookingId, EndReason, NodeUid, PoolName, Segment, TimeMs};
 
@@ -109,6 +126,12 @@ use crate::types::{Booking, BookingId, EndReason, NodeUid, PoolName, Segment, Ti
 pub const FORMAT: i32 = 1;
 /// A page's `data` is at most so many bytes.
 pub const MAX_PAGE_BYTES: usize = 65_536;
+/// Pages are filled so far, which leaves room for what their bookings get later (times, mostly).
+pub const TARGET_PAGE_BYTES: usize = 49_152;
+/// A booking larger than this is split into parts of about this size.
+pub const PART_BYTES: usize = 16_384;
+/// The root names at most so many pools.
+pub const MAX_POOLS: usize = 256;
 
 /// Name of a page, never used twice.
 pub type PageName = Arc<str>;

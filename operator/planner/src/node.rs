@@ -1,0 +1,236 @@
+//! The node machine: the next step of a pool node on its way to what the ledger wants (docs/ARCHITECTURE.md, "The node machine").
+//!
+//! Must not: look at anything but its input. The operator writes what this says, and the model check runs this same function.
+//!
+//! What the caller owes:
+//! - every `Write*` is made with the precondition that the node is the object that was looked at, after the root was read again and found at
+//!   the generation that `wanted` stands on, and stamps that generation;
+//! - [`Check::Clean`] only for an answer to a question that was asked *in this closing*: the question carries an id that is new with each write
+//!   of `closed` in both effects, and so does the answer. An answer from before is [`Check::NotAsked`];
+//! - a booking's node counts as handed over only once its holder taint was read back from the API server.
+
+use crate::{plan::Reason, types::BookingId};
+
+/// Late pods of the owner, that were being bound when the node was closed, show up within this time.
+pub const SETTLE_MS: i64 = 1_000;
+/// After an answer that names containers, the node is asked again so much later.
+pub const RECHECK_MS: i64 = 2_000;
+/// A node that cannot be emptied for so long is in quarantine: somebody must look.
+pub const QUARANTINE_MS: i64 = 10 * 60 * 1_000;
+/// How often a node is looked at that waits for something of which there is no event.
+pub const POLL_MS: i64 = 1_000;
+
+/// The `spillway.dev/hold` taints of a node.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub enum Hold {
+    /// None.
+    None,
+    /// `closed`.
+    Closed {
+        /// With NoExecute beside NoSchedule.
+        no_execute: bool,
+    },
+    /// `unsold` in NoSchedule.
+    Unsold,
+    /// A holder in both effects.
+    Holder {
+        /// The holder id.
+        holder: String,
+        /// The booking for which it was written, as noted on the node; none: the note is missing.
+        booking: Option<BookingId>,
+    },
+    /// Anything else: a mixture, or a value of nobody.
+    Other,
+}
+
+/// What the ledger says of a node.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub enum Wanted {
+    /// No live booking has an open segment on it.
+    Open,
+    /// A live booking has.
+    Held {
+        /// Holder id of its namespace.
+        holder: String,
+        /// Which booking.
+        booking: BookingId,
+    },
+}
+
+/// What the node itself says about containers that should be gone.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub enum Check {
+    /// The pool has no agents: the API server's word is enough.
+    NotNeeded,
+    /// It was not asked in this closing.
+    NotAsked,
+    /// It was asked and has not answered.
+    Waiting,
+    /// It was asked in this closing and has nothing but infrastructure.
+    Clean,
+    /// It was asked in this closing and has more.
+    Dirty {
+        /// What it has, for people.
+        found: Vec<String>,
+        /// How old the answer is.
+        age_ms: i64,
+    },
+}
+
+/// Pods bound to a node that are not infrastructure and, on a held node, not its holder's. Those that are `Succeeded` or `Failed` do not count.
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
+pub struct ForeignPods {
+    /// Device pods of the owner that nobody has asked to go.
+    pub owner: bool,
+    /// Other pods that nobody has asked to go.
+    pub running: bool,
+    /// Pods that are being deleted.
+    pub leaving: bool,
+}
+
+/// All that the next step of a node depends on.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub struct NodeInput {
+    /// Its taints.
+    pub hold: Hold,
+    /// What the ledger says.
+    pub wanted: Wanted,
+    /// Milliseconds since it was closed, if it is.
+    pub closed_for_ms: i64,
+    /// Pods that must not be there when it changes hands.
+    pub pods: ForeignPods,
+    /// `Ready`.
+    pub ready: bool,
+    /// Unschedulable by hand.
+    pub cordoned: bool,
+    /// It offers as many devices as its pool says.
+    pub device_count_ok: bool,
+    /// What the node itself says.
+    pub check: Check,
+}
+
+/// The next step of a node. All but the writes leave its taints as they are.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum NodeStep {
+    /// It is as it should be. On a wanted `Held` node: its segment counts as handed over.
+    Nothing,
+    /// Write `closed` in NoSchedule alone: nobody lands, and what runs is not touched yet.
+    WriteClosedNoSchedule,
+    /// Write `closed` in both effects, with a new id for the node check; holder labels go in the same write.
+    WriteClosedBoth,
+    /// Write `unsold`: open to the owner, and to be sold.
+    WriteUnsold,
+    /// Write the holder in both effects, and its labels.
+    WriteHolder,
+    /// Delete the pods that nobody has asked to go, with their grace bounded by the cap.
+    Drain,
+    /// Ask the node which containers it has.
+    AskCheck,
+    /// Nothing to do before something happens; look again after so many milliseconds.
+    Wait(Reason, i64),
+    /// The owner's pods are there: the booking takes another node, and this one stays the owner's.
+    GiveUp(Reason),
+    /// It can be neither sold nor handed over until somebody mends it; look again after so many milliseconds.
+    Broken(Reason, i64),
+}
+
+fn reason(code: &'static str, message: impl Into<String>) -> Reason {
+    Reason { code, message: message.into() }
+}
+
+/// The next step of a node.
+pub fn node_step(input: &NodeInput) -> NodeStep {
+    match (&input.hold, &input.wanted) {
+        (Hold::None | Hold::Other, _) => NodeStep::WriteClosedBoth,
+        (Hold::Holder { holder, booking }, Wanted::Held { holder: wanted, booking: of })
+            if holder == wanted && booking.as_ref() == Some(of) =>
+        {
+            NodeStep::Nothing
+        }
+        (Hold::Holder { .. }, _) => NodeStep::WriteClosedBoth,
+        (Hold::Unsold, Wanted::Open) => NodeStep::Nothing,
+        (Hold::Unsold, Wanted::Held { .. }) => NodeStep::WriteClosedNoSchedule,
+        (Hold::Closed { no_execute: false }, wanted) => step_closing(input, wanted),
+        (Hold::Closed { no_execute: true }, wanted) => step_emptying(input, wanted),
+    }
+}
+
+/// Nobody lands any more; what runs has not been told to go.
+fn step_closing(input: &NodeInput, wanted: &Wanted) -> NodeStep {
+    let held = matches!(wanted, Wanted::Held { .. });
+    if input.pods.owner && held {
+        return NodeStep::GiveUp(reason("OwnerPods", "The owner's pods run there, and a sale does not displace them."));
+    }
+    if held && input.closed_for_ms < SETTLE_MS {
+        let message = "Waiting for pods that were being bound when the node was closed.";
+        return NodeStep::Wait(reason("Settling", message), SETTLE_MS - input.closed_for_ms.max(0));
+    }
+    if input.pods.running {
+        return NodeStep::Drain;
+    }
+    if input.pods.owner {
+        // Given up by a booking, or labelled into the pool with the owner's pods on it: theirs it was, theirs it stays. Before any tenant
+        // gets it, it is closed and checked like every node.
+        return NodeStep::WriteUnsold;
+    }
+    NodeStep::WriteClosedBoth
+}
+
+/// Nobody lands and nobody may stay: empty it, look, hand it over.
+fn step_emptying(input: &NodeInput, wanted: &Wanted) -> NodeStep {
+    let wait = |code, message: &str, ms| NodeStep::Wait(reason(code, message), ms);
+    let broken = |code, message: &str| NodeStep::Broken(reason(code, message), POLL_MS);
+    if input.pods.running || input.pods.owner {
+        return NodeStep::Drain;
+    }
+    if input.pods.leaving {
+        if input.closed_for_ms >= QUARANTINE_MS {
+            return broken(
+                "PodsStuck",
+                "Pods on the node do not go away: look at the node, or delete it and let it register again.",
+            );
+        }
+        return wait("PodsLeaving", "Waiting for pods on the node to end.", POLL_MS);
+    }
+    if !input.ready {
+        return wait("NotReady", "Waiting for the node to be Ready.", POLL_MS);
+    }
+    if input.cordoned {
+        return broken("Cordoned", "The node is cordoned: kubectl uncordon it to let it be sold.");
+    }
+    if !input.device_count_ok {
+        return broken(
+            "DeviceCount",
+            "The node does not offer as many devices as its pool says: look at its device plugin and devices.",
+        );
+    }
+    match &input.check {
+        Check::NotAsked => NodeStep::AskCheck,
+        Check::Waiting => {
+            if input.closed_for_ms >= QUARANTINE_MS {
+                return broken("NoAnswer", "The agent on the node does not answer: look at its pod.");
+            }
+            wait("NodeCheck", "Waiting for the agent on the node to say that no container is left.", POLL_MS)
+        }
+        Check::Dirty { age_ms, .. } if *age_ms >= RECHECK_MS => NodeStep::AskCheck,
+        Check::Dirty { found, age_ms } => {
+            let found = found.join(", ");
+            let again = RECHECK_MS - (*age_ms).max(0);
+            if input.closed_for_ms >= QUARANTINE_MS {
+                let message = format!("Containers do not go away ({found}): restart the kubelet of the node.");
+                return NodeStep::Broken(reason("ContainersLeft", message), again);
+            }
+            NodeStep::Wait(
+                reason("ContainersLeft", format!("Waiting for containers on the node to end: {found}.")),
+                again,
+            )
+        }
+        Check::Clean | Check::NotNeeded => match wanted {
+            Wanted::Open => NodeStep::WriteUnsold,
+            Wanted::Held { .. } => NodeStep::WriteHolder,
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests;
