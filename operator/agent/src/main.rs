@@ -1,6 +1,6 @@
 //! `spillway-agent`: the arguments, the logs and the signals around the library.
 
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -12,6 +12,7 @@ use jiff::Timestamp;
 use kube::{Client, Config};
 use serde_json::json;
 use spillway_agent::agent::WATCH_SECONDS;
+use spillway_agent::answer::describe;
 use spillway_agent::boot::{BOOT_ID_PATH, read_boot_id};
 use spillway_agent::{Agent, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
@@ -53,6 +54,7 @@ enum Command {
     ///
     /// Everything that is not dead is listed, a pod sandbox with an empty container name. Exits with 1 if the runtime
     /// does not answer.
+    #[command(after_help = CHECK_EXAMPLES)]
     Check,
 }
 
@@ -67,42 +69,57 @@ enum LogFormat {
 
 const EXAMPLES: &str = "\
 Examples:
-  # on the node: what does the runtime have, and whose is it?
-  spillway-agent check
-
-  # the same of CRI-O
-  spillway-agent check --cri-socket /run/crio/crio.sock
-
-  # only what is not of kube-system
-  spillway-agent check | jq '.containers[] | select(.namespace != \"kube-system\")'
+  # as the DaemonSet does: NODE_NAME from the pod's spec.nodeName, the API server from the pod's service account
+  NODE_NAME=gpu-7 spillway-agent
 
   # from a workstation, for a node whose socket is at hand, with the current kubeconfig
   spillway-agent --node gpu-7 --cri-socket unix:///tmp/gpu-7/containerd.sock --log-format text
 
+  # on the node: what does the runtime have, and whose is it?
+  spillway-agent check
+
 RUST_LOG sets what is logged (default: info).";
+
+const CHECK_EXAMPLES: &str = "\
+Examples:
+  # of containerd
+  spillway-agent check
+
+  # of CRI-O
+  spillway-agent check --cri-socket /run/crio/crio.sock
+
+  # only what is not of kube-system
+  spillway-agent check | jq '.containers[] | select(.namespace != \"kube-system\")'";
 
 #[tokio::main]
 async fn main() -> ExitCode {
     let arguments = Arguments::parse();
     start_logs(arguments.log_format);
     let runtime = Runtime::new(&arguments.cri_socket);
-    let done = match (arguments.command, arguments.node) {
-        (Some(Command::Check), _) => check(&runtime).await,
+    match (arguments.command, arguments.node) {
+        (Some(Command::Check), _) => match check(&runtime).await {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                // A person asked. If even standard error is closed, the exit status says it.
+                let _ = writeln!(std::io::stderr().lock(), "error: {}", describe(&*error));
+                ExitCode::FAILURE
+            }
+        },
         // Without a subcommand the parser has asked for the node already.
-        (None, node) => run(&node.unwrap_or_default(), runtime).await,
-    };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            tracing::error!(error = format!("{error:#}"), "spillway-agent failed");
-            ExitCode::FAILURE
-        }
+        (None, node) => match run(&node.unwrap_or_default(), runtime).await {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                tracing::error!(error = describe(&*error), "spillway-agent failed");
+                ExitCode::FAILURE
+            }
+        },
     }
 }
 
 fn start_logs(format: LogFormat) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let colours = std::io::stderr().is_terminal();
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours);
     match format {
         LogFormat::Json => logs.json().flatten_event(true).init(),
         LogFormat::Text => logs.init(),
@@ -115,11 +132,13 @@ async fn run(node: &str, runtime: Runtime) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
     let agent = Agent::new(connect().await?, node, runtime);
     tracing::info!(node, "answering");
-    tokio::select! {
-        ended = agent.run() => ended.context("the agent stopped"),
-        _ = terminate.recv() => Ok(tracing::info!(node, "SIGTERM, leaving")),
-        _ = interrupt.recv() => Ok(tracing::info!(node, "SIGINT, leaving")),
-    }
+    let signal = tokio::select! {
+        ended = agent.run() => return ended.context("the agent stopped"),
+        _ = terminate.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
+    };
+    tracing::info!(node, signal, "leaving");
+    Ok(())
 }
 
 /// A client whose calls all end: a response that stops longer than a watch may last is given up. Retries are the
