@@ -1,1 +1,29 @@
-//! Placeholder.
+//! The reconcilers of Spillway, and the engine that decides capacity.
+//!
+//! Capacity is decided by the [`engine`] alone: it plans on a snapshot and commits to the ledger. The other controllers read the last
+//! committed [`view`] and derive from it: [`nodes`] the taints and labels, [`reservations`], [`pools`] and [`tenants`] their statuses.
+//! Nothing here is true only in memory: a new leader reads the ledger and the API server and goes on.
+
+pub mod config;
+pub mod context;
+pub mod engine;
+pub mod error;
+pub mod fence;
+pub mod http;
+pub mod kill;
+pub mod leader;
+pub mod metrics;
+pub mod nodes;
+pub mod pods;
+pub mod pools;
+pub mod reservations;
+pub mod run;
+pub mod snapshot;
+pub mod store;
+pub mod tenants;
+pub mod view;
+pub mod watches;
+
+pub use config::Config;
+pub use error::Error;
+pub use run::run;

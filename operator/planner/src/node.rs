@@ -97,7 +97,7 @@ pub struct NodeInput {
     pub wanted: Wanted,
     /// Milliseconds since it was closed, if it is.
     pub closed_for_ms: i64,
-    /// Pods that must not be there when it changes hands.
+    /// Pods that must not be there when it changes hands. On a node that is wanted `Open` and is closed in NoSchedule alone: tenants' pods only.
     pub pods: ForeignPods,
     /// `Ready`.
     pub ready: bool,
@@ -105,7 +105,7 @@ pub struct NodeInput {
     pub cordoned: bool,
     /// It offers as many devices as its pool says.
     pub device_count_ok: bool,
-    /// What the node itself says.
+    /// What the node itself says, about the same pods.
     pub check: Check,
 }
 
@@ -141,7 +141,9 @@ fn reason(code: &'static str, message: impl Into<String>) -> Reason {
 /// The next step of a node.
 pub fn node_step(input: &NodeInput) -> NodeStep {
     match (&input.hold, &input.wanted) {
-        (Hold::None | Hold::Other, _) => NodeStep::WriteClosedBoth,
+        // A node that is new to the pool may have pods of the owner's that know nothing of us: NoExecute would end them.
+        (Hold::None, _) => NodeStep::WriteClosedNoSchedule,
+        (Hold::Other, _) => NodeStep::WriteClosedBoth,
         (Hold::Holder { holder, booking }, Wanted::Held { holder: wanted, booking: of })
             if holder == wanted && booking.as_ref() == Some(of) =>
         {
@@ -157,29 +159,72 @@ pub fn node_step(input: &NodeInput) -> NodeStep {
 
 /// Nobody lands any more; what runs has not been told to go.
 fn step_closing(input: &NodeInput, wanted: &Wanted) -> NodeStep {
-    let held = matches!(wanted, Wanted::Held { .. });
-    if input.pods.owner && held {
+    if matches!(wanted, Wanted::Open) {
+        return step_opening(input);
+    }
+    if input.pods.owner {
         return NodeStep::GiveUp(reason("OwnerPods", "The owner's pods run there, and a sale does not displace them."));
     }
-    if held && input.closed_for_ms < SETTLE_MS {
+    if input.closed_for_ms < SETTLE_MS {
         let message = "Waiting for pods that were being bound when the node was closed.";
         return NodeStep::Wait(reason("Settling", message), SETTLE_MS - input.closed_for_ms.max(0));
     }
     if input.pods.running {
         return NodeStep::Drain;
     }
-    if input.pods.owner {
-        // Given up by a booking, or labelled into the pool with the owner's pods on it: theirs it was, theirs it stays. Before any tenant
-        // gets it, it is closed and checked like every node.
-        return NodeStep::WriteUnsold;
-    }
     NodeStep::WriteClosedBoth
+}
+
+/// A node that is new, came back, or was given up by a booking before anything on it was told to go: it is opened as it is if nothing of a
+/// tenant is on it, the owner's pods undisturbed. Before any tenant gets it, it is closed, emptied and checked like every node.
+fn step_opening(input: &NodeInput) -> NodeStep {
+    if input.pods.running || input.pods.leaving || matches!(input.check, Check::Dirty { .. }) {
+        return NodeStep::WriteClosedBoth;
+    }
+    if let Some(step) = unfit(input) {
+        return step;
+    }
+    match &input.check {
+        Check::NotAsked => NodeStep::AskCheck,
+        Check::Waiting => wait_for_check(input),
+        _ => NodeStep::WriteUnsold,
+    }
+}
+
+fn wait(code: &'static str, message: &str, ms: i64) -> NodeStep {
+    NodeStep::Wait(reason(code, message), ms)
+}
+
+fn broken(code: &'static str, message: &str) -> NodeStep {
+    NodeStep::Broken(reason(code, message), POLL_MS)
+}
+
+/// Why a node can be handed to nobody as it is, if so.
+fn unfit(input: &NodeInput) -> Option<NodeStep> {
+    if !input.ready {
+        return Some(wait("NotReady", "Waiting for the node to be Ready.", POLL_MS));
+    }
+    if input.cordoned {
+        return Some(broken("Cordoned", "The node is cordoned: kubectl uncordon it to let it be sold."));
+    }
+    if !input.device_count_ok {
+        return Some(broken(
+            "DeviceCount",
+            "The node does not offer as many devices as its pool says: look at its device plugin and devices.",
+        ));
+    }
+    None
+}
+
+fn wait_for_check(input: &NodeInput) -> NodeStep {
+    if input.closed_for_ms >= QUARANTINE_MS {
+        return broken("NoAnswer", "The agent on the node does not answer: look at its pod.");
+    }
+    wait("NodeCheck", "Waiting for the agent on the node to say that no container is left.", POLL_MS)
 }
 
 /// Nobody lands and nobody may stay: empty it, look, hand it over.
 fn step_emptying(input: &NodeInput, wanted: &Wanted) -> NodeStep {
-    let wait = |code, message: &str, ms| NodeStep::Wait(reason(code, message), ms);
-    let broken = |code, message: &str| NodeStep::Broken(reason(code, message), POLL_MS);
     if input.pods.running || input.pods.owner {
         return NodeStep::Drain;
     }
@@ -192,26 +237,12 @@ fn step_emptying(input: &NodeInput, wanted: &Wanted) -> NodeStep {
         }
         return wait("PodsLeaving", "Waiting for pods on the node to end.", POLL_MS);
     }
-    if !input.ready {
-        return wait("NotReady", "Waiting for the node to be Ready.", POLL_MS);
-    }
-    if input.cordoned {
-        return broken("Cordoned", "The node is cordoned: kubectl uncordon it to let it be sold.");
-    }
-    if !input.device_count_ok {
-        return broken(
-            "DeviceCount",
-            "The node does not offer as many devices as its pool says: look at its device plugin and devices.",
-        );
+    if let Some(step) = unfit(input) {
+        return step;
     }
     match &input.check {
         Check::NotAsked => NodeStep::AskCheck,
-        Check::Waiting => {
-            if input.closed_for_ms >= QUARANTINE_MS {
-                return broken("NoAnswer", "The agent on the node does not answer: look at its pod.");
-            }
-            wait("NodeCheck", "Waiting for the agent on the node to say that no container is left.", POLL_MS)
-        }
+        Check::Waiting => wait_for_check(input),
         Check::Dirty { age_ms, .. } if *age_ms >= RECHECK_MS => NodeStep::AskCheck,
         Check::Dirty { found, age_ms } => {
             let found = found.join(", ");

@@ -1,1 +1,271 @@
+use proptest::prelude::*;
+use rstest::rstest;
 
+use super::*;
+use crate::types::Resources;
+
+fn pool(levels: &[&str]) -> Pool {
+    Pool {
+        name: "a".into(),
+        sku: "h200".into(),
+        region: "us-east".into(),
+        devices_per_node: 8,
+        topology: levels.iter().map(|&level| level.into()).collect(),
+        not_selling: None,
+        turnover_ms: 0,
+    }
+}
+
+/// A node of `zone/rack/name`; `-` is a missing label. With a `!` behind it, it is sold.
+fn node(text: &str) -> (Node, State) {
+    let path = text.trim_end_matches('!');
+    let labels: Vec<Option<Arc<str>>> = path.split('/').map(|label| (label != "-").then(|| Arc::from(label))).collect();
+    let name = path.rsplit('/').next().unwrap();
+    let node = Node {
+        name: name.into(),
+        uid: format!("uid-{name}").into(),
+        pool: "a".into(),
+        capacity: Resources { gpu: MilliGpu::whole(8), cpu_milli: 0, memory_mib: 0 },
+        domains: labels,
+        sale: NodeSale::Open,
+        health: NodeHealth::Sound,
+        owner_use: Resources::default(),
+    };
+    (node, if path == text { State::Free } else { State::Sold })
+}
+
+fn nodes(text: &str) -> Vec<(Node, State)> {
+    text.split_whitespace().map(node).collect()
+}
+
+fn stock<'a>(pool: &'a Pool, nodes: &'a [(Node, State)]) -> Stock<'a> {
+    Stock::new(pool, nodes.iter().map(|(node, state)| (node, *state)).collect())
+}
+
+fn names(stock: &Stock<'_>, slots: &[Slot]) -> String {
+    let mut names: Vec<&str> = slots.iter().map(|&slot| stock.places[slot].node.name.as_str()).collect();
+    names.sort_unstable();
+    names.join(" ")
+}
+
+const LEVELS: [&str; 3] = ["zone", "rack", "host"];
+
+#[rstest]
+#[case::one_node("z/r/n2 z/r/n1", 1, None, "n1")]
+#[case::not_enough("z/r/n1 z/r/n2!", 2, None, "-")]
+#[case::none_is_no_gang("z/r/n1", 0, None, "-")]
+#[case::best_fitting_rack("z/r1/n1 z/r1/n2 z/r1/n3 z/r2/n4 z/r2/n5", 2, None, "n4 n5")]
+#[case::a_single_node_breaks_no_full_rack("z/r1/n1 z/r1/n2 z/r2/n3 z/r2/n4!", 1, None, "n3")]
+#[case::equal_racks_go_by_name("z/r2/n1 z/r1/n2", 1, None, "n2")]
+#[case::narrowest_level_that_suffices("x/r1/n1 x/r2/n2 y/r3/n3 y/r3/n4 y/r4/n5", 2, None, "n3 n4")]
+#[case::the_zone_when_no_rack_suffices("x/r1/n1 x/r2/n2 y/r3/n3 y/r4/n4 y/r5/n5", 3, None, "n3 n4 n5")]
+#[case::best_fitting_zone("x/r1/n1 x/r2/n2 x/r3/n3 y/r4/n4 y/r5/n5", 2, None, "n4 n5")]
+#[case::few_racks_within_the_zone("z/r1/n1 z/r2/n2 z/r2/n3 z/r3/n4 z/r3/n5 z/r3/n6", 4, None, "n1 n4 n5 n6")]
+#[case::few_zones_when_none_suffices("x/r/n1 x/r/n2 y/r/n3 z/r/n4 z/r/n5 z/r/n6", 4, None, "n3 n4 n5 n6")]
+#[case::same_rack_name_in_another_zone("x/r1/n1 y/r1/n2 y/r2/n3", 2, None, "n2 n3")]
+#[case::unlabelled_last("-/-/n1 z/r/n2 z/r/n3", 3, None, "n1 n2 n3")]
+#[case::unlabelled_only_when_needed("-/-/n1 z/r/n2 z/r/n3", 2, None, "n2 n3")]
+#[case::no_labels_at_all("-/-/n2 -/-/n1 -/-/n3", 2, None, "n1 n2")]
+#[case::required_rack("z/r1/n1 z/r1/n2 z/r2/n3 z/r2/n4 z/r2/n5", 2, Some("rack"), "n1 n2")]
+#[case::no_required_rack_suffices("z/r1/n1 z/r1/n2! z/r2/n3", 2, Some("rack"), "-")]
+#[case::racks_of_two_zones_are_two("x/r1/n1 y/r1/n2", 2, Some("rack"), "-")]
+#[case::required_zone_keeps_racks_whole("x/r1/n1 y/r1/n2 y/r2/n3 y/r2/n4", 2, Some("zone"), "n3 n4")]
+#[case::required_label_is_missing("z/-/n1 z/-/n2", 2, Some("rack"), "-")]
+#[case::rack_without_a_zone("-/r1/n1 -/r1/n2", 2, Some("rack"), "n1 n2")]
+#[case::required_host("z/r1/n1! z/r1/n2", 1, Some("host"), "n2")]
+#[case::two_on_one_host("z/r1/n1 z/r1/n2", 2, Some("host"), "-")]
+#[case::unknown_level("z/r1/n1", 1, Some("row"), "-")]
+fn finds(#[case] layout: &str, #[case] wanted: usize, #[case] require: Option<&str>, #[case] expected: &str) {
+    let (pool, nodes) = (pool(&LEVELS), nodes(layout));
+    let stock = stock(&pool, &nodes);
+    let found = stock.find(wanted, require.map(TopologyKey::from).as_ref());
+    assert_eq!(found.map_or("-".to_owned(), |slots| names(&stock, &slots)), expected);
+}
+
+#[rstest]
+#[case::same_rack("z/r1/n1! z/r1/n2 z/r0/n3", "n1", 1, None, "n2")]
+#[case::same_zone("x/r1/n1! x/r2/n2 a/r2/n3", "n1", 1, None, "n2")]
+#[case::anywhere("x/r1/n1! y/r2/n2", "n1", 1, None, "n2")]
+#[case::as_many_as_there_are("z/r1/n1! z/r1/n2 z/r1/n3!", "n1", 3, None, "n2")]
+#[case::not_out_of_the_required_rack("z/r1/n1! z/r2/n2", "n1", 1, Some("rack"), "")]
+#[case::in_the_required_zone("x/r1/n1! x/r2/n2 y/r2/n3", "n1", 2, Some("zone"), "n2")]
+#[case::remaining_nodes_stand_apart_now("z/r1/n1! z/r2/n2! z/r1/n3", "n1 n2", 1, Some("rack"), "")]
+#[case::remaining_node_lost_its_label("z/-/n1! z/r1/n3", "n1", 1, Some("rack"), "")]
+#[case::none_remains_any_rack("z/r1/n1 z/r2/n2 z/r2/n3", "", 2, Some("rack"), "n2 n3")]
+#[case::none_remains_the_largest_rack("z/r1/n1 z/r2/n2 z/r2/n3", "", 3, Some("rack"), "n2 n3")]
+#[case::none_remains_nothing_required("z/r1/n1 z/r2/n2 z/r2/n3", "", 1, None, "n1")]
+#[case::unknown_level("z/r1/n1! z/r1/n2", "n1", 1, Some("row"), "")]
+fn replaces(
+    #[case] layout: &str,
+    #[case] remaining: &str,
+    #[case] wanted: usize,
+    #[case] require: Option<&str>,
+    #[case] expected: &str,
+) {
+    let (pool, nodes) = (pool(&LEVELS), nodes(layout));
+    let stock = stock(&pool, &nodes);
+    let is_at = |name: &str| stock.places.iter().position(|place| place.node.name.as_str() == name).unwrap();
+    let remaining: Vec<Slot> = remaining.split_whitespace().map(is_at).collect();
+    let found = stock.find_near(&remaining, wanted, require.map(TopologyKey::from).as_ref());
+    assert_eq!(names(&stock, &found), expected);
+}
+
+#[rstest]
+#[case::fits(16, None, None, Ok(2))]
+#[case::fits_sold_nodes_too(32, Some(8), None, Ok(4))]
+#[case::nothing(0, None, None, Err(Misfit::Nothing))]
+#[case::other_nodes(8, Some(4), None, Err(Misfit::OtherNodes { per_node: 8 }))]
+#[case::half_a_node(12, None, None, Err(Misfit::NotWholeNodes { per_node: 8 }))]
+#[case::too_large(40, None, None, Err(Misfit::TooLarge { total: 32 }))]
+#[case::rack_fits(24, None, Some("rack"), Ok(3))]
+#[case::rack_too_small(32, None, Some("rack"), Err(Misfit::DomainTooSmall { largest: 24 }))]
+#[case::unknown_level(8, None, Some("row"), Err(Misfit::UnknownLevel))]
+fn checks(
+    #[case] devices: u32,
+    #[case] per_node: Option<u32>,
+    #[case] require: Option<&str>,
+    #[case] expected: Result<usize, Misfit>,
+) {
+    let (pool, nodes) = (pool(&LEVELS), nodes("z/r1/n1 z/r1/n2! z/r1/n3! z/r2/n4"));
+    let stock = stock(&pool, &nodes);
+    assert_eq!(stock.check(Want { devices, per_node }, require.map(TopologyKey::from).as_ref()), expected);
+}
+
+#[test]
+fn a_pool_without_nodes_may_get_some() {
+    let pool = pool(&LEVELS);
+    let stock = stock(&pool, &[]);
+    assert_eq!(stock.check(Want { devices: 800, per_node: None }, Some(&"rack".into())), Ok(100));
+    assert_eq!(stock.find(1, None), None);
+}
+
+#[test]
+fn a_pool_of_nodes_without_devices_holds_nothing() {
+    let pool = Pool { devices_per_node: 0, ..pool(&[]) };
+    let stock = stock(&pool, &[]);
+    let misfit = stock.check(Want { devices: 8, per_node: None }, None);
+    assert_eq!(misfit, Err(Misfit::NotWholeNodes { per_node: 0 }));
+}
+
+#[rstest]
+#[case(Shape::WholeNodes { count: 16, per_node: Some(8) }, Some(Want { devices: 16, per_node: Some(8) }))]
+#[case(Shape::Devices { count: 2 }, None)]
+#[case(Shape::Share { gpu: MilliGpu(500) }, None)]
+fn only_whole_nodes_are_sold(#[case] shape: Shape, #[case] want: Option<Want>) {
+    assert_eq!(Want::of(shape), want);
+}
+
+#[rstest]
+#[case::free(|_: &mut Node| (), false, State::Free)]
+#[case::owner(|_: &mut Node| (), true, State::Owner)]
+#[case::not_now(|node: &mut Node| node.sale = NodeSale::NotNow, false, State::NotNow)]
+#[case::not_now_whoever_uses_it(|node: &mut Node| node.sale = NodeSale::NotNow, true, State::NotNow)]
+#[case::broken(|node: &mut Node| node.sale = NodeSale::Broken, true, State::Broken)]
+#[case::lost(|node: &mut Node| node.health = NodeHealth::Lost(crate::types::TimeMs(0)), false, State::Broken)]
+#[case::other_device_count(|node: &mut Node| node.capacity.gpu = MilliGpu::whole(7), false, State::Broken)]
+fn states(#[case] change: fn(&mut Node), #[case] owner: bool, #[case] state: State) {
+    let (mut node, _) = node("z/r/n");
+    change(&mut node);
+    assert_eq!(State::of_unsold(&node, &pool(&LEVELS), owner), state);
+}
+
+#[test]
+fn what_is_taken_is_gone() {
+    let (pool, nodes) = (pool(&LEVELS), nodes("z/r1/n1 z/r1/n2 z/r2/n3!"));
+    let mut stock = stock(&pool, &nodes);
+    let slots = stock.find(1, None).unwrap();
+    let taken = Segment { node: "n1".into(), uid: "uid-n1".into(), devices: 8, from: None, to: None };
+    assert_eq!(stock.take(&slots), vec![taken.clone()]);
+    assert_eq!(stock.tally(), Tally { free: 1, sold: 2, ..Tally::default() });
+    assert_eq!(stock.most_free(&"rack".into()), 1);
+    assert_eq!(stock.find(2, None), None);
+    assert_eq!(stock.slot(&taken), Some(0));
+    assert_eq!(stock.slot(&Segment { uid: "uid-of-the-node-before".into(), ..taken }), None);
+}
+
+/// Free nodes in zones and racks, in no order.
+fn layouts() -> impl Strategy<Value = Vec<(Node, State)>> {
+    let label = |names: &'static [&'static str]| prop::sample::select(names);
+    let one = (label(&["x", "y", "z", "-"]), label(&["r1", "r2", "r3", "-"]), prop::bool::weighted(0.7));
+    prop::collection::vec(one, 0..30).prop_map(|all| {
+        let text = |(i, (zone, rack, free)): (usize, (&str, &str, bool))| {
+            node(&format!("{zone}/{rack}/n{i:02}{}", if free { "" } else { "!" }))
+        };
+        all.into_iter().enumerate().map(text).collect()
+    })
+}
+
+fn path(node: &Node, level: usize) -> Option<Vec<Option<Arc<str>>>> {
+    node.domains[level].as_ref().map(|_| node.domains[..=level].to_vec())
+}
+
+proptest! {
+    /// Counts that are kept up to date say the same as counts made anew.
+    #[test]
+    fn taking_is_like_starting_without(
+        mut nodes in layouts(),
+        gangs in prop::collection::vec((1..6usize, prop::option::of(0..3usize)), 0..6),
+    ) {
+        let pool = pool(&LEVELS);
+        let before = nodes.clone();
+        let mut kept = stock(&pool, &before);
+        for (wanted, level) in gangs {
+            let require = level.map(|level| TopologyKey::from(LEVELS[level]));
+            let fresh = stock(&pool, &nodes);
+            let found = kept.find(wanted, require.as_ref());
+            prop_assert_eq!(&found, &fresh.find(wanted, require.as_ref()));
+            prop_assert_eq!(kept.tally(), fresh.tally());
+            for segment in kept.take(&found.unwrap_or_default()) {
+                nodes.iter_mut().find(|(node, _)| node.uid == segment.uid).unwrap().1 = State::Sold;
+            }
+        }
+    }
+
+    /// All or nothing, free nodes only, in one domain if that is required, and found whenever there is one.
+    #[test]
+    fn gangs_are_whole(nodes in layouts(), wanted in 1..8usize, level in prop::option::of(0..3usize)) {
+        let pool = pool(&LEVELS);
+        let stock = stock(&pool, &nodes);
+        let require = level.map(|level| TopologyKey::from(LEVELS[level]));
+        let free: Vec<&Node> = nodes.iter().filter(|(_, state)| *state == State::Free).map(|(node, _)| node).collect();
+        let possible = match level {
+            None => free.len() >= wanted,
+            Some(level) => free.iter().any(|one| {
+                path(one, level).is_some()
+                    && free.iter().filter(|node| path(node, level) == path(one, level)).count() >= wanted
+            }),
+        };
+        let found = stock.find(wanted, require.as_ref());
+        prop_assert_eq!(found.is_some(), possible);
+        if let Some(slots) = found {
+            let distinct: BTreeSet<Slot> = slots.iter().copied().collect();
+            prop_assert_eq!(distinct.len(), wanted);
+            let chosen: Vec<&Node> = slots.iter().map(|&slot| stock.places[slot].node).collect();
+            prop_assert!(chosen.iter().all(|node| free.iter().any(|free| free.uid == node.uid)));
+            if let Some(level) = level {
+                let domain = path(chosen[0], level);
+                prop_assert!(domain.is_some() && chosen.iter().all(|node| path(node, level) == domain));
+            }
+        }
+    }
+
+    /// Without a requirement, a gang stands in as few zones as can be.
+    #[test]
+    fn gangs_stand_in_few_zones(nodes in layouts(), wanted in 1..20usize) {
+        let pool = pool(&LEVELS);
+        let labelled: Vec<_> = nodes.into_iter().filter(|(node, _)| node.domains[0].is_some()).collect();
+        let stock = stock(&pool, &labelled);
+        if let Some(slots) = stock.find(wanted, None) {
+            let mut free: HashMap<_, usize> = HashMap::new();
+            for (node, _) in labelled.iter().filter(|(_, state)| *state == State::Free) {
+                *free.entry(node.domains[0].clone()).or_default() += 1;
+            }
+            let mut sizes: Vec<usize> = free.into_values().collect();
+            sizes.sort_unstable_by(|one, other| other.cmp(one));
+            let mut sum = 0;
+            let fewest = sizes.iter().position(|size| { sum += size; sum >= wanted }).unwrap() + 1;
+            let zones: BTreeSet<_> = slots.iter().map(|&slot| stock.places[slot].node.domains[0].clone()).collect();
+            prop_assert_eq!(zones.len(), fewest);
+        }
+    }
+}

@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// Condition types and reasons by which a reservation says openly that it has less than it was sold.
-const SAID_TO_BE_SHORT: [&str; 3] = ["CommitmentAtRisk", "CapacityShort", "NodeLost"];
+const SAID_TO_BE_SHORT: [&str; 2] = ["CommitmentAtRisk", "NodesLost"];
 
 /// Bookings against their terms, reservations against their bookings.
 pub(super) fn check(world: &World, ledger: &Ledger, findings: &mut Findings) {
@@ -104,7 +104,7 @@ fn check_devices(
     for segment in booking.open_segments() {
         if !nodes.contains(segment.uid.as_str()) {
             let message =
-                format!("{} holds node {} (uid {}), which is not there", booking.owner(), segment.node, segment.uid);
+                format!("{} holds node {} (uid {}), which is not there or in no pool", booking.owner(), segment.node, segment.uid);
             findings.warning(2, "NodeGone", booking.object(), message);
         }
     }

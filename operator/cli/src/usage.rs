@@ -1,0 +1,184 @@
+//! `spillway usage`: GPU-hours of tenants over a period.
+
+use std::{
+    collections::BTreeMap,
+    io::{self, Write},
+};
+
+use kube::Client;
+use serde::Serialize;
+use spillway_metering::{Period, Segment, UsageKey, gpu_hours, total, usage as sum_usage};
+use spillway_planner::{Booking, ledger};
+
+use crate::{
+    args::{By, UsageArgs},
+    error::Error,
+    ledger::Bookings,
+    output::{Report, Table},
+    time,
+};
+
+/// The answer.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Usage {
+    /// First instant of the period.
+    pub(crate) from: String,
+    /// First instant after it.
+    pub(crate) to: String,
+    /// What the rows are.
+    pub(crate) by: &'static str,
+    /// The sums.
+    pub(crate) rows: Vec<Row>,
+    /// All of them together.
+    pub(crate) total: Amount,
+}
+
+/// One sum.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Row {
+    /// Who pays.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) tenant: Option<String>,
+    /// Namespace of the reservation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) namespace: Option<String>,
+    /// The reservation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) reservation: Option<String>,
+    /// Which devices.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) sku: Option<String>,
+    /// On which terms.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) tier: Option<String>,
+    /// How much.
+    #[serde(flatten)]
+    pub(crate) amount: Amount,
+}
+
+/// How much was used: decimal strings, so that no program makes floating-point numbers of them.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Amount {
+    /// Exact.
+    pub(crate) device_milliseconds: String,
+    /// Rounded to six decimals.
+    pub(crate) gpu_hours: String,
+}
+
+impl Amount {
+    fn of(device_milliseconds: i128) -> Result<Self, Error> {
+        let hours = gpu_hours(device_milliseconds).map_err(|source| Error::Usage { source })?;
+        Ok(Self { device_milliseconds: device_milliseconds.to_string(), gpu_hours: hours })
+    }
+}
+
+/// Reads and answers.
+pub(crate) async fn run(client: &Client, args: &UsageArgs) -> Result<Usage, Error> {
+    let now_ms = time::now_ms();
+    let from_ms = args.from.map_or_else(|| time::start_of_month(now_ms), |from| from.resolve(now_ms));
+    let to_ms = args.to.map_or(now_ms, |to| to.resolve(now_ms));
+    let bookings = crate::ledger::read(client, Some(from_ms)).await?;
+    usage(&bookings, args, from_ms, to_ms, now_ms)
+}
+
+/// Sums.
+pub(crate) fn usage(
+    bookings: &Bookings,
+    args: &UsageArgs,
+    from_ms: i64,
+    to_ms: i64,
+    now_ms: i64,
+) -> Result<Usage, Error> {
+    let failed = |source| Error::Usage { source };
+    let period = Period::new(from_ms, to_ms).map_err(failed)?;
+    let wanted = |booking: &&Booking| args.tenant.as_deref().is_none_or(|tenant| booking.tenant.as_str() == tenant);
+    // A booking that ended is counted to its end, whatever this machine's clock says.
+    let ended: Vec<Segment> = bookings.ended.iter().map(AsRef::as_ref).filter(wanted).flat_map(segments).collect();
+    let live: Vec<Segment> = bookings.live.iter().map(AsRef::as_ref).filter(wanted).flat_map(segments).collect();
+    let mut rows = sum_usage(&ended, period, i64::MAX).map_err(failed)?;
+    rows.extend(sum_usage(&live, period, now_ms).map_err(failed)?);
+    let all = total(&rows).map_err(failed)?;
+    let mut sums: BTreeMap<[Option<String>; 5], i128> = BTreeMap::new();
+    for row in rows {
+        let sum = sums.entry(shown_key(&row.key, args.by)).or_default();
+        *sum = sum.checked_add(row.device_milliseconds).ok_or_else(|| failed(spillway_metering::Error::Overflow))?;
+    }
+    let rows = sums
+        .into_iter()
+        .map(|([tenant, namespace, reservation, sku, tier], sum)| {
+            Ok(Row { tenant, namespace, reservation, sku, tier, amount: Amount::of(sum)? })
+        })
+        .collect::<Result<_, Error>>()?;
+    Ok(Usage {
+        from: time::show(from_ms),
+        to: time::show(to_ms),
+        by: match args.by {
+            By::Tenant => "tenant",
+            By::Reservation => "reservation",
+            By::Sku => "sku",
+        },
+        rows,
+        total: Amount::of(all)?,
+    })
+}
+
+/// What the meter counts of a booking, in the meter's own words.
+pub(crate) fn segments(booking: &Booking) -> impl Iterator<Item = Segment> {
+    ledger::usage(booking).map(|used| Segment {
+        tenant: booking.tenant.as_str().into(),
+        namespace: booking.reservation.namespace.as_ref().into(),
+        reservation: booking.reservation.name.as_ref().into(),
+        pool: booking.pool.as_str().into(),
+        sku: booking.sku.as_str().into(),
+        tier: booking.tier.to_string().into(),
+        devices: used.devices,
+        from_ms: used.from.0,
+        to_ms: used.to.map(|to| to.0),
+    })
+}
+
+/// Tenant, namespace, reservation, SKU, tier: those that a row is about.
+fn shown_key(key: &UsageKey, by: By) -> [Option<String>; 5] {
+    let text = |name: &str| Some(name.to_owned());
+    match by {
+        By::Tenant => [text(key.tenant.as_str()), None, None, None, None],
+        By::Reservation => [
+            text(key.tenant.as_str()),
+            text(key.namespace.as_str()),
+            text(key.reservation.as_str()),
+            text(key.sku.as_str()),
+            text(key.tier.as_str()),
+        ],
+        By::Sku => [None, None, None, text(key.sku.as_str()), text(key.tier.as_str())],
+    }
+}
+
+impl Report for Usage {
+    fn write_table(&self, out: &mut dyn Write) -> io::Result<()> {
+        writeln!(out, "From {} to {}", self.from, self.to)?;
+        writeln!(out)?;
+        let heads: &[&str] = match self.by {
+            "tenant" => &["TENANT", "GPU-HOURS"],
+            "sku" => &["SKU", "TIER", "GPU-HOURS"],
+            _ => &["TENANT", "NAMESPACE", "RESERVATION", "SKU", "TIER", "GPU-HOURS"],
+        };
+        let mut table = Table::new(heads);
+        for row in &self.rows {
+            let cells = [&row.tenant, &row.namespace, &row.reservation, &row.sku, &row.tier];
+            let mut cells: Vec<String> = cells.into_iter().flatten().cloned().collect();
+            cells.push(row.amount.gpu_hours.clone());
+            table.push(cells);
+        }
+        let mut last = vec!["total".to_owned()];
+        last.resize(heads.len().saturating_sub(1), String::new());
+        last.push(self.total.gpu_hours.clone());
+        table.push(last);
+        table.write(out, 0)
+    }
+}
+
+#[cfg(test)]
+mod tests;

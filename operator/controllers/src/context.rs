@@ -1,0 +1,169 @@
+//! What the controllers share.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex},
+};
+
+use k8s_openapi::api::core::v1::{Namespace, Node};
+use kube::{
+    Client, ResourceExt,
+    core::PartialObjectMeta,
+    runtime::{
+        events::{Event, EventType, Recorder},
+        reflector::{ObjectRef, Store},
+    },
+};
+use spillway_crds::{GpuNode, GpuPool, GpuReservation, Tenant};
+use spillway_planner::{NodeUid, TenantName};
+use tokio::sync::{mpsc, watch};
+
+use crate::{
+    config::Config,
+    engine,
+    fence::{Fence, Pulse},
+    metrics::Metrics,
+    pods::PodIndex,
+    view::View,
+    watches::Queue,
+};
+
+/// The watched objects.
+#[derive(Clone)]
+pub struct Stores {
+    /// Pools.
+    pub pools: Store<GpuPool>,
+    /// Reservations.
+    pub reservations: Store<GpuReservation>,
+    /// Tenants.
+    pub tenants: Store<Tenant>,
+    /// All nodes.
+    pub nodes: Store<Node>,
+    /// Answers of the agents.
+    pub gpu_nodes: Store<GpuNode>,
+    /// Namespaces, without what is in them.
+    pub namespaces: Store<PartialObjectMeta<Namespace>>,
+}
+
+/// The controllers' queues.
+#[derive(Clone)]
+pub struct Queues {
+    /// Nodes to look at.
+    pub nodes: Queue<Node>,
+    /// Reservations to look at.
+    pub reservations: Queue<GpuReservation>,
+    /// Pools to look at.
+    pub pools: Queue<GpuPool>,
+    /// Tenants to look at.
+    pub tenants: Queue<Tenant>,
+}
+
+/// What a node is being asked and why a node was given up: rebuilt by asking again.
+#[derive(Debug, Default)]
+pub struct NodeMemory {
+    /// The question that the agent of a node was asked, and since when.
+    pub asked: HashMap<NodeUid, Asked>,
+    /// Why a node cannot be handed over.
+    pub problem: HashMap<NodeUid, String>,
+}
+
+/// A question to an agent.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    /// Its id.
+    pub id: String,
+    /// The state of the node for which it was asked: the time of its last change of taints.
+    pub hold_since: i64,
+    /// When, in Unix milliseconds.
+    pub at: i64,
+    /// When the first question about this state was asked.
+    pub first: i64,
+}
+
+/// What the controllers share.
+pub struct Context {
+    /// The API server.
+    pub client: Client,
+    /// What an installation may vary.
+    pub config: Config,
+    /// The watched objects.
+    pub stores: Stores,
+    /// The pods of each node.
+    pub pods: Arc<PodIndex>,
+    /// The controllers' queues.
+    pub queues: Queues,
+    /// What was decided last.
+    pub view: watch::Receiver<Arc<View>>,
+    /// The engine's ear.
+    pub engine: mpsc::Sender<engine::Message>,
+    /// Stands before writes.
+    pub fence: Fence,
+    /// Notices pauses.
+    pub pulse: Arc<Pulse>,
+    /// What `/metrics` shows.
+    pub metrics: Arc<Metrics>,
+    /// Writes Events.
+    pub recorder: Recorder,
+    /// What nodes are being asked.
+    pub nodes: Mutex<NodeMemory>,
+}
+
+impl Context {
+    /// What was decided last.
+    pub fn view(&self) -> Arc<View> {
+        Arc::clone(&self.view.borrow())
+    }
+
+    /// Tells the engine something. It is told again after a restart, so a full queue may wait.
+    pub async fn tell(&self, message: engine::Message) {
+        let _ = self.engine.send(message).await;
+    }
+
+    /// Writes an Event; one that cannot be written is logged, no more.
+    pub async fn event(
+        &self,
+        object: &impl kube::Resource<DynamicType = ()>,
+        type_: EventType,
+        reason: &str,
+        note: &str,
+        action: &str,
+    ) {
+        let event = Event {
+            type_,
+            reason: reason.to_owned(),
+            note: Some(spillway_manifests::conditions::bounded(note, 1000)),
+            action: action.to_owned(),
+            secondary: None,
+        };
+        if let Err(error) = self.recorder.publish(&event, &object.object_ref(&())).await {
+            tracing::debug!(%error, reason, "an Event could not be written");
+        }
+    }
+
+    /// What a node is being asked.
+    pub fn node_memory(&self) -> std::sync::MutexGuard<'_, NodeMemory> {
+        self.nodes.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// A namespace's labels and UID.
+    pub fn namespace(&self, name: &str) -> Option<Arc<PartialObjectMeta<Namespace>>> {
+        self.stores.namespaces.get(&ObjectRef::new(name))
+    }
+}
+
+/// Which tenant each namespace belongs to: the oldest Tenant that lists it; an infrastructure namespace belongs to nobody.
+pub fn owners(tenants: &[Arc<Tenant>], config: &Config) -> BTreeMap<String, (TenantName, bool)> {
+    let mut sorted: Vec<&Arc<Tenant>> = tenants.iter().collect();
+    sorted.sort_by_key(|tenant| (tenant.metadata.creation_timestamp.as_ref().map(|time| time.0), tenant.name_any()));
+    let mut owners = BTreeMap::new();
+    for tenant in sorted {
+        for namespace in &tenant.spec.namespaces {
+            if !config.infrastructure.contains(namespace) {
+                owners
+                    .entry(namespace.clone())
+                    .or_insert_with(|| (TenantName::from(tenant.name_any()), tenant.spec.owner));
+            }
+        }
+    }
+    owners
+}

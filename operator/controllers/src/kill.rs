@@ -1,0 +1,36 @@
+//! Points at which a test ends the process, to show that a crash there loses nothing. Compiled in only with the feature `kill-points`.
+
+/// Names of all points, in the order in which a sale meets them.
+pub const POINTS: &[&str] = &[
+    "commit.before-pages",
+    "commit.after-pages",
+    "commit.after-root",
+    "commit.before-publish",
+    "collect.after-list",
+    "collect.after-root",
+    "collect.after-one-delete",
+    "node.before-closed",
+    "node.after-closed",
+    "node.after-drain",
+    "node.after-ask",
+    "node.before-hold",
+    "node.after-hold",
+    "node.before-unsold",
+    "node.after-unsold",
+    "reservation.before-status",
+    "reservation.after-status",
+    "reservation.before-finalizer",
+    "tenant.after-labels",
+];
+
+/// Ends the process with status 137 when the variable `SPILLWAY_KILL_AT` names this point. Does nothing in a shipped binary.
+#[inline]
+pub fn point(name: &'static str) {
+    #[cfg(feature = "kill-points")]
+    if std::env::var("SPILLWAY_KILL_AT").is_ok_and(|at| at == name) {
+        tracing::error!(name, "kill point");
+        std::process::exit(137);
+    }
+    #[cfg(not(feature = "kill-points"))]
+    let _ = name;
+}

@@ -1,0 +1,126 @@
+//! What `/metrics` shows. Every name is in docs/book/src/metrics.md. No label carries an object's name but the pool's, of which there are few.
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text::encode},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    registry::{Registry, Unit},
+};
+
+/// A pool and a state of its devices.
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+pub struct PoolState {
+    /// Name of the `GpuPool`.
+    pub pool: String,
+    /// `owned`, `sold`, `held`, `unsold`, `turnover`, `broken` or `owner_used`.
+    pub state: &'static str,
+}
+
+/// A phase of reservations.
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+pub struct PhaseLabel {
+    /// The phase.
+    pub phase: &'static str,
+}
+
+/// A controller and how a look at an object ended.
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+pub struct Reconcile {
+    /// `nodes`, `reservations`, `pools` or `tenants`.
+    pub controller: &'static str,
+    /// `ok`, `conflict` or `error`.
+    pub result: &'static str,
+}
+
+/// All metrics.
+pub struct Metrics {
+    registry: Registry,
+    /// 1 while this process leads.
+    pub leader: Gauge,
+    /// 1 while nothing is sold because the ledger is lost or unreadable.
+    pub blocked: Gauge,
+    /// Generation of the last committed root.
+    pub generation: Gauge,
+    /// Commits of the ledger.
+    pub commits: Counter,
+    /// Commits that failed because somebody else had committed.
+    pub conflicts: Counter,
+    /// Pages deleted by collections.
+    pub collected: Counter,
+    /// Time of a plan.
+    pub plan_seconds: Histogram,
+    /// Time of a commit.
+    pub commit_seconds: Histogram,
+    /// Live bookings.
+    pub bookings: Gauge,
+    /// Devices by pool and state.
+    pub devices: Family<PoolState, Gauge>,
+    /// Reservations by phase.
+    pub reservations: Family<PhaseLabel, Gauge>,
+    /// Looks at objects.
+    pub reconciles: Family<Reconcile, Counter>,
+    /// Writes of nodes' taints and labels.
+    pub node_writes: Counter,
+    /// Writes held back by the fence.
+    pub fenced: Counter,
+}
+
+fn seconds() -> Histogram {
+    Histogram::new([0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5])
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let metrics = Self {
+            registry: Registry::default(),
+            leader: Gauge::default(),
+            blocked: Gauge::default(),
+            generation: Gauge::default(),
+            commits: Counter::default(),
+            conflicts: Counter::default(),
+            collected: Counter::default(),
+            plan_seconds: seconds(),
+            commit_seconds: seconds(),
+            bookings: Gauge::default(),
+            devices: Family::default(),
+            reservations: Family::default(),
+            reconciles: Family::default(),
+            node_writes: Counter::default(),
+            fenced: Counter::default(),
+        };
+        metrics.registered()
+    }
+}
+
+impl Metrics {
+    fn registered(mut self) -> Self {
+        let registry = self.registry.sub_registry_with_prefix("spillway");
+        registry.register("leader", "1 while this process leads", self.leader.clone());
+        registry.register("sales_blocked", "1 while nothing is sold because the ledger is lost or unreadable", self.blocked.clone());
+        registry.register("ledger_generation", "Generation of the last committed root", self.generation.clone());
+        registry.register("ledger_commits", "Commits of the ledger", self.commits.clone());
+        registry.register("ledger_conflicts", "Commits that failed because somebody else had committed", self.conflicts.clone());
+        registry.register("ledger_pages_collected", "Ledger pages deleted by collections", self.collected.clone());
+        registry.register_with_unit("plan", "Time of a plan", Unit::Seconds, self.plan_seconds.clone());
+        registry.register_with_unit("commit", "Time of a commit of the ledger", Unit::Seconds, self.commit_seconds.clone());
+        registry.register("bookings", "Live bookings", self.bookings.clone());
+        registry.register("pool_devices", "Devices by pool and state", self.devices.clone());
+        registry.register("reservations", "Reservations by phase", self.reservations.clone());
+        registry.register("reconciles", "Looks at objects by controller and result", self.reconciles.clone());
+        registry.register("node_writes", "Writes of nodes' hold taints and labels", self.node_writes.clone());
+        registry.register("fenced_writes", "Writes held back because the decision behind them was not the latest", self.fenced.clone());
+        self
+    }
+
+    /// The text that Prometheus reads.
+    pub fn render(&self) -> String {
+        let mut text = String::new();
+        // Writing into a String cannot fail.
+        let _ = encode(&mut text, &self.registry);
+        text
+    }
+
+    /// Counts a look at an object.
+    pub fn reconciled(&self, controller: &'static str, result: &'static str) {
+        self.reconciles.get_or_create(&Reconcile { controller, result }).inc();
+    }
+}

@@ -1,0 +1,163 @@
+//! `GpuPool`: finalizer and status, the public capacity statement.
+
+use std::{sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use kube::{
+    Api, ResourceExt,
+    api::{Patch, PatchParams},
+    runtime::controller::Action,
+};
+use serde_json::json;
+use spillway_crds::{
+    GpuPool,
+    names::{BOOKING_ANNOTATION, FINALIZER, HOLD_CLOSED, HOLD_UNSOLD, POOL_LABEL},
+};
+use spillway_manifests::{
+    hold,
+    pool::{Facts, NodeClass, NodeFacts, build_status},
+    validate,
+};
+use spillway_planner::NodeUid;
+
+use crate::{
+    context::{Context, owners},
+    error::{Error, call},
+    metrics::PoolState,
+    snapshot::{Owners, owner_devices, soundness},
+    view::View,
+};
+
+/// Looks at a pool.
+///
+/// # Errors
+/// When the API server cannot be asked or told.
+pub async fn reconcile(object: Arc<GpuPool>, context: Arc<Context>) -> Result<Action, Error> {
+    let name = object.name_any();
+    let api: Api<GpuPool> = Api::all(context.client.clone());
+    let deleting = object.metadata.deletion_timestamp.is_some();
+    let has_finalizer = object.finalizers().iter().any(|finalizer| finalizer == FINALIZER);
+    if !has_finalizer {
+        if deleting {
+            return Ok(Action::await_change());
+        }
+        let mut finalizers = object.finalizers().to_vec();
+        finalizers.push(FINALIZER.to_owned());
+        let patch = json!({"metadata": {"resourceVersion": object.resource_version(), "finalizers": finalizers}});
+        call("adding a pool's finalizer", api.patch(&name, &PatchParams::default(), &Patch::Merge(&patch))).await?;
+        return Ok(Action::await_change());
+    }
+    let view = context.view();
+    let facts = facts(&context, &view, &object);
+    let status = build_status(&object, &facts, Timestamp::now());
+    for (state, value) in [
+        ("owned", status.devices.owned),
+        ("sold", status.devices.sold),
+        ("held", status.devices.held),
+        ("unsold", status.devices.unsold),
+        ("turnover", status.devices.turnover),
+        ("broken", status.devices.broken),
+        ("owner_used", status.devices.owner_used),
+    ] {
+        context.metrics.devices.get_or_create(&PoolState { pool: name.clone(), state }).set(i64::from(value));
+    }
+    if object.status.as_ref() != Some(&status) {
+        let patch = json!({"metadata": {"resourceVersion": object.resource_version()}, "status": status});
+        call("writing a pool's status", api.patch_status(&name, &PatchParams::default(), &Patch::Merge(&patch))).await?;
+    }
+    if deleting && facts.live.is_empty() && view.ledger.is_some() && view.blocked.is_none() {
+        let finalizers: Vec<&String> = object.finalizers().iter().filter(|finalizer| *finalizer != FINALIZER).collect();
+        let patch = json!({"metadata": {"finalizers": finalizers}});
+        call("removing a pool's finalizer", api.patch(&name, &PatchParams::default(), &Patch::Merge(&patch))).await?;
+        return Ok(Action::await_change());
+    }
+    Ok(Action::requeue(Duration::from_secs(60)))
+}
+
+fn facts(context: &Context, view: &View, pool: &GpuPool) -> Facts {
+    let name = pool.name_any();
+    let owners = owners(&context.stores.tenants.state(), &context.config);
+    let mut nodes: Vec<NodeFacts> = context
+        .stores
+        .nodes
+        .state()
+        .iter()
+        .filter(|node| node.labels().get(POOL_LABEL) == Some(&name))
+        .map(|node| node_facts(context, view, pool, node, &owners))
+        .collect();
+    nodes.sort_by(|a, b| a.name.cmp(&b.name));
+    let mut live = Vec::new();
+    let mut sold = 0;
+    if let Some(ledger) = &view.ledger {
+        for booking in ledger.bookings().filter(|booking| booking.pool.as_str() == name) {
+            sold += spillway_manifests::reservation::open_devices(booking);
+            live.push(format!("{}/{}", booking.reservation.namespace, booking.reservation.name));
+        }
+    }
+    live.sort();
+    let planned = validate::pool(pool, context.config.grace_cap_seconds);
+    let not_selling = match (&view.blocked, planned.not_selling) {
+        (Some((reason, message)), _) => Some((*reason, message.clone())),
+        (None, Some(why)) => {
+            let reason = if pool.metadata.deletion_timestamp.is_some() {
+                "Deleting"
+            } else if pool.spec.sale.paused && !why.contains("graceCap") {
+                "Paused"
+            } else {
+                "GraceCapTooLow"
+            };
+            let blockers = if reason == "Deleting" && !live.is_empty() {
+                format!("; it goes when its bookings are over: {}", live.iter().take(8).cloned().collect::<Vec<_>>().join(", "))
+            } else {
+                String::new()
+            };
+            Some((reason, format!("Nothing new is sold: {why}{blockers}.")))
+        }
+        (None, None) => None,
+    };
+    Facts { nodes, sold, live, not_selling }
+}
+
+fn node_facts(
+    context: &Context,
+    view: &View,
+    pool: &GpuPool,
+    node: &k8s_openapi::api::core::v1::Node,
+    owners: &Owners,
+) -> NodeFacts {
+    let name = node.name_any();
+    let uid = NodeUid::from(node.uid().unwrap_or_default());
+    let sound = soundness(node, pool);
+    let booking = view.booking_on(&uid);
+    let (no_schedule, _) = hold::read_taints(node);
+    let held = booking.is_some_and(|booking| hold::annotation(node, BOOKING_ANNOTATION) == Some(booking.id.as_str()))
+        && !matches!(no_schedule, Some(HOLD_CLOSED | HOLD_UNSOLD) | None);
+    let problem = if let Some(devices) = sound.wrong_devices.filter(|_| sound.ready) {
+        Some(format!("it offers {devices} devices and the pool says {}", pool.spec.devices.per_node))
+    } else if !sound.ready {
+        Some("it is NotReady".to_owned())
+    } else if sound.cordoned {
+        Some("it is cordoned".to_owned())
+    } else if let Some(booking) = booking.filter(|booking| booking.pool.as_str() != pool.name_any()) {
+        Some(format!("it was moved here from pool {} while it is booked there", booking.pool))
+    } else {
+        context.node_memory().problem.get(&uid).cloned()
+    };
+    let class = if held {
+        NodeClass::Held
+    } else if problem.is_some() {
+        NodeClass::Broken
+    } else if no_schedule == Some(HOLD_UNSOLD) && booking.is_none() {
+        NodeClass::Unsold
+    } else {
+        NodeClass::Turnover
+    };
+    let devices = validate::capacity(node, &pool.spec.devices.resource).gpu.0 / 1000;
+    NodeFacts {
+        owner_used: owner_devices(&context.pods.on(&name), owners, &pool.spec.devices.resource),
+        name,
+        class,
+        devices: u32::try_from(devices).unwrap_or(0),
+        problem,
+    }
+}

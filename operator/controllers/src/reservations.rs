@@ -1,0 +1,186 @@
+//! `GpuReservation`: finalizer and status. Capacity is not decided here: the last committed view is read.
+
+use std::{collections::HashSet, sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use kube::{
+    Api, ResourceExt,
+    api::{Patch, PatchParams},
+    runtime::{controller::Action, events::EventType, reflector::ObjectRef},
+};
+use serde_json::json;
+use spillway_crds::{
+    GpuReservation, GpuReservationStatus, Phase,
+    names::{BOOKING_ANNOTATION, FINALIZER, HOLD_CLOSED},
+};
+use spillway_manifests::{
+    hold,
+    reservation::{Facts, build_status, differs_in_substance},
+};
+use spillway_planner::{Booking, NodeUid, ReservationUid};
+
+use crate::{
+    context::Context,
+    error::{Error, call},
+    kill,
+    view::View,
+};
+
+/// A status whose wording alone changed is written at most this often.
+const WORDING: Duration = Duration::from_secs(60);
+/// Time for the node check and more beside the grace cap, after which a reservation is over even if a node of it is stuck in turnover.
+const TURNOVER: Duration = Duration::from_secs(120);
+
+/// Looks at a reservation.
+///
+/// # Errors
+/// When the API server cannot be asked or told.
+pub async fn reconcile(object: Arc<GpuReservation>, context: Arc<Context>) -> Result<Action, Error> {
+    let namespace = object.namespace().unwrap_or_default();
+    let api: Api<GpuReservation> = Api::namespaced(context.client.clone(), &namespace);
+    let has_finalizer = object.finalizers().iter().any(|finalizer| finalizer == FINALIZER);
+    let deleting = object.metadata.deletion_timestamp.is_some();
+    if deleting && !has_finalizer {
+        return Ok(Action::await_change());
+    }
+    if !has_finalizer {
+        return add_finalizer(&api, &object).await;
+    }
+    let finished = object.status.as_ref().is_some_and(|status| status.phase.is_final());
+    if finished && !deleting {
+        return Ok(Action::await_change());
+    }
+
+    let view = context.view();
+    let uid = ReservationUid::from(object.uid().unwrap_or_default());
+    let now = Timestamp::now();
+    let live = view.booking_of(&uid).cloned();
+    let ended = view.ended.get(&uid).cloned();
+    let mut again = Duration::from_secs(300);
+    let facts = match (&live, &ended) {
+        (Some(booking), _) => Facts::Live { booking, preparing: preparing(&context, booking) },
+        (None, Some(booking)) => {
+            let given_back = given_back(&context, &view, booking, now);
+            if !given_back {
+                again = Duration::from_secs(2);
+            }
+            Facts::Ended { booking, given_back }
+        }
+        (None, None) => match (&view.blocked, view.outcomes.get(&uid)) {
+            (Some((reason, message)), _) => Facts::Blocked(reason, message),
+            (None, Some(outcome)) => Facts::Answer(outcome),
+            (None, None) => Facts::NotYet,
+        },
+    };
+    let status = build_status(&object, facts, now);
+    let previous = object.status.clone().unwrap_or_default();
+    let substance = differs_in_substance(&previous, &status);
+    if substance || status != previous {
+        if substance || wording_is_due(&previous, now) {
+            kill::point("reservation.before-status");
+            write_status(&api, &object, &status).await?;
+            kill::point("reservation.after-status");
+            announce(&context, &object, &previous, &status).await;
+        } else {
+            again = again.min(WORDING);
+        }
+    }
+
+    // A reservation that is being deleted goes once nothing of it is booked, or its nodes are given back.
+    let over = match facts {
+        Facts::Live { .. } | Facts::Blocked(..) => false,
+        Facts::Ended { given_back, .. } => given_back,
+        Facts::Answer(_) | Facts::NotYet => view.released.contains(&uid),
+    };
+    if deleting && over {
+        kill::point("reservation.before-finalizer");
+        remove_finalizer(&api, &object).await?;
+        return Ok(Action::await_change());
+    }
+    Ok(Action::requeue(again))
+}
+
+/// A node of the booking was closed for it already.
+fn preparing(context: &Context, booking: &Booking) -> bool {
+    booking.segments.iter().filter(|segment| segment.to.is_none()).any(|segment| {
+        context
+            .stores
+            .nodes
+            .get(&ObjectRef::new(segment.node.as_str()))
+            .is_some_and(|node| hold::annotation(&node, BOOKING_ANNOTATION) == Some(booking.id.as_str()))
+    })
+}
+
+/// No node is in turnover from the booking any more; or those that are have been so for longer than a turnover may take.
+fn given_back(context: &Context, view: &View, booking: &Booking, now: Timestamp) -> bool {
+    let ended_ms = booking.end.map_or(0, |end| end.0);
+    let grace = i64::from(context.config.grace_cap_seconds) * 1000 + i64::try_from(TURNOVER.as_millis()).unwrap_or(0);
+    let overdue = now.as_millisecond() > ended_ms.saturating_add(grace);
+    let mut seen = HashSet::new();
+    booking.segments.iter().filter(|segment| seen.insert(segment.uid.clone())).all(|segment| {
+        let Some(node) = context.stores.nodes.get(&ObjectRef::new(segment.node.as_str())) else { return true };
+        if NodeUid::from(node.uid().unwrap_or_default()) != segment.uid || view.booking_on(&segment.uid).is_some() {
+            return true;
+        }
+        if hold::annotation(&node, BOOKING_ANNOTATION) != Some(booking.id.as_str()) {
+            return true;
+        }
+        // Closed for everybody is what a tenant can be promised; a node that never gets clean is the operator's problem, not the tenant's.
+        overdue && hold::read_taints(&node) == (Some(HOLD_CLOSED), Some(HOLD_CLOSED))
+    })
+}
+
+fn wording_is_due(previous: &GpuReservationStatus, now: Timestamp) -> bool {
+    use std::{collections::HashMap, sync::Mutex, sync::OnceLock};
+    // Keyed by what was said last; it only spares writes, so losing it costs a write.
+    static SAID: OnceLock<Mutex<HashMap<String, Timestamp>>> = OnceLock::new();
+    let said = SAID.get_or_init(Mutex::default);
+    let mut said = said.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let limit = i64::try_from(WORDING.as_millis()).unwrap_or(i64::MAX);
+    said.retain(|_, at| now.as_millisecond() - at.as_millisecond() < limit);
+    let key = previous.message.clone().unwrap_or_default();
+    if said.contains_key(&key) {
+        return false;
+    }
+    said.insert(key, now);
+    true
+}
+
+async fn add_finalizer(api: &Api<GpuReservation>, object: &GpuReservation) -> Result<Action, Error> {
+    let mut finalizers = object.finalizers().to_vec();
+    finalizers.push(FINALIZER.to_owned());
+    let patch = json!({"metadata": {"resourceVersion": object.resource_version(), "finalizers": finalizers}});
+    call("adding a reservation's finalizer", api.patch(&object.name_any(), &PatchParams::default(), &Patch::Merge(&patch))).await?;
+    Ok(Action::await_change())
+}
+
+async fn remove_finalizer(api: &Api<GpuReservation>, object: &GpuReservation) -> Result<(), Error> {
+    let finalizers: Vec<&String> = object.finalizers().iter().filter(|finalizer| *finalizer != FINALIZER).collect();
+    let patch = json!({"metadata": {"uid": object.uid(), "finalizers": finalizers}});
+    match call("removing a reservation's finalizer", api.patch(&object.name_any(), &PatchParams::default(), &Patch::Merge(&patch))).await {
+        Err(error) if error.is_not_found() => Ok(()),
+        result => result.map(|_| ()),
+    }
+}
+
+async fn write_status(api: &Api<GpuReservation>, object: &GpuReservation, status: &GpuReservationStatus) -> Result<(), Error> {
+    let patch = json!({"metadata": {"resourceVersion": object.resource_version()}, "status": status});
+    call("writing a reservation's status", api.patch_status(&object.name_any(), &PatchParams::default(), &Patch::Merge(&patch))).await?;
+    Ok(())
+}
+
+/// Events for refusals, risk and ends only.
+async fn announce(context: &Context, object: &GpuReservation, previous: &GpuReservationStatus, status: &GpuReservationStatus) {
+    let message = status.message.as_deref().unwrap_or_default();
+    let reason = status.reason.as_deref().unwrap_or_default();
+    if previous.phase != status.phase {
+        match status.phase {
+            Phase::Rejected | Phase::Expired => context.event(object, EventType::Warning, reason, message, "Refuse").await,
+            Phase::Ending | Phase::Ended => context.event(object, EventType::Normal, reason, message, "End").await,
+            _ => {}
+        }
+    }
+    if previous.reason != status.reason && matches!(reason, "CommitmentAtRisk" | "NodesLost") {
+        context.event(object, EventType::Warning, reason, message, "Replace").await;
+    }
+}

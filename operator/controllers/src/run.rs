@@ -1,0 +1,342 @@
+//! Puts the parts together: election, watches, engine, controllers.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use futures::{Stream, StreamExt};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
+use kube::{
+    Api, Client, Resource, ResourceExt,
+    core::PartialObjectMeta,
+    runtime::{
+        controller::{self, Action},
+        events::{Recorder, Reporter},
+        reflector::{ObjectRef, Store},
+        watcher,
+    },
+};
+use spillway_crds::{
+    GpuNode, GpuPool, GpuReservation, Tenant,
+    names::{BOOKING_ANNOTATION, POOL_LABEL},
+};
+use spillway_manifests::hold;
+use spillway_planner::BookingId;
+use tokio::{
+    sync::{Notify, mpsc, watch},
+    task::JoinSet,
+};
+
+use crate::{
+    config::{Config, MAX_GAP},
+    context::{Context, NodeMemory, Queues, Stores},
+    engine::Engine,
+    error::Error,
+    fence::{Fence, Pulse},
+    http, leader,
+    metrics::Metrics,
+    nodes,
+    pods::PodIndex,
+    pools, reservations, tenants,
+    view::View,
+    watches::{self, Queue, object, slim, slim_node, watch},
+};
+
+/// Runs the operator until it leads no more, or a part of it fails. It is then started again by who started it: nothing is true only in memory.
+///
+/// # Errors
+/// When a part fails.
+pub async fn run(client: Client, config: Config, mut shutdown: watch::Receiver<bool>) -> Result<(), Error> {
+    let metrics = Arc::new(Metrics::default());
+    let ready = Arc::new(AtomicBool::new(false));
+    let mut tasks: JoinSet<Result<(), Error>> = JoinSet::new();
+    tasks.spawn(http::serve(config.http, Arc::clone(&metrics), Arc::clone(&ready)));
+    let (mut leading, election) = leader::campaign(client.clone(), &config).await?;
+    tasks.spawn(async move { election.await.unwrap_or(Err(Error::TaskEnded("lease"))) });
+    ready.store(true, Ordering::Release);
+    tracing::info!(identity = config.identity, "waiting for the lease");
+    tokio::select! {
+        result = leader::wait_until_leading(&mut leading) => result?,
+        _ = shutdown.changed() => return Ok(()),
+        Some(ended) = tasks.join_next() => return ended.unwrap_or(Err(Error::TaskEnded("a task"))),
+    }
+    tracing::info!("this process leads");
+    metrics.leader.set(1);
+    start(client, config, metrics, &mut tasks);
+    tokio::select! {
+        () = leader::wait_until_deposed(&mut leading) => {
+            tracing::warn!("another process leads: this one ends");
+            Ok(())
+        }
+        _ = shutdown.changed() => {
+            tracing::info!("asked to end");
+            Ok(())
+        }
+        Some(ended) = tasks.join_next() => ended.unwrap_or(Err(Error::TaskEnded("a task"))),
+    }
+}
+
+/// Starts watches, engine and controllers.
+fn start(client: Client, config: Config, metrics: Arc<Metrics>, tasks: &mut JoinSet<Result<(), Error>>) {
+    let wake = Arc::new(Notify::new());
+    let (node_queue, node_stream) = Queue::<Node>::new();
+    let (reservation_queue, reservation_stream) = Queue::<GpuReservation>::new();
+    let (pool_queue, pool_stream) = Queue::<GpuPool>::new();
+    let (tenant_queue, tenant_stream) = Queue::<Tenant>::new();
+    let queues = Queues { nodes: node_queue, reservations: reservation_queue, pools: pool_queue, tenants: tenant_queue };
+    let (publish, view) = watch::channel(Arc::new(View::default()));
+    let pods = Arc::new(PodIndex::default());
+    let (stores, feeds) = watch_all(&client, &config, &queues, &wake, &pods, &view);
+    for feed in feeds {
+        tasks.spawn(async move {
+            feed.await;
+            Err(Error::TaskEnded("watch"))
+        });
+    }
+    let (engine_sender, messages) = mpsc::channel(4096);
+    let pulse = Arc::new(Pulse::default());
+    let reporter = Reporter { controller: "spillway-operator".to_owned(), instance: Some(config.identity.clone()) };
+    let context = Arc::new(Context {
+        fence: Fence::new(client.clone()),
+        recorder: Recorder::new(client.clone(), reporter),
+        client,
+        config,
+        stores,
+        pods,
+        queues,
+        view,
+        engine: engine_sender,
+        pulse: Arc::clone(&pulse),
+        metrics,
+        nodes: std::sync::Mutex::new(NodeMemory::default()),
+    });
+    tasks.spawn(async move {
+        pulse.beat(MAX_GAP).await;
+        Ok(())
+    });
+    let engine = Engine::new(Arc::clone(&context), publish, wake, messages);
+    let stores = context.stores.clone();
+    tasks.spawn(async move {
+        // Deciding on half of the cluster would sell what is sold: the engine waits for the first list of everything.
+        let lists = tokio::try_join!(
+            stores.pools.wait_until_ready(),
+            stores.reservations.wait_until_ready(),
+            stores.tenants.wait_until_ready(),
+            stores.nodes.wait_until_ready(),
+            stores.gpu_nodes.wait_until_ready(),
+            stores.namespaces.wait_until_ready(),
+        );
+        if lists.is_err() {
+            return Err(Error::TaskEnded("watch"));
+        }
+        engine.run().await;
+        Err(Error::TaskEnded("engine"))
+    });
+    let second = Duration::from_secs(1);
+    control("nodes", &context, context.stores.nodes.clone(), node_stream, 32, Duration::ZERO, nodes::reconcile, tasks);
+    control("reservations", &context, context.stores.reservations.clone(), reservation_stream, 16, Duration::ZERO, reservations::reconcile, tasks);
+    control("pools", &context, context.stores.pools.clone(), pool_stream, 4, second, pools::reconcile, tasks);
+    control("tenants", &context, context.stores.tenants.clone(), tenant_stream, 4, second / 5, tenants::reconcile, tasks);
+}
+
+/// Runs one controller: its queue, with back-off on errors and a bound on what is under way at once.
+#[expect(clippy::too_many_arguments, reason = "one call for each controller, side by side, reads better than a struct")]
+fn control<K, Fut>(
+    name: &'static str,
+    context: &Arc<Context>,
+    store: Store<K>,
+    stream: impl Stream<Item = Result<ObjectRef<K>, std::convert::Infallible>> + Send + 'static,
+    concurrency: u16,
+    debounce: Duration,
+    reconcile: impl Fn(Arc<K>, Arc<Context>) -> Fut + Send + Sync + 'static,
+    tasks: &mut JoinSet<Result<(), Error>>,
+) where
+    K: Resource<DynamicType = ()> + Clone + Send + Sync + 'static,
+    Fut: Future<Output = Result<Action, Error>> + Send + 'static,
+{
+    let failures: Arc<std::sync::Mutex<HashMap<ObjectRef<K>, u32>>> = Arc::default();
+    let forget = Arc::clone(&failures);
+    let policy = move |object: Arc<K>, error: &Error, context: Arc<Context>| {
+        let key = ObjectRef::from_obj(&*object);
+        let mut failures = failures.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let count = failures.entry(key).or_default();
+        *count = (*count + 1).min(8);
+        // A conflict is no error: somebody else wrote, the watch brings it, look again.
+        if error.is_conflict() {
+            context.metrics.reconciled(name, "conflict");
+            return Action::requeue(Duration::from_millis(50 << (*count).min(5)));
+        }
+        if matches!(error, Error::Fenced { .. }) {
+            context.metrics.fenced.inc();
+            return Action::requeue(Duration::from_millis(100));
+        }
+        context.metrics.reconciled(name, "error");
+        tracing::warn!(controller = name, object = %object.name_any(), %error, "it is tried again");
+        Action::requeue(Duration::from_millis(100 << *count))
+    };
+    let context_of = Arc::clone(context);
+    let applier = controller::applier(
+        move |object, context| Box::pin(reconcile(object, context)),
+        policy,
+        Arc::clone(context),
+        store,
+        stream,
+        controller::Config::default().concurrency(concurrency).debounce(debounce),
+    );
+    tasks.spawn(async move {
+        let mut applier = Box::pin(applier);
+        while let Some(result) = applier.next().await {
+            if let Ok((key, _)) = result {
+                forget.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(&key);
+                context_of.metrics.reconciled(name, "ok");
+            }
+        }
+        Err(Error::TaskEnded(name))
+    });
+}
+
+/// All watches. Each change wakes the engine and asks the controllers to look at what it concerns.
+fn watch_all(
+    client: &Client,
+    config: &Config,
+    queues: &Queues,
+    wake: &Arc<Notify>,
+    pods: &Arc<PodIndex>,
+    view: &watch::Receiver<Arc<View>>,
+) -> (Stores, Vec<watches::Feed>) {
+    let any = || watcher::Config::default().any_semantic();
+    let (queues, wake) = (queues.clone(), Arc::clone(wake));
+
+    let (q, w) = (queues.clone(), Arc::clone(&wake));
+    let (pools, pool_feed) = watch::<GpuPool, _, _>(Api::all(client.clone()), any(), slim, move |event| {
+        let (q, w) = (q.clone(), Arc::clone(&w));
+        async move {
+            w.notify_one();
+            if let Some(pool) = object(&event) {
+                q.pools.push(&pool.name_any()).await;
+            }
+        }
+    });
+
+    let (q, w) = (queues.clone(), Arc::clone(&wake));
+    let (reservations, reservation_feed) = watch::<GpuReservation, _, _>(Api::all(client.clone()), any(), slim, move |event| {
+        let (q, w) = (q.clone(), Arc::clone(&w));
+        async move {
+            w.notify_one();
+            if let Some(reservation) = object(&event) {
+                q.reservations.push_in(&reservation.namespace().unwrap_or_default(), &reservation.name_any()).await;
+            }
+        }
+    });
+
+    let (q, w) = (queues.clone(), Arc::clone(&wake));
+    let (tenants, tenant_feed) = watch::<Tenant, _, _>(Api::all(client.clone()), any(), slim, move |event| {
+        let (q, w) = (q.clone(), Arc::clone(&w));
+        async move {
+            w.notify_one();
+            if let Some(tenant) = object(&event) {
+                q.tenants.push(&tenant.name_any()).await;
+            }
+        }
+    });
+
+    let (q, w, v) = (queues.clone(), Arc::clone(&wake), view.clone());
+    let (nodes, node_feed) = watch::<Node, _, _>(Api::all(client.clone()), any(), slim_node, move |event| {
+        let (q, w) = (q.clone(), Arc::clone(&w));
+        let about = object(&event).map(|node| {
+            let booking = hold::annotation(node, BOOKING_ANNOTATION)
+                .and_then(|id| v.borrow().booking(&BookingId::from(id)).map(|booking| booking.reservation.clone()));
+            (node.name_any(), node.labels().get(POOL_LABEL).cloned(), booking)
+        });
+        async move {
+            w.notify_one();
+            if let Some((name, pool, reservation)) = about {
+                q.nodes.push(&name).await;
+                if let Some(pool) = pool {
+                    q.pools.push(&pool).await;
+                }
+                if let Some(reservation) = reservation {
+                    q.reservations.push_in(&reservation.namespace, &reservation.name).await;
+                }
+            }
+        }
+    });
+
+    let q = queues.clone();
+    let (gpu_nodes, gpu_node_feed) = watch::<GpuNode, _, _>(Api::all(client.clone()), any(), slim, move |event| {
+        let q = q.clone();
+        async move {
+            if let Some(node) = object(&event) {
+                q.nodes.push(&node.name_any()).await;
+            }
+        }
+    });
+
+    let (namespaces, namespace_feed) = namespaces(client, &queues, &wake);
+
+    let (index, prefixes, q, w) = (Arc::clone(pods), config.device_prefixes.clone(), queues, wake);
+    let bound = any().fields("spec.nodeName!=,status.phase!=Succeeded,status.phase!=Failed");
+    let stream = watcher(Api::<Pod>::all(client.clone()), bound);
+    let pod_feed: watches::Feed = Box::pin(async move {
+        use kube::runtime::WatchStreamExt;
+        let mut stream = Box::pin(stream.default_backoff());
+        while let Some(event) = stream.next().await {
+            match event {
+                Ok(event) => {
+                    for node in index.take(&event, &prefixes) {
+                        q.nodes.push(&node).await;
+                    }
+                    w.notify_one();
+                }
+                Err(error) => tracing::warn!(kind = "Pod", %error, "a watch failed; it is tried again"),
+            }
+        }
+    });
+
+    let feeds = vec![pool_feed, reservation_feed, tenant_feed, node_feed, gpu_node_feed, namespace_feed, pod_feed];
+    (Stores { pools, reservations, tenants, nodes, gpu_nodes, namespaces }, feeds)
+}
+
+type NamespaceMeta = PartialObjectMeta<Namespace>;
+
+/// Namespaces are watched without their specs; a change concerns every tenant that lists the namespace or whose label it carries.
+fn namespaces(client: &Client, queues: &Queues, wake: &Arc<Notify>) -> (Store<NamespaceMeta>, watches::Feed) {
+    use kube::runtime::{WatchStreamExt, reflector};
+    let (store, writer) = reflector::store::<NamespaceMeta>();
+    let (q, w) = (queues.clone(), Arc::clone(wake));
+    let stream = watcher(Api::<NamespaceMeta>::all(client.clone()), watcher::Config::default().any_semantic())
+        .default_backoff()
+        .modify(slim)
+        .reflect(writer);
+    let tenants: Api<Tenant> = Api::all(client.clone());
+    let feed = Box::pin(async move {
+        let mut stream = Box::pin(stream);
+        while let Some(event) = stream.next().await {
+            match event {
+                Ok(event) => {
+                    w.notify_one();
+                    let Some(namespace) = object(&event) else { continue };
+                    let label = namespace.labels().get(spillway_crds::names::TENANT_LABEL).cloned();
+                    if let Some(tenant) = label {
+                        q.tenants.push(&tenant).await;
+                    } else if !matches!(event, kube::runtime::watcher::Event::InitApply(_)) {
+                        // A namespace that came after its tenant: rare, so the tenants are asked.
+                        let name = namespace.name_any();
+                        if let Ok(list) = tenants.list(&kube::api::ListParams::default()).await {
+                            for tenant in list.items.iter().filter(|tenant| tenant.spec.namespaces.contains(&name)) {
+                                q.tenants.push(&tenant.name_any()).await;
+                            }
+                        }
+                    }
+                }
+                Err(error) => tracing::warn!(kind = "Namespace", %error, "a watch failed; it is tried again"),
+            }
+        }
+    });
+    (store, feed)
+}

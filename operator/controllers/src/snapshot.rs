@@ -1,0 +1,171 @@
+//! The planner's snapshot, from what is watched and what is committed. Pure: the same stores give the same snapshot.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+use k8s_openapi::api::core::v1::Node as KubeNode;
+use kube::ResourceExt;
+use spillway_crds::{
+    GpuPool, GpuReservation,
+    names::{FINALIZER, HOLD_UNSOLD, POOL_LABEL},
+    parse_duration_ms,
+};
+use spillway_manifests::{hold, validate};
+use spillway_planner::{
+    Booking, BookingId, Node, NodeHealth, NodeSale, NodeUid, ReservationUid, Resources, Snapshot, TenantName, TimeMs,
+    MilliGpu, ledger::Ledger,
+};
+
+use crate::{context::Context, pods::PodFacts};
+
+/// A namespace's tenant, and whether it is the owner.
+pub type Owners = BTreeMap<String, (TenantName, bool)>;
+
+/// What stands between a node and its sale, beside its taints.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Soundness {
+    /// The kubelet says Ready.
+    pub ready: bool,
+    /// Last known healthy.
+    pub healthy_at: TimeMs,
+    /// Since when it is not Ready.
+    pub not_ready_since: TimeMs,
+    /// Nobody may schedule there.
+    pub cordoned: bool,
+    /// Devices that it offers, if another number than the pool says.
+    pub wrong_devices: Option<u32>,
+    /// The object is being deleted.
+    pub deleting: bool,
+}
+
+/// Looks at a node.
+pub fn soundness(node: &KubeNode, pool: &GpuPool) -> Soundness {
+    let (ready, healthy_at) = validate::readiness(node);
+    let devices = validate::capacity(node, &pool.spec.devices.resource).gpu.0 / 1000;
+    let since = node
+        .status
+        .as_ref()
+        .and_then(|status| status.conditions.as_ref())
+        .and_then(|all| all.iter().find(|condition| condition.type_ == "Ready"))
+        .and_then(|condition| condition.last_transition_time.as_ref())
+        .or(node.metadata.creation_timestamp.as_ref())
+        .map_or(0, |time| time.0.as_millisecond());
+    Soundness {
+        ready,
+        healthy_at,
+        not_ready_since: TimeMs(since),
+        cordoned: node.spec.as_ref().and_then(|spec| spec.unschedulable).unwrap_or(false),
+        wrong_devices: (devices != i64::from(pool.spec.devices.per_node)).then(|| u32::try_from(devices).unwrap_or(0)),
+        deleting: node.metadata.deletion_timestamp.is_some(),
+    }
+}
+
+/// Devices that the owner's pods use on a node.
+pub fn owner_devices(pods: &[PodFacts], owners: &Owners, resource: &str) -> u32 {
+    pods.iter()
+        .filter(|pod| owners.get(&*pod.namespace).is_some_and(|(_, owner)| *owner))
+        .filter_map(|pod| pod.devices.get(resource))
+        .sum()
+}
+
+/// What one decision looks at.
+pub struct Look {
+    /// For the planner.
+    pub snapshot: Snapshot,
+    /// The next time at which a node that is NotReady counts as lost.
+    pub next_loss: Option<TimeMs>,
+}
+
+/// Whether a reservation can be planned: ours to end properly, and not over.
+fn plannable(reservation: &GpuReservation) -> bool {
+    let finished = reservation.status.as_ref().is_some_and(|status| status.phase.is_final());
+    !finished && reservation.finalizers().iter().any(|name| name == FINALIZER)
+}
+
+/// Builds the snapshot.
+pub fn build(
+    context: &Context,
+    ledger: &Ledger,
+    owners: &Owners,
+    ended: &HashMap<ReservationUid, Arc<Booking>>,
+    given_up: &HashMap<NodeUid, BookingId>,
+    now: TimeMs,
+) -> Look {
+    let grace = context.config.grace_cap_seconds;
+    let api_pools: HashMap<String, Arc<GpuPool>> =
+        context.stores.pools.state().into_iter().map(|pool| (pool.name_any(), pool)).collect();
+    let mut next_loss: Option<TimeMs> = None;
+    let mut nodes = Vec::new();
+    for node in context.stores.nodes.state() {
+        let uid = NodeUid::from(node.uid().unwrap_or_default());
+        let held = ledger.holders(&uid).next();
+        // A node that holds something is looked at whatever its label says: it is not lost because somebody relabelled it.
+        let label = node.labels().get(POOL_LABEL).cloned();
+        let Some(pool_name) = label.or_else(|| held.map(|booking| booking.pool.to_string())) else { continue };
+        let Some(pool) = api_pools.get(&pool_name) else { continue };
+        let sound = soundness(&node, pool);
+        let repair = parse_duration_ms(&pool.spec.sale.repair_after).unwrap_or(300_000);
+        let mut health = NodeHealth::Sound;
+        if held.is_some() && (!sound.ready || sound.deleting) {
+            let due = sound.not_ready_since.plus(repair);
+            if due <= now {
+                health = NodeHealth::Lost(sound.healthy_at);
+            } else if !sound.ready {
+                next_loss = Some(next_loss.map_or(due, |next| next.min(due)));
+            }
+        }
+        if given_up.get(&uid).is_some_and(|id| held.is_some_and(|booking| booking.id == *id)) {
+            health = NodeHealth::Lost(now);
+        }
+        let unsold = hold::read_taints(&node) == (Some(HOLD_UNSOLD), None);
+        let sale = if sound.cordoned || (sound.ready && sound.wrong_devices.is_some()) {
+            NodeSale::Broken
+        } else if unsold && sound.ready && !sound.deleting && sound.wrong_devices.is_none() {
+            NodeSale::Open
+        } else {
+            NodeSale::NotNow
+        };
+        let used = owner_devices(&context.pods.on(&node.name_any()), owners, &pool.spec.devices.resource);
+        nodes.push(Node {
+            name: node.name_any().into(),
+            uid,
+            pool: pool_name.into(),
+            capacity: validate::capacity(&node, &pool.spec.devices.resource),
+            domains: pool
+                .spec
+                .topology
+                .iter()
+                .map(|key| node.labels().get(key).map(|value| Arc::from(value.as_str())))
+                .collect(),
+            sale,
+            health,
+            owner_use: Resources { gpu: MilliGpu::whole(used), ..Resources::default() },
+        });
+    }
+    let tenants: Vec<_> = context.stores.tenants.state();
+    let requests = context
+        .stores
+        .reservations
+        .state()
+        .iter()
+        .filter(|reservation| plannable(reservation))
+        .filter(|reservation| !ended.contains_key(&ReservationUid::from(reservation.uid().unwrap_or_default())))
+        .map(|reservation| {
+            let tenant = owners.get(&reservation.namespace().unwrap_or_default()).map(|(tenant, _)| tenant.clone());
+            let alive = |name: &TenantName| {
+                tenants.iter().any(|tenant| tenant.name_any() == name.as_str() && tenant.metadata.deletion_timestamp.is_none())
+            };
+            validate::request(reservation, tenant.filter(alive))
+        })
+        .collect();
+    let snapshot = Snapshot {
+        pools: api_pools.values().map(|pool| validate::pool(pool, grace)).collect(),
+        nodes,
+        tenants: tenants.iter().map(|tenant| validate::tenant(tenant)).collect(),
+        bookings: ledger.bookings().cloned().collect(),
+        requests,
+    };
+    Look { snapshot, next_loss }
+}
