@@ -3,6 +3,7 @@
 mod bring_up;
 mod commands;
 mod identity;
+mod nodes;
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
@@ -113,11 +114,11 @@ impl Lab {
     fn end_process(&self, name: &str, grace: Duration) -> Result<()> {
         let identity = self.identity(name)?;
         identity.end(grace).with_context(|| format!("stopping {name}"))?;
-        let mut state = self.state();
-        if let Some(record) = state.processes.get_mut(name) {
-            record.identity = None;
-        }
-        state.write(&self.dir)
+        self.update_state(|state| {
+            if let Some(record) = state.processes.get_mut(name) {
+                record.identity = None;
+            }
+        })
     }
 
     /// Starts a process again that was stopped or that died, with the arguments it had.
@@ -195,6 +196,13 @@ impl Lab {
         // The guard was killed with the rest; its pipe goes last, or it would have begun to do the same.
         self.guard = None;
         result
+    }
+
+    /// Changes what the lab owns, and writes it down.
+    pub(crate) fn update_state(&self, change: impl FnOnce(&mut State)) -> Result<()> {
+        let mut state = self.state();
+        change(&mut state);
+        state.write(&self.dir)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -10,12 +10,16 @@
 pub mod certs;
 mod claim;
 mod cluster_spec;
+mod command;
 mod control_plane;
+pub mod device_plugin;
 pub mod fake_node;
 pub mod guard;
+pub mod image;
 mod kubeconfig;
 mod kwok;
 mod lab;
+mod node;
 pub mod packages;
 pub mod paths;
 pub mod process;

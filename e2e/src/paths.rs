@@ -49,3 +49,8 @@ pub fn lab_binary() -> Result<PathBuf> {
         .find(|candidate| candidate.is_file())
         .context("the `lab` binary is not beside this program: build it with `cargo build -p spillway-lab`")
 }
+
+/// Where Cargo put our binaries: the folder of `lab`.
+pub fn binaries_dir() -> Result<PathBuf> {
+    Ok(lab_binary()?.parent().context("the folder of the `lab` binary")?.to_owned())
+}

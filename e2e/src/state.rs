@@ -43,6 +43,8 @@ pub struct State {
     pub nft_tables: Vec<String>,
     /// Cgroup names, each in every hierarchy.
     pub cgroups: Vec<String>,
+    /// Kernel settings as they were before the lab.
+    pub sysctls: BTreeMap<String, String>,
     /// Folders outside the lab's own that it created and that go if they are empty.
     pub folders: Vec<PathBuf>,
 }
@@ -61,6 +63,7 @@ impl State {
             links: Vec::new(),
             nft_tables: Vec::new(),
             cgroups: Vec::new(),
+            sysctls: BTreeMap::new(),
             folders: Vec::new(),
         })
     }

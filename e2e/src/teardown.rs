@@ -8,6 +8,8 @@ use anyhow::{Context as _, Result};
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::Signal;
 
+use crate::node::{cgroup, sysctl};
+use crate::process::Identity;
 use crate::progress::say;
 use crate::state::State;
 
@@ -37,12 +39,18 @@ pub fn tear_down(dir: &Path, keep_logs: bool) -> Result<()> {
             say(&format!("{name} (process {}) does not end by SIGKILL", process.pid));
         }
     }
+    // Containers and the shims above them are no children of ours: the former are found by their cgroup, the latter by their socket.
+    for cgroup in &state.cgroups {
+        cgroup::destroy(cgroup)?;
+    }
+    kill_shims(dir)?;
     for table in &state.nft_tables {
         quietly(Command::new("nft").arg("delete").arg("table").args(table.split(' ')));
     }
     for link in &state.links {
         quietly(Command::new("ip").args(["link", "delete", link]));
     }
+    sysctl::restore(&state.sysctls);
     remove_files(dir, keep_logs)?;
     for folder in state.folders.iter().rev() {
         // Only if empty: somebody else may use it by now.
@@ -51,6 +59,23 @@ pub fn tear_down(dir: &Path, keep_logs: bool) -> Result<()> {
     State::forget(dir)?;
     if !keep_logs {
         std::fs::remove_dir_all(dir).with_context(|| format!("removing {}", dir.display()))?;
+    }
+    Ok(())
+}
+
+/// Kills the containerd shims that serve a containerd in this folder.
+fn kill_shims(dir: &Path) -> Result<()> {
+    let inside = format!("{}/", dir.display());
+    for entry in std::fs::read_dir("/proc").context("listing processes")?.flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+        let Ok(process) = Identity::of(pid) else { continue };
+        let command = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let mut words = command.split(|byte| *byte == 0).map(String::from_utf8_lossy);
+        let is_shim = words.next().is_some_and(|program| program.contains("containerd-shim"));
+        if is_shim && words.any(|word| word.starts_with(&inside)) {
+            process.signal(Signal::SIGKILL)?;
+            process.wait_gone(Duration::from_secs(5));
+        }
     }
     Ok(())
 }

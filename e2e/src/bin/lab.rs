@@ -1,12 +1,12 @@
 //! `lab`: builds, starts and ends a real Kubernetes on this machine.
 #![allow(clippy::print_stdout, reason = "talking to the person at the terminal is this program's job")]
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand, ValueEnum};
-use spillway_lab::{Lab, LabOptions, Size, guard, logs_tail, packages, paths, state, teardown, tools};
+use spillway_lab::{Lab, LabOptions, Size, device_plugin, guard, logs_tail, packages, paths, state, teardown, tools};
 
 /// A real Kubernetes on this one machine, built from source, with fake and real GPU nodes.
 #[derive(Debug, Parser)]
@@ -21,6 +21,7 @@ const EXAMPLES: &str = "Examples:
   lab up --size cluster                      control plane and fake nodes
   lab up --size node --nodes 2               also two real nodes with 8 devices each
   export KUBECONFIG=$(lab kubeconfig)        then kubectl, helm and spillway just work
+  lab images                                 our own binaries as images, loaded into the real nodes
   lab status                                 what runs
   lab down                                   take everything down, whatever was killed before";
 
@@ -71,6 +72,25 @@ enum Command {
         /// Lines of each log.
         #[arg(long, default_value_t = 20)]
         lines: usize,
+    },
+    /// Build the images of our own binaries and load them into a lab's real nodes.
+    Images {
+        /// The lab's name.
+        #[arg(long, default_value = DEFAULT_NAME)]
+        name: String,
+        /// Where Cargo put the binaries; by default the folder of this program.
+        #[arg(long)]
+        binaries: Option<PathBuf>,
+    },
+    /// Tell a kubelet of GPUs that do not exist.
+    #[command(hide = true)]
+    DevicePlugin {
+        /// The kubelet's plugin folder.
+        #[arg(long)]
+        folder: PathBuf,
+        /// The file that says how many devices there are and how many are broken.
+        #[arg(long)]
+        devices: PathBuf,
     },
     /// Wait for the owner of a lab to die, then take the lab down.
     #[command(hide = true)]
@@ -134,8 +154,29 @@ fn run(command: Command) -> Result<()> {
             println!("{}", logs_tail(&paths::base_dir().join(name), lines));
             Ok(())
         }
+        Command::Images { name, binaries } => images(&name, binaries),
+        Command::DevicePlugin { folder, devices } => serve_devices(&folder, &devices),
         Command::Guard { dir } => guard::run(&dir),
     }
+}
+
+#[tokio::main]
+async fn images(name: &str, binaries: Option<PathBuf>) -> Result<()> {
+    let lab = Lab::attach(name).await?;
+    let binaries = match binaries {
+        Some(binaries) => binaries,
+        None => paths::binaries_dir()?,
+    };
+    for image in lab.load_product_images(&binaries).await? {
+        println!("{image}");
+    }
+    Ok(())
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn serve_devices(folder: &Path, devices: &Path) -> Result<()> {
+    tracing_subscriber::fmt().with_ansi(false).init();
+    device_plugin::run(folder, devices).await
 }
 
 #[tokio::main]

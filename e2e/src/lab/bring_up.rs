@@ -9,11 +9,12 @@ use anyhow::{Context as _, Result, bail};
 use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
 use kube::Api;
 
-use super::{Lab, identity, logs_tail};
+use super::{Lab, identity, logs_tail, nodes};
 use crate::certs::{self, Authority};
 use crate::claim::claim;
 use crate::cluster_spec::{LabOptions, Size};
 use crate::control_plane::{API_SERVICE_ADDRESS, Plan, free_port};
+use crate::node::network;
 use crate::process::{ProcessSpec, tail};
 use crate::progress::say;
 use crate::state::ProcessRecord;
@@ -51,11 +52,16 @@ async fn bring_up(lab: &mut Lab, options: &LabOptions) -> Result<()> {
         let (identity, pipe) = guard::start(&lab.dir)?;
         lab.guard = Some(pipe);
         let record = ProcessRecord { spec: ProcessSpec { name: "guard".to_owned(), ..ProcessSpec::default() }, identity: Some(identity) };
-        let mut state = lab.state();
-        state.processes.insert("guard".to_owned(), record);
-        state.write(&lab.dir)?;
+        lab.update_state(|state| {
+            state.processes.insert("guard".to_owned(), record);
+        })?;
     }
-    let address = Ipv4Addr::LOCALHOST;
+    let address = if options.size == Size::Node {
+        nodes::prepare_machine(lab, options).await?;
+        network::MACHINE
+    } else {
+        Ipv4Addr::LOCALHOST
+    };
     let authority = write_certificates(lab, address).await?;
     let tools = lab.tools.clone();
     let dir = lab.dir.clone();
@@ -65,9 +71,10 @@ async fn bring_up(lab: &mut Lab, options: &LabOptions) -> Result<()> {
     if options.size >= Size::Cluster {
         start_cluster(lab, &plan, &authority).await?;
     }
-    let mut state = lab.state();
-    state.ready = true;
-    state.write(&lab.dir)
+    if options.size >= Size::Node {
+        nodes::start(lab, &plan, &authority).await?;
+    }
+    lab.update_state(|state| state.ready = true)
 }
 
 async fn write_certificates(lab: &Lab, address: Ipv4Addr) -> Result<Authority> {
@@ -82,7 +89,7 @@ async fn start_etcd(lab: &Lab, plan: &mut Plan<'_>) -> Result<()> {
         plan.etcd_port = free_port(Ipv4Addr::LOCALHOST)?;
         lab.spawn(plan.etcd()?)?;
         let url = format!("{}/health", plan.etcd_url());
-        let healthy = wait_alive(lab, "etcd", || {
+        let healthy = wait_alive(lab, "etcd", PART_BOUND, || {
             let request = http.get(&url).timeout(Duration::from_secs(5)).send();
             async move { Ok(request.await?.status().is_success()) }
         })
@@ -102,16 +109,12 @@ async fn start_api_server(lab: &mut Lab, plan: &mut Plan<'_>, authority: &Author
     for attempt in 1..=ATTEMPTS {
         plan.api_port = free_port(plan.address)?;
         kubeconfig::write(&lab.kubeconfig(), &plan.server(), &authority.pair().cert, &authority.client("lab:admin", &["system:masters"])?)?;
-        {
-            let mut state = lab.state();
-            state.server = Some(plan.server());
-            state.write(&lab.dir)?;
-        }
+        lab.update_state(|state| state.server = Some(plan.server()))?;
         lab.config = Some(identity::config_of(&lab.kubeconfig()).await?);
         lab.spawn(plan.api_server())?;
         let ready = {
             let lab = &*lab;
-            wait_alive(lab, "kube-apiserver", || async { is_api_ready(lab).await }).await
+            wait_alive(lab, "kube-apiserver", PART_BOUND, || async { is_api_ready(lab).await }).await
         };
         match ready {
             Err(_) if attempt < ATTEMPTS && !lab.is_running("kube-apiserver") => {}
@@ -129,18 +132,14 @@ async fn is_api_ready(lab: &Lab) -> Result<bool> {
 }
 
 async fn start_cluster(lab: &Lab, plan: &Plan<'_>, authority: &Authority) -> Result<()> {
-    let config_for = |name: &str, user: &str, groups: &[&str]| -> Result<PathBuf> {
-        let path = lab.dir.join(format!("{name}.kubeconfig"));
-        kubeconfig::write(&path, &plan.server(), &authority.pair().cert, &authority.client(user, groups)?)?;
-        Ok(path)
-    };
+    let config_for = |name: &str, user: &str, groups: &[&str]| config_for(lab, plan, authority, name, user, groups);
     let manager = config_for("kube-controller-manager", "system:kube-controller-manager", &[])?;
     lab.spawn(plan.controller_manager(&manager)?)?;
     let scheduler = config_for("kube-scheduler", "system:kube-scheduler", &[])?;
     lab.spawn(plan.scheduler(&scheduler)?)?;
     let kwok_config = config_for("kwok", kwok::USER, &kwok::GROUPS)?;
     lab.spawn(kwok::process(&lab.tools, &lab.dir, &kwok_config)?)?;
-    wait_alive(lab, "kube-controller-manager", || async {
+    wait_alive(lab, "kube-controller-manager", PART_BOUND, || async {
         // Until it is there no pod can be created in the namespace.
         let accounts = Api::<ServiceAccount>::namespaced(lab.client()?, "default");
         Ok(accounts.get_opt("default").await.context("looking for the default ServiceAccount")?.is_some())
@@ -154,14 +153,21 @@ async fn start_cluster(lab: &Lab, plan: &Plan<'_>, authority: &Authority) -> Res
     Ok(())
 }
 
+/// Writes the kubeconfig of one part of Kubernetes.
+pub(super) fn config_for(lab: &Lab, plan: &Plan<'_>, authority: &Authority, name: &str, user: &str, groups: &[&str]) -> Result<PathBuf> {
+    let path = lab.dir.join(format!("{name}.kubeconfig"));
+    kubeconfig::write(&path, &plan.server(), &authority.pair().cert, &authority.client(user, groups)?)?;
+    Ok(path)
+}
+
 /// Waits for a process to do its work, and not for one that has died.
-pub(super) async fn wait_alive<F, Fut>(lab: &Lab, name: &str, mut check: F) -> Result<()>
+pub(super) async fn wait_alive<F, Fut>(lab: &Lab, name: &str, timeout: Duration, mut check: F) -> Result<()>
 where
     F: FnMut() -> Fut,
     Fut: Future<Output = Result<bool>>,
 {
     let mut died = false;
-    let waited = wait_for(&format!("{name} to be ready"), PART_BOUND, || {
+    let waited = wait_for(&format!("{name} to be ready"), timeout, || {
         died = !lab.is_running(name);
         let answer = (!died).then(&mut check);
         async move {

@@ -1,0 +1,62 @@
+//! The root file system under our own binaries: the C library that they are linked with, as Debian packs it.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+
+use crate::command::checked;
+use crate::paths::cache_dir;
+use crate::progress::Step;
+
+const PACKAGES: [&str; 2] = ["libc6", "libgcc-s1"];
+
+/// Folders of these packages that no program of ours reads: documentation, character set tables.
+const UNUSED: [&str; 4] = ["usr/share/doc", "usr/share/lintian", "usr/lib/x86_64-linux-gnu/gconv", "usr/lib/aarch64-linux-gnu/gconv"];
+
+/// A folder with the C library, from the cache or downloaded by apt. The cache is keyed by the installed version, which the binaries were linked with.
+pub fn glibc() -> Result<PathBuf> {
+    let mut key = String::new();
+    for package in PACKAGES {
+        let version = checked("dpkg-query", &["-W", "-f=${Version}", package])?;
+        key.push('-');
+        key.extend(version.trim().chars().map(|letter| if letter.is_ascii_alphanumeric() { letter } else { '.' }));
+    }
+    let roots = cache_dir()?.join("rootfs");
+    let wanted = roots.join(format!("glibc{key}"));
+    if wanted.is_dir() {
+        return Ok(wanted);
+    }
+    std::fs::create_dir_all(&roots).with_context(|| format!("creating {}", roots.display()))?;
+    let step = Step::begin("fetching the C library for images");
+    let scratch = tempfile::tempdir_in(&roots).context("creating a folder for packages")?;
+    let root = scratch.path().join("root");
+    download(scratch.path())?;
+    for entry in std::fs::read_dir(scratch.path()).context("listing the packages")? {
+        let path = entry.context("listing the packages")?.path();
+        if path.extension().is_some_and(|extension| extension == "deb") {
+            checked("dpkg", &["-x", &path.to_string_lossy(), &root.to_string_lossy()])?;
+        }
+    }
+    for unused in UNUSED {
+        // Not every architecture has each of them.
+        let _ = std::fs::remove_dir_all(root.join(unused));
+    }
+    match std::fs::rename(&root, &wanted) {
+        // Somebody else was as fast.
+        Err(_) if wanted.is_dir() => {}
+        other => other.with_context(|| format!("moving the C library to {}", wanted.display()))?,
+    }
+    step.done();
+    Ok(wanted)
+}
+
+fn download(into: &Path) -> Result<()> {
+    let output = std::process::Command::new("apt-get")
+        .arg("download")
+        .args(PACKAGES)
+        .current_dir(into)
+        .output()
+        .context("running apt-get download")?;
+    anyhow::ensure!(output.status.success(), "apt-get download failed: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
