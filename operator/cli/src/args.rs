@@ -1,6 +1,10 @@
 //! The command line.
 
-use std::{ffi::OsString, io::Write, path::Path, path::PathBuf};
+use std::{
+    ffi::OsStr,
+    io::Write,
+    path::{Path, PathBuf},
+};
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
@@ -196,8 +200,8 @@ pub(crate) struct VerifyArgs {
 }
 
 /// How the command was called, for its help: kubectl finds plugins by the name of their file.
-pub(crate) fn invoked_as(program: Option<OsString>) -> &'static str {
-    let name = program.as_deref().map(Path::new).and_then(Path::file_stem);
+pub(crate) fn invoked_as(program: Option<&OsStr>) -> &'static str {
+    let name = program.map(Path::new).and_then(Path::file_stem);
     if name.is_some_and(|name| name == "kubectl-spillway") { "kubectl spillway" } else { "spillway" }
 }
 

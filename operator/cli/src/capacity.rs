@@ -10,7 +10,7 @@ use kube::{Api, Client, ResourceExt, api::ListParams};
 use serde::Serialize;
 use spillway_crds::{
     GpuPool,
-    names::{BOOKING_ANNOTATION, HOLD_CLOSED, HOLD_UNSOLD, POOL_LABEL, ROLE_LABEL, ROLE_OWNER},
+    names::{HOLD_CLOSED, HOLD_UNSOLD, POOL_LABEL, ROLE_LABEL, ROLE_OWNER},
 };
 use spillway_manifests::{hold, validate};
 
@@ -221,8 +221,7 @@ pub(crate) enum State {
 /// What a node of a pool is.
 pub(crate) fn state(node: &Node, pool: &GpuPool) -> State {
     let (hold, _) = hold::read_taints(node);
-    let holder = !matches!(hold, None | Some(HOLD_CLOSED | HOLD_UNSOLD));
-    if holder && hold::annotation(node, BOOKING_ANNOTATION).is_some() {
+    if !matches!(hold, None | Some(HOLD_CLOSED | HOLD_UNSOLD)) {
         return State::Held;
     }
     let (ready, _) = validate::readiness(node);

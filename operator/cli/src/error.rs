@@ -53,7 +53,9 @@ pub(crate) enum Error {
         name: String,
     },
     /// No such reservation.
-    #[error("there is no GpuReservation {name:?} in namespace {namespace:?}: `kubectl get gpureservations -A` lists all")]
+    #[error(
+        "there is no GpuReservation {name:?} in namespace {namespace:?}: `kubectl get gpureservations -A` lists all"
+    )]
     NoReservation {
         /// Its namespace.
         namespace: String,
@@ -118,16 +120,18 @@ pub(crate) fn report(error: &Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(one) = cause {
-        let said = match one.downcast_ref::<kube::Error>() {
-            // Its own text repeats the whole object.
-            Some(kube::Error::Api(status)) => status.message.clone(),
-            _ => one.to_string(),
+        // The text of what the API server answered repeats the whole object; its message is enough.
+        let answer = match one.downcast_ref::<kube::Error>() {
+            Some(kube::Error::Api(status)) => Some(status.message.clone()),
+            _ => None,
         };
+        let last = answer.is_some();
+        let said = answer.unwrap_or_else(|| one.to_string());
         if !said.is_empty() && !text.contains(&said) {
             text.push_str("\n  because: ");
             text.push_str(&said);
         }
-        cause = one.source();
+        cause = if last { None } else { one.source() };
     }
     text
 }

@@ -72,7 +72,8 @@ impl Reader {
     async fn read(&self, root: &Root, since_ms: Option<i64>) -> Result<Bookings, Error> {
         let not_archived = format!("{}!=archive", names::PAGE_KIND_LABEL);
         let pages = list(self.pages.clone(), &ListParams::default().labels(&not_archived), PAGES).await?;
-        let mut have: BTreeMap<PageName, Page> = pages.iter().map(page_of).map(|page| (Arc::clone(&page.name), page)).collect();
+        let mut have: BTreeMap<PageName, Page> =
+            pages.iter().map(page_of).map(|page| (Arc::clone(&page.name), page)).collect();
         loop {
             let needed = needed_pages(root, &have).map_err(|source| Error::Ledger { source })?;
             if needed.is_empty() {

@@ -25,6 +25,8 @@ mod error;
 mod explain;
 mod ledger;
 mod output;
+#[cfg(test)]
+mod sample;
 mod time;
 mod usage;
 mod verify;
@@ -36,7 +38,7 @@ const EXIT_ERROR: u8 = 2;
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let command = Cli::command().bin_name(args::invoked_as(std::env::args_os().next()));
+    let command = Cli::command().bin_name(args::invoked_as(std::env::args_os().next().as_deref()));
     let matches = command.get_matches();
     let cli = match Cli::from_arg_matches(&matches) {
         Ok(cli) => cli,

@@ -28,9 +28,9 @@ pub(crate) trait Report: Serialize {
 pub(crate) fn write(format: Format, report: &impl Report, out: &mut dyn Write) -> Result<(), Error> {
     match format {
         Format::Table => report.write_table(out),
-        Format::Json => serde_json::to_string_pretty(report)
-            .map_err(io::Error::other)
-            .and_then(|text| writeln!(out, "{text}")),
+        Format::Json => {
+            serde_json::to_string_pretty(report).map_err(io::Error::other).and_then(|text| writeln!(out, "{text}"))
+        }
         Format::Yaml => serde_yaml::to_string(report).map_err(io::Error::other).and_then(|text| write!(out, "{text}")),
     }
     .and_then(|()| out.flush())
@@ -96,7 +96,8 @@ struct Column {
 }
 
 fn is_number(cell: &str) -> bool {
-    cell.starts_with(|c: char| c.is_ascii_digit() || c == '-') && cell.chars().all(|c| c.is_ascii_digit() || "-.".contains(c))
+    cell.starts_with(|c: char| c.is_ascii_digit() || c == '-')
+        && cell.chars().all(|c| c.is_ascii_digit() || "-.".contains(c))
 }
 
 #[cfg(test)]

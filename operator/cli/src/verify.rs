@@ -80,8 +80,10 @@ impl Report for Verdict {
             writeln!(out)?;
         }
         let Checked { generation, nodes, pods, reservations } = self.checked;
-        let ledger = generation.map_or_else(|| "no ledger".to_owned(), |generation| format!("ledger generation {generation}"));
-        let hidden = if self.warnings > 0 && self.findings.len() == self.violations { " (--warnings shows them)" } else { "" };
+        let ledger =
+            generation.map_or_else(|| "no ledger".to_owned(), |generation| format!("ledger generation {generation}"));
+        let hidden =
+            if self.warnings > 0 && self.findings.len() == self.violations { " (--warnings shows them)" } else { "" };
         writeln!(
             out,
             "{} violations, {} warnings{hidden}: {ledger}, {nodes} pool nodes with {pods} pods, {reservations} reservations checked.",

@@ -167,6 +167,7 @@ fn control<K, Fut>(
         let count = failures.entry(key).or_default();
         *count = (*count + 1).min(8);
         // A conflict is no error: somebody else wrote, the watch brings it, look again.
+        tracing::debug!(controller = name, object = %object.name_any(), %error, "not done");
         if error.is_conflict() {
             context.metrics.reconciled(name, "conflict");
             return Action::requeue(Duration::from_millis(50 << (*count).min(5)));

@@ -95,7 +95,8 @@ pub fn plan(snapshot: &Snapshot, now: TimeMs) -> Plan {
     let ending: HashSet<&BookingId> = ends.iter().map(|end| &end.booking).collect();
     let swaps = swaps::plan_swaps(&book, &ending, &mut stocks, now);
     let (bookings, outcomes, next_deadline) = requests::plan_requests(snapshot, &book, &ending, stocks, now);
-    let next_end = book.live.iter().filter_map(|booking| booking.end).filter(|&end| end > now).min();
+    let staying = book.live.iter().filter(|booking| !ending.contains(&booking.id));
+    let next_end = staying.filter_map(|booking| booking.end).min();
     Plan { bookings, ends, swaps, outcomes, next: next_end.into_iter().chain(next_deadline).min() }
 }
 

@@ -38,9 +38,9 @@ fn bad_durations_are_refused() {
 
 #[test]
 fn it_knows_its_name_as_a_plugin() {
-    assert_eq!(invoked_as(Some("kubectl-spillway".into())), "kubectl spillway");
-    assert_eq!(invoked_as(Some("bin/kubectl-spillway".into())), "kubectl spillway");
-    assert_eq!(invoked_as(Some("spillway".into())), "spillway");
+    assert_eq!(invoked_as(Some(OsStr::new("kubectl-spillway"))), "kubectl spillway");
+    assert_eq!(invoked_as(Some(OsStr::new("bin/kubectl-spillway"))), "kubectl spillway");
+    assert_eq!(invoked_as(Some(OsStr::new("spillway"))), "spillway");
     assert_eq!(invoked_as(None), "spillway");
 }
 

@@ -56,7 +56,7 @@ const LEVELS: [&str; 3] = ["zone", "rack", "host"];
 #[case::none_is_no_gang("z/r/n1", 0, None, "-")]
 #[case::best_fitting_rack("z/r1/n1 z/r1/n2 z/r1/n3 z/r2/n4 z/r2/n5", 2, None, "n4 n5")]
 #[case::a_single_node_breaks_no_full_rack("z/r1/n1 z/r1/n2 z/r2/n3 z/r2/n4!", 1, None, "n3")]
-#[case::equal_racks_go_by_name("z/r2/n1 z/r1/n2", 1, None, "n2")]
+#[case::equal_racks_go_by_name("z/r2/n1 z/r2/n3! z/r1/n2 z/r1/n4!", 1, None, "n2")]
 #[case::narrowest_level_that_suffices("x/r1/n1 x/r2/n2 y/r3/n3 y/r3/n4 y/r4/n5", 2, None, "n3 n4")]
 #[case::the_zone_when_no_rack_suffices("x/r1/n1 x/r2/n2 y/r3/n3 y/r4/n4 y/r5/n5", 3, None, "n3 n4 n5")]
 #[case::best_fitting_zone("x/r1/n1 x/r2/n2 x/r3/n3 y/r4/n4 y/r5/n5", 2, None, "n4 n5")]

@@ -77,7 +77,8 @@ fn lost_at(segment: &Segment, stocks: &Stocks<'_>, now: TimeMs) -> Option<TimeMs
         Some(NodeHealth::Lost(at)) => *at,
         None => now,
     };
-    Some(at.min(now).max(segment.from.unwrap_or(at)))
+    let at = at.min(now);
+    Some(segment.from.map_or(at, |from| at.max(from)))
 }
 
 /// Takes free nodes for what is lost now and for what is missing since earlier: as many as there are.

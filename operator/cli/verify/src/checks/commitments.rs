@@ -103,8 +103,12 @@ fn check_devices(
     }
     for segment in booking.open_segments() {
         if !nodes.contains(segment.uid.as_str()) {
-            let message =
-                format!("{} holds node {} (uid {}), which is not there or in no pool", booking.owner(), segment.node, segment.uid);
+            let message = format!(
+                "{} holds node {} (uid {}), which is not there or in no pool",
+                booking.owner(),
+                segment.node,
+                segment.uid
+            );
             findings.warning(2, "NodeGone", booking.object(), message);
         }
     }

@@ -1,0 +1,107 @@
+use rstest::rstest;
+use spillway_planner::{EndReason, TenantName, TimeMs};
+
+use super::*;
+use crate::{
+    output::shown,
+    sample::{HOUR, NOW, booking},
+};
+
+fn args(by: By, tenant: Option<&str>) -> UsageArgs {
+    UsageArgs { tenant: tenant.map(str::to_owned), from: None, to: None, by }
+}
+
+/// `run` is live on 8 devices since an hour and 59 minutes; `old` of another tenant was over an hour ago, after 59 minutes.
+fn bookings() -> Bookings {
+    let mut old = booking("b-0", "old", "n9");
+    old.tenant = TenantName::from("beta");
+    old.end = Some(TimeMs(NOW - HOUR));
+    old.end_reason = Some(EndReason::Deleted);
+    Bookings { live: vec![booking("b-1", "run", "n1").into()], ended: vec![old.into()] }
+}
+
+fn answer(args: &UsageArgs, from: i64, to: i64) -> Usage {
+    usage(&bookings(), args, from, to, NOW).unwrap()
+}
+
+#[test]
+fn by_tenant() {
+    insta::assert_snapshot!(shown(&answer(&args(By::Tenant, None), NOW - 24 * HOUR, NOW)), @r#"
+    From 2026-11-20T08:00:00Z to 2026-11-21T08:00:00Z
+
+    TENANT  GPU-HOURS
+    acme    15.866667
+    beta     7.866667
+    total   23.733333
+    "#);
+}
+
+#[test]
+fn by_reservation() {
+    insta::assert_snapshot!(shown(&answer(&args(By::Reservation, None), NOW - 24 * HOUR, NOW)), @r#"
+    From 2026-11-20T08:00:00Z to 2026-11-21T08:00:00Z
+
+    TENANT  NAMESPACE  RESERVATION  SKU              TIER       GPU-HOURS
+    acme    acme       run          nvidia-h200-sxm  Committed  15.866667
+    beta    acme       old          nvidia-h200-sxm  Committed   7.866667
+    total                                                       23.733333
+    "#);
+}
+
+#[test]
+fn by_sku_of_one_tenant() {
+    insta::assert_snapshot!(shown(&answer(&args(By::Sku, Some("beta")), NOW - 24 * HOUR, NOW)), @r#"
+    From 2026-11-20T08:00:00Z to 2026-11-21T08:00:00Z
+
+    SKU              TIER       GPU-HOURS
+    nvidia-h200-sxm  Committed   7.866667
+    total                        7.866667
+    "#);
+}
+
+#[test]
+fn json_has_exact_decimal_strings() {
+    let answer = answer(&args(By::Tenant, Some("acme")), NOW - 1, NOW);
+    insta::assert_snapshot!(serde_json::to_string_pretty(&answer).unwrap(), @r#"
+    {
+      "from": "2026-11-21T07:59:59.999Z",
+      "to": "2026-11-21T08:00:00Z",
+      "by": "tenant",
+      "rows": [
+        {
+          "tenant": "acme",
+          "deviceMilliseconds": "8",
+          "gpuHours": "0.000002"
+        }
+      ],
+      "total": {
+        "deviceMilliseconds": "8",
+        "gpuHours": "0.000002"
+      }
+    }
+    "#);
+}
+
+/// Periods that adjoin add up, and the future counts nothing.
+#[rstest]
+#[case::before(NOW - 48 * HOUR, NOW - 24 * HOUR, "0")]
+#[case::all(NOW - 24 * HOUR, NOW, "85440000")]
+#[case::first_half(NOW - 24 * HOUR, NOW - HOUR, "56640000")]
+#[case::second_half(NOW - HOUR, NOW, "28800000")]
+#[case::with_the_future(NOW - HOUR, NOW + 10 * HOUR, "28800000")]
+fn periods(#[case] from: i64, #[case] to: i64, #[case] expected: &str) {
+    assert_eq!(answer(&args(By::Tenant, None), from, to).total.device_milliseconds, expected);
+}
+
+#[test]
+fn what_ended_is_counted_to_its_end_by_a_clock_that_is_behind() {
+    let behind = NOW - 90 * 60_000;
+    let answer = usage(&bookings(), &args(By::Tenant, Some("beta")), NOW - 24 * HOUR, NOW, behind).unwrap();
+    assert_eq!(answer.total.device_milliseconds, (8 * 59 * 60_000).to_string());
+}
+
+#[test]
+fn a_reversed_period_is_an_error() {
+    let error = usage(&bookings(), &args(By::Tenant, None), NOW, NOW - 1, NOW).unwrap_err();
+    assert!(crate::error::report(&error).contains("before its start"));
+}
