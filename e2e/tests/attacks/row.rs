@@ -7,7 +7,7 @@ use tonic::codegen::http::{Method, Request};
 
 /// Who asks.
 #[derive(Clone, Debug)]
-pub enum Who {
+pub(crate) enum Who {
     /// A person with ClusterRole `edit` in this namespace, and nothing else.
     Editor(&'static str),
     /// Cluster administrator (`system:masters`), who is not in the break-glass group.
@@ -31,13 +31,13 @@ pub enum Who {
 }
 
 /// The release's namespace.
-pub const RELEASE: &str = "spillway-system";
+pub(crate) const RELEASE: &str = "spillway-system";
 const MASTERS: &str = "system:masters";
 const NODE_NAME: &str = "authentication.kubernetes.io/node-name";
 
 impl Who {
     /// A client that is this one.
-    pub fn client(&self, lab: &Lab) -> Result<kube::Client> {
+    pub(crate) fn client(&self, lab: &Lab) -> Result<kube::Client> {
         let account = |name: &str| format!("system:serviceaccount:{RELEASE}:{name}");
         match self {
             Self::Editor(namespace) => lab.client_as(&format!("{namespace}-editor"), &["people"], &[]),
@@ -60,7 +60,7 @@ impl Who {
 
 /// What is asked.
 #[derive(Clone, Debug)]
-pub enum Call {
+pub(crate) enum Call {
     /// POST of this object.
     Create(String, Value),
     /// PATCH with these media type and body.
@@ -79,7 +79,7 @@ const APPLY: &str = "application/apply-patch+yaml";
 
 /// What must come of it.
 #[derive(Clone, Debug)]
-pub enum Expect {
+pub(crate) enum Expect {
     /// Refused by this policy, in a message with this text.
     Policy(&'static str, &'static str),
     /// Refused because no role allows it.
@@ -94,7 +94,7 @@ pub enum Expect {
 
 /// A row of the table.
 #[derive(Clone, Debug)]
-pub struct Row {
+pub(crate) struct Row {
     attack: String,
     who: Who,
     call: Call,
@@ -102,63 +102,63 @@ pub struct Row {
 }
 
 /// A row.
-pub fn row(attack: impl Into<String>, who: Who, call: Call, expect: Expect) -> Row {
+pub(crate) fn row(attack: impl Into<String>, who: Who, call: Call, expect: Expect) -> Row {
     Row { attack: attack.into(), who, call, expect }
 }
 
 /// POST to a collection.
-pub fn create(path: impl Into<String>, body: Value) -> Call {
+pub(crate) fn create(path: impl Into<String>, body: Value) -> Call {
     Call::Create(path.into(), body)
 }
 
 /// JSON merge patch.
-pub fn merge(path: impl Into<String>, body: Value) -> Call {
+pub(crate) fn merge(path: impl Into<String>, body: Value) -> Call {
     Call::Patch(path.into(), MERGE, body)
 }
 
 /// Strategic merge patch.
-pub fn strategic(path: impl Into<String>, body: Value) -> Call {
+pub(crate) fn strategic(path: impl Into<String>, body: Value) -> Call {
     Call::Patch(path.into(), STRATEGIC, body)
 }
 
 /// JSON patch.
-pub fn json_patch(path: impl Into<String>, body: Value) -> Call {
+pub(crate) fn json_patch(path: impl Into<String>, body: Value) -> Call {
     Call::Patch(path.into(), JSON, body)
 }
 
 /// Forced server-side apply by a manager of its own.
-pub fn apply(path: impl Into<String>, body: Value) -> Call {
+pub(crate) fn apply(path: impl Into<String>, body: Value) -> Call {
     Call::Patch(path.into(), APPLY, body)
 }
 
 /// Read, change, PUT.
-pub fn edit(path: impl Into<String>, change: fn(&mut Value)) -> Call {
+pub(crate) fn edit(path: impl Into<String>, change: fn(&mut Value)) -> Call {
     Call::Edit(path.into(), change)
 }
 
 /// DELETE.
-pub fn delete(path: impl Into<String>, options: Value) -> Call {
+pub(crate) fn delete(path: impl Into<String>, options: Value) -> Call {
     Call::Delete(path.into(), options)
 }
 
 /// The path of pods of a namespace.
-pub fn pods(namespace: &str) -> String {
+pub(crate) fn pods(namespace: &str) -> String {
     format!("/api/v1/namespaces/{namespace}/pods")
 }
 
 /// The path of one of our cluster-scoped kinds.
-pub fn ours(plural: &str) -> String {
+pub(crate) fn ours(plural: &str) -> String {
     format!("/apis/spillway.dev/v1alpha1/{plural}")
 }
 
 /// The path of one of our kinds in a namespace.
-pub fn ours_in(namespace: &str, plural: &str) -> String {
+pub(crate) fn ours_in(namespace: &str, plural: &str) -> String {
     format!("/apis/spillway.dev/v1alpha1/namespaces/{namespace}/{plural}")
 }
 
 impl Call {
     /// Sends it.
-    pub async fn send(&self, lab: &Lab, who: &Who) -> Result<Result<Value, kube::core::Status>> {
+    pub(crate) async fn send(&self, lab: &Lab, who: &Who) -> Result<Result<Value, kube::core::Status>> {
         let (method, path, media, body) = match self {
             Self::Create(path, body) => (Method::POST, path.clone(), "application/json", body.clone()),
             Self::Patch(path, media, body) if *media == APPLY => {
@@ -168,6 +168,10 @@ impl Call {
             Self::Delete(path, options) => {
                 let mut body = json!({"apiVersion": "v1", "kind": "DeleteOptions"});
                 merge_into(&mut body, options);
+                // A delete with a body does not look at its query.
+                if path.ends_with("?dryRun=All") {
+                    body["dryRun"] = json!(["All"]);
+                }
                 (Method::DELETE, path.clone(), "application/json", body)
             }
             Self::Edit(path, change) => {
@@ -195,7 +199,7 @@ impl Call {
 }
 
 /// Adds the fields of one object to another.
-pub fn merge_into(into: &mut Value, from: &Value) {
+pub(crate) fn merge_into(into: &mut Value, from: &Value) {
     match (into, from) {
         (Value::Object(into), Value::Object(from)) => {
             for (key, value) in from {
@@ -228,7 +232,7 @@ fn judge(expect: &Expect, answer: &Result<Value, kube::core::Status>) -> Option<
 }
 
 /// Runs rows one after the other and says which came out differently.
-pub async fn run(lab: &Lab, rows: &[Row]) -> Result<Vec<String>> {
+pub(crate) async fn run(lab: &Lab, rows: &[Row]) -> Result<Vec<String>> {
     let mut wrong = Vec::new();
     for Row { attack, who, call, expect } in rows {
         let answer = call.send(lab, who).await.with_context(|| attack.clone())?;

@@ -19,25 +19,25 @@ const HOLDERS: [(&str, &str); 3] = [("acme", "gpu-0"), ("beta", "gpu-1"), ("gamm
 /// The owner's node, which is not sold.
 const UNSOLD: &str = "gpu-2";
 /// A node of the pool that nobody has looked at yet.
-pub const CLOSED: &str = "gpu-4";
+pub(crate) const CLOSED: &str = "gpu-4";
 /// A node of no pool.
-pub const PLAIN: &str = "cpu-0";
+pub(crate) const PLAIN: &str = "cpu-0";
 
 /// The cluster, and the ids in it.
-pub struct Stage {
+pub(crate) struct Stage {
     /// The cluster.
-    pub lab: Lab,
+    pub(crate) lab: Lab,
     /// Holder id of namespace acme.
-    pub acme: String,
+    pub(crate) acme: String,
     /// Holder id of namespace beta.
-    pub beta: String,
+    pub(crate) beta: String,
     /// UID of node gpu-1.
-    pub node_uid: String,
+    pub(crate) node_uid: String,
 }
 
 impl Stage {
     /// Builds it.
-    pub async fn build() -> Result<Self> {
+    pub(crate) async fn build() -> Result<Self> {
         let lab = Lab::start(LabOptions::new(Size::Cluster)).await?;
         // No image of ours is needed here: no operator, and the agents are pods of fake nodes.
         let set = "operator.replicas=0";
@@ -85,32 +85,32 @@ impl Stage {
     }
 
     /// Does something that must go well, and returns what came back.
-    pub async fn must(&self, who: Who, call: Call) -> Result<Value> {
+    pub(crate) async fn must(&self, who: Who, call: Call) -> Result<Value> {
         let answer = call.send(&self.lab, &who).await?;
         answer.map_err(|status| anyhow::anyhow!("{who:?} {call:?}: {} {}", status.code, status.message))
     }
 
     /// Reads an object as the administrator.
-    pub async fn read(&self, path: &str) -> Result<Value> {
+    pub(crate) async fn read(&self, path: &str) -> Result<Value> {
         let request = tonic::codegen::http::Request::get(path).body(Vec::new()).context("a request")?;
         self.lab.client()?.request(request).await.with_context(|| format!("reading {path}"))
     }
 
     /// Where a pod is: its node, or nothing.
-    pub async fn node_of(&self, namespace: &str, pod: &str) -> Result<Option<String>> {
+    pub(crate) async fn node_of(&self, namespace: &str, pod: &str) -> Result<Option<String>> {
         let pod = self.read(&format!("{}/{pod}", pods(namespace))).await?;
         Ok(pod["spec"]["nodeName"].as_str().map(str::to_owned))
     }
 
     /// Whether a pod is there.
-    pub async fn exists(&self, namespace: &str, pod: &str) -> Result<bool> {
+    pub(crate) async fn exists(&self, namespace: &str, pod: &str) -> Result<bool> {
         let list = self.read(&pods(namespace)).await?;
         let items = list["items"].as_array().context("a list of pods")?;
         Ok(items.iter().any(|item| item["metadata"]["name"] == pod))
     }
 
     /// Waits until a pod runs, and says where.
-    pub async fn wait_running(&self, namespace: &str, pod: &str) -> Result<String> {
+    pub(crate) async fn wait_running(&self, namespace: &str, pod: &str) -> Result<String> {
         let what = format!("pod {namespace}/{pod} to run");
         spillway_lab::wait_for_value(&what, Duration::from_secs(30), || async {
             let pod = self.read(&format!("{}/{pod}", pods(namespace))).await?;
@@ -120,13 +120,13 @@ impl Stage {
     }
 
     /// Waits until a pod is gone.
-    pub async fn wait_gone(&self, namespace: &str, pod: &str) -> Result<()> {
+    pub(crate) async fn wait_gone(&self, namespace: &str, pod: &str) -> Result<()> {
         let what = format!("pod {namespace}/{pod} to be gone");
         self.lab.wait_for(&what, Duration::from_secs(20), || async { Ok(!self.exists(namespace, pod).await?) }).await
     }
 
     /// Gives a node's hold to nobody: both effects `closed`, the holder's labels away, in one write.
-    pub async fn close(&self, node: &str, namespace: &str) -> Result<()> {
+    pub(crate) async fn close(&self, node: &str, namespace: &str) -> Result<()> {
         let body = json!({
             "metadata": {"labels": {format!("hold.spillway.dev/{namespace}"): null, format!("{namespace}.hold.spillway.dev/r1"): null}},
             "spec": {"taints": [hold("closed", "NoSchedule"), hold("closed", "NoExecute")]},
@@ -136,7 +136,7 @@ impl Stage {
     }
 
     /// Takes the pods of these namespaces away.
-    pub async fn clear(&self, namespaces: &[&str]) -> Result<()> {
+    pub(crate) async fn clear(&self, namespaces: &[&str]) -> Result<()> {
         for namespace in namespaces {
             for kind in ["daemonsets", "deployments"] {
                 self.must(Who::Admin, delete(format!("/apis/apps/v1/namespaces/{namespace}/{kind}"), json!({}))).await?;
@@ -185,12 +185,12 @@ impl Stage {
 }
 
 /// A taint of ours.
-pub fn hold(value: &str, effect: &str) -> Value {
+pub(crate) fn hold(value: &str, effect: &str) -> Value {
     json!({"key": "spillway.dev/hold", "value": value, "effect": effect})
 }
 
 /// A pod that asks for so many GPUs, with further fields.
-pub fn pod(name: &str, gpus: u32, more: &Value) -> Value {
+pub(crate) fn pod(name: &str, gpus: u32, more: &Value) -> Value {
     let mut container = json!({"name": "c", "image": "localhost/none"});
     if gpus > 0 {
         container["resources"] = json!({"limits": {"nvidia.com/gpu": gpus.to_string()}});
@@ -206,7 +206,7 @@ pub fn pod(name: &str, gpus: u32, more: &Value) -> Value {
 }
 
 /// A policy is in force within about a second after it was written; each has an informer of its own.
-pub async fn wait_for_policies(lab: &Lab) -> Result<()> {
+pub(crate) async fn wait_for_policies(lab: &Lab) -> Result<()> {
     let wildcard = pod("probe", 0, &json!({"spec": {"tolerations": [{"operator": "Exists"}]}}));
     let probe = create(format!("{}?dryRun=All", pods("default")), wildcard);
     lab.wait_for("the policies to be in force", Duration::from_secs(30), || async {

@@ -1,0 +1,204 @@
+//! The Helm chart: what it refuses, and its life from a dry run to a reinstall, on a bare API server.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
+use spillway_lab::{Lab, LabOptions, Size};
+use tonic::codegen::http::Request;
+
+const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../charts/spillway");
+const NAMESPACE: &str = "spillway-system";
+const CRDS: [&str; 6] = ["capacityledgerpages", "capacityledgers", "gpunodes", "gpupools", "gpureservations", "tenants"];
+const POLICIES: &str = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies";
+const LEDGER: &str = "/apis/spillway.dev/v1alpha1/capacityledgers";
+
+async fn helm(lab: &Lab, verb: &[&str], more: &[&str]) -> Result<String> {
+    let mut args = verb.to_vec();
+    args.extend(["-n", NAMESPACE]);
+    args.extend(more);
+    lab.helm(&args).await
+}
+
+async fn read(lab: &Lab, path: &str) -> Result<Value> {
+    let request = Request::get(path).body(Vec::new()).context("a request")?;
+    lab.client()?.request(request).await.with_context(|| format!("reading {path}"))
+}
+
+/// The names of a list.
+async fn names(lab: &Lab, path: &str) -> Result<Vec<String>> {
+    let list = read(lab, path).await?;
+    let items = list["items"].as_array().with_context(|| format!("a list at {path}"))?;
+    let mut names: Vec<String> = items.iter().filter_map(|item| item["metadata"]["name"].as_str().map(str::to_owned)).collect();
+    names.sort();
+    Ok(names)
+}
+
+/// Whether somebody without special rights in our policies may label a namespace as a tenant's.
+async fn policies_are_in_force(lab: &Lab) -> Result<bool> {
+    let body = json!({"metadata": {"labels": {"spillway.dev/role": "owner"}}}).to_string().into_bytes();
+    let request = Request::patch("/api/v1/namespaces/default?dryRun=All")
+        .header("content-type", "application/merge-patch+json")
+        .body(body)
+        .context("a request")?;
+    Ok(match lab.client()?.request::<Value>(request).await {
+        Ok(_) => false,
+        Err(kube::Error::Api(status)) if status.message.contains("list the namespace in a Tenant") => true,
+        Err(error) => return Err(error).context("probing the policies"),
+    })
+}
+
+async fn wait_for_policies(lab: &Lab, in_force: bool) -> Result<()> {
+    let what = if in_force { "the policies to be in force" } else { "the policies to be gone" };
+    lab.wait_for(what, Duration::from_secs(20), || async { Ok(policies_are_in_force(lab).await? == in_force) }).await
+}
+
+/// Makes the ledger as who breaks the glass: no operator runs here.
+async fn make_ledger(lab: &Lab) -> Result<String> {
+    let root = json!({
+        "apiVersion": "spillway.dev/v1alpha1", "kind": "CapacityLedger", "metadata": {"name": "cluster"},
+        "spec": {"format": 1, "generation": 7, "epoch": 0, "committedAt": 1, "pools": []},
+    });
+    let client = lab.client_as("lab:admin", &["system:masters", "spillway:break-glass"], &[])?;
+    let request = Request::post(LEDGER)
+        .header("content-type", "application/json")
+        .body(root.to_string().into_bytes())
+        .context("a request")?;
+    let made: Value = client.request(request).await.context("making the ledger")?;
+    Ok(made["metadata"]["uid"].as_str().context("its UID")?.to_owned())
+}
+
+/// What is wrong with values, and what is said about it.
+const REFUSED_VALUES: [(&str, &str); 14] = [
+    ("graceCapSeconds=0", "graceCapSeconds"),
+    ("graceCapSeconds=soon", "graceCapSeconds"),
+    ("graceCapSeconds=3601", "graceCapSeconds"),
+    ("devicePrefixes={nvidia.com}", "devicePrefixes"),
+    ("devicePrefixes=null", "devicePrefixes"),
+    ("schedulers={it's}", "schedulers"),
+    ("schedulers=null", "schedulers"),
+    ("breakGlassGroup=system:masters", "breakGlassGroup"),
+    ("breakGlassGroup=it's", "breakGlassGroup"),
+    ("infrastructureNamespaces={Bad_Name}", "infrastructureNamespaces"),
+    ("agent.criSocket=/containerd.sock", "criSocket"),
+    ("image.operator.pullPolicy=Sometimes", "pullPolicy"),
+    ("operator.replicaCount=3", "replicaCount"),
+    ("nonsense=1", "nonsense"),
+];
+
+#[tokio::test]
+async fn helm_lints_and_refuses_what_would_not_work() -> Result<()> {
+    let lab = Lab::start(LabOptions::new(Size::Api)).await?;
+    let lint = helm(&lab, &["lint", "--strict", CHART], &[]).await?;
+    ensure!(lint.contains("0 chart(s) failed") && !lint.contains("[WARNING]"), "{lint}");
+
+    let mut wrong = Vec::new();
+    for (set, text) in REFUSED_VALUES {
+        match helm(&lab, &["template", "spillway", CHART], &["--set", set]).await {
+            Ok(_) => wrong.push(format!("{set} was taken")),
+            Err(error) if format!("{error:#}").contains(text) => {}
+            Err(error) => wrong.push(format!("{set}: expected {text}, got {error:#}")),
+        }
+    }
+    for (args, text) in [
+        (vec!["-n", "default"], "Spillway needs a namespace of its own"),
+        (vec!["-n", "kube-system"], "Spillway needs a namespace of its own"),
+        (vec!["-n", NAMESPACE, "--kube-version", "1.35.3"], "kubeVersion: >=1.36.0-0 which is incompatible with Kubernetes v1.35.3"),
+    ] {
+        let all = [vec!["template", "spillway", CHART], args.clone()].concat();
+        match lab.helm(&all).await {
+            Ok(_) => wrong.push(format!("{args:?} was taken")),
+            Err(error) if format!("{error:#}").contains(text) => {}
+            Err(error) => wrong.push(format!("{args:?}: expected {text}, got {error:#}")),
+        }
+    }
+    lab.stop()?;
+    ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_release_comes_changes_goes_and_comes_back_without_losing_a_booking() -> Result<()> {
+    let lab = Lab::start(LabOptions::new(Size::Api)).await?;
+    let before = names(&lab, "/apis/rbac.authorization.k8s.io/v1/clusterroles").await?;
+
+    helm(&lab, &["install", "spillway", CHART], &["--create-namespace", "--dry-run=server"]).await?;
+    ensure!(names(&lab, POLICIES).await?.is_empty(), "a dry run left policies");
+
+    let notes = helm(&lab, &["install", "spillway", CHART], &["--create-namespace"]).await?;
+    for text in ["What to do next", "gpu-operator, kube-system, spillway-system", "helm uninstall spillway -n spillway-system"] {
+        ensure!(notes.contains(text), "the notes do not say '{text}': {notes}");
+    }
+    wait_for_policies(&lab, true).await?;
+    crds_are_kept_ones(&lab).await?;
+    let ledger = make_ledger(&lab).await?;
+
+    // An upgrade changes the policies and loses nothing.
+    ensure!(!policy(&lab, "spillway-pod-delete").await?.contains("1 to 60,"), "the cap is 60 already");
+    helm(&lab, &["upgrade", "spillway", CHART], &["--set", "graceCapSeconds=60", "--set", "infrastructureNamespaces={a,b}"]).await?;
+    ensure!(policy(&lab, "spillway-pod-delete").await?.contains("1 to 60,"), "the new cap did not arrive");
+    let namespaces = json!(["a", "b", "kube-system", NAMESPACE]).to_string();
+    ensure!(policy(&lab, "spillway-pod").await?.contains(&namespaces), "the new infrastructure namespaces did not arrive");
+    ensure!(uid(&lab).await? == ledger, "the upgrade lost the ledger");
+    let looking = helm(&lab, &["upgrade", "spillway", CHART], &["--set", "policies.enforce=false"]).await;
+    let refusal = format!("{:#}", looking.err().context("policies were taken off a cluster with bookings")?);
+    ensure!(refusal.contains("would leave sold nodes open to everybody"), "{refusal}");
+
+    // Gone, but for what was sold.
+    helm(&lab, &["uninstall", "spillway"], &[]).await?;
+    wait_for_policies(&lab, false).await?;
+    ensure!(names(&lab, POLICIES).await?.is_empty(), "policies are left");
+    ensure!(names(&lab, "/apis/rbac.authorization.k8s.io/v1/clusterroles").await? == before, "roles are left");
+    crds_are_kept_ones(&lab).await?;
+    ensure!(uid(&lab).await? == ledger, "the uninstall lost the ledger");
+
+    // Back again, on the same objects.
+    helm(&lab, &["install", "spillway", CHART], &[]).await?;
+    wait_for_policies(&lab, true).await?;
+    ensure!(uid(&lab).await? == ledger, "the reinstall lost the ledger");
+    // What somebody deleted comes back with the next upgrade.
+    lab.kubectl(&["delete", "validatingadmissionpolicybinding", "spillway-namespace"]).await?;
+    wait_for_policies(&lab, false).await?;
+    helm(&lab, &["upgrade", "spillway", CHART], &[]).await?;
+    wait_for_policies(&lab, true).await?;
+    lab.stop()
+}
+
+#[tokio::test]
+async fn a_first_look_refuses_nothing_and_sells_nothing() -> Result<()> {
+    let lab = Lab::start(LabOptions::new(Size::Api)).await?;
+    let notes = helm(&lab, &["install", "spillway", CHART], &["--create-namespace", "--set", "policies.enforce=false"]).await?;
+    ensure!(notes.contains("nothing is sold"), "{notes}");
+    let bindings = read(&lab, "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicybindings").await?;
+    for binding in bindings["items"].as_array().context("bindings")? {
+        ensure!(binding["spec"]["validationActions"] == json!(["Warn", "Audit"]), "{binding}");
+    }
+    let deployment = read(&lab, &format!("/apis/apps/v1/namespaces/{NAMESPACE}/deployments/spillway-operator")).await?;
+    ensure!(deployment["spec"]["replicas"] == 0, "an operator runs beside policies that hold nothing");
+    // The bindings are written in one go; what they do is seen within a second.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let warned = lab.kubectl(&["label", "namespace", "default", "spillway.dev/role=owner"]).await;
+    ensure!(warned.is_ok(), "a policy that only looks refused: {warned:?}");
+    let node = "{apiVersion: v1, kind: Node, metadata: {name: n, labels: {spillway.dev/pool: p}}}";
+    lab.kubectl_with_input(&["create", "-f", "-"], node).await?;
+    ensure!(read(&lab, "/api/v1/nodes/n").await?["spec"]["taints"].is_null(), "a node was closed, and nobody is there to open it");
+    lab.stop()
+}
+
+async fn uid(lab: &Lab) -> Result<String> {
+    let root = read(lab, &format!("{LEDGER}/cluster")).await?;
+    Ok(root["metadata"]["uid"].as_str().context("the ledger's UID")?.to_owned())
+}
+
+async fn policy(lab: &Lab, name: &str) -> Result<String> {
+    Ok(read(lab, &format!("{POLICIES}/{name}")).await?.to_string())
+}
+
+async fn crds_are_kept_ones(lab: &Lab) -> Result<()> {
+    for plural in CRDS {
+        let path = format!("/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{plural}.spillway.dev");
+        let crd = read(lab, &path).await?;
+        ensure!(crd["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep", "{plural} would go with the release");
+    }
+    Ok(())
+}
