@@ -247,7 +247,11 @@ pub(crate) fn explain(facts: Facts) -> Explanation {
     let rows = facts.pool_rows(&pools);
     let queue = queue::queue(&facts, &pools);
     let quota = queue::quota(&facts, &pools);
-    let nodes = booking.map(|booking| nodes::rows(&facts, booking)).unwrap_or_default();
+    let nodes = match (booking, &facts.fleet) {
+        (Some(booking), _) => nodes::rows(&facts, booking),
+        (None, None) => nodes::rows_of_status(&status),
+        (None, Some(_)) => Vec::new(),
+    };
     let waiting_pods = nodes::waiting_pods(&facts, &pools);
     let help = help::help(&facts, &pools, &rows, queue.as_ref(), quota.as_ref(), &waiting_pods);
     Explanation {

@@ -9,7 +9,7 @@ use spillway_verify::{Settings, Severity, Violation, check, load};
 use crate::{
     args::VerifyArgs,
     error::Error,
-    output::{Report, Table},
+    output::{Report, Table, counted},
 };
 
 /// The answer.
@@ -83,11 +83,15 @@ impl Report for Verdict {
         let ledger =
             generation.map_or_else(|| "no ledger".to_owned(), |generation| format!("ledger generation {generation}"));
         let hidden =
-            if self.warnings > 0 && self.findings.len() == self.violations { " (--warnings shows them)" } else { "" };
+            if self.warnings > 0 && self.findings.len() == self.violations { " (--warnings shows more)" } else { "" };
         writeln!(
             out,
-            "{} violations, {} warnings{hidden}: {ledger}, {nodes} pool nodes with {pods} pods, {reservations} reservations checked.",
-            self.violations, self.warnings
+            "{}, {}{hidden}: {ledger}, {} with {}, {} checked.",
+            counted(self.violations, "violation"),
+            counted(self.warnings, "warning"),
+            counted(nodes, "pool node"),
+            counted(pods, "pod"),
+            counted(reservations, "reservation"),
         )
     }
 }

@@ -5,7 +5,7 @@ use spillway_crds::{GpuPool, Phase};
 use spillway_planner::Booking;
 
 use super::{Facts, Queue, QuotaRow, WaitingPod, queue};
-use crate::{capacity::PoolRow, time};
+use crate::{capacity::PoolRow, output::counted, time};
 
 /// Sentences for people, those that decide first.
 pub(super) fn help(
@@ -86,8 +86,8 @@ fn line(queue: Option<&Queue>) -> Option<String> {
     let first = queue.ahead.first()?;
     let older = queue.position.saturating_sub(1);
     Some(format!(
-        "{older} older {} before it for the same pools, the oldest is {} with {} devices: nobody is passed.",
-        if older == 1 { "request stands" } else { "requests stand" },
+        "{} before it for the same pools, the oldest is {} with {} devices: nobody is passed.",
+        if older == 1 { "1 older request stands".to_owned() } else { format!("{older} older requests stand") },
         first.reservation,
         first.devices
     ))
@@ -109,7 +109,7 @@ fn turnover(row: &PoolRow) -> Option<String> {
 fn broken(row: &PoolRow) -> Option<String> {
     let first = row.problems.first()?;
     let more = row.problems.len().saturating_sub(1);
-    let more = if more > 0 { format!(", and {more} more nodes") } else { String::new() };
+    let more = if more > 0 { format!(", and {} more", counted(more, "node")) } else { String::new() };
     Some(format!(
         "{} devices of pool {} are on broken nodes ({}: {}{more}): mend them.",
         row.amounts.broken, row.pool, first.node, first.problem
@@ -168,7 +168,8 @@ fn pods_waiting(facts: &Facts, waiting: &[WaitingPod]) -> Option<String> {
     }
     let namespace = facts.reservation.namespace().unwrap_or_default();
     Some(format!(
-        "{} pods of namespace {namespace} want devices and run nowhere: they want more than is held, or name another reservation in the label spillway.dev/reservation.",
-        waiting.len()
+        "{} of namespace {namespace} can run nowhere: more is wanted than is held, or another reservation is named in the label \
+         spillway.dev/reservation.",
+        counted(waiting.len(), "pod")
     ))
 }

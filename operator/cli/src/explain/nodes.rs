@@ -3,7 +3,7 @@
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::ResourceExt;
 use spillway_crds::{
-    GpuPool,
+    AssignedNode, GpuPool, GpuReservationStatus,
     names::{HOLD_CLOSED, HOLD_UNSOLD, RESERVATION_LABEL},
 };
 use spillway_manifests::{hold, validate};
@@ -20,30 +20,39 @@ const MAX_PODS: usize = 5;
 
 /// The nodes of a booking in the order in which they came, lost ones included.
 pub(super) fn rows(facts: &Facts, booking: &Booking) -> Vec<NodeRow> {
-    booking.segments.iter().map(|segment| row(facts, booking, segment)).collect()
+    booking.segments.iter().map(|segment| row(facts, segment)).collect()
 }
 
-fn row(facts: &Facts, booking: &Booking, segment: &Segment) -> NodeRow {
-    let state = if segment.to.is_some() {
-        "lost".to_owned()
-    } else if booking.end_reason.is_some() {
-        facts
-            .node(segment.uid.as_str())
-            .map_or_else(|| "gone".to_owned(), |node| format!("given back: {}", node_state(facts, node)))
-    } else {
-        facts.node(segment.uid.as_str()).map_or_else(
-            || "gone: the node is not there any more; it is replaced when another is free".to_owned(),
-            |node| node_state(facts, node),
-        )
+fn row(facts: &Facts, segment: &Segment) -> NodeRow {
+    let over = facts.reservation.status.as_ref().is_some_and(|status| status.phase.is_final());
+    let state = match facts.node(segment.uid.as_str()) {
+        _ if segment.to.is_some() => "lost".to_owned(),
+        _ if over => "given back".to_owned(),
+        Some(node) => node_state(facts, node),
+        None => "gone: it is replaced when another node is free".to_owned(),
     };
+    let pods = if segment.to.is_some() || over { Vec::new() } else { pods_on(facts, segment.node.as_str()) };
     NodeRow {
         node: segment.node.to_string(),
         devices: segment.devices,
         state,
         handed_over: segment.from.map(|at| time::show(at.0)),
         lost: segment.to.map(|at| time::show(at.0)),
-        pods: if segment.to.is_some() { Vec::new() } else { pods_on(facts, segment.node.as_str()) },
+        pods,
     }
+}
+
+/// The nodes that the status names, where nothing else may be read.
+pub(super) fn rows_of_status(status: &GpuReservationStatus) -> Vec<NodeRow> {
+    let row = |node: &AssignedNode| NodeRow {
+        node: node.name.clone(),
+        devices: u32::try_from(node.devices).unwrap_or_default(),
+        state: "not shown".to_owned(),
+        handed_over: None,
+        lost: None,
+        pods: Vec::new(),
+    };
+    status.nodes.iter().map(row).collect()
 }
 
 /// What a node is, as words.

@@ -35,7 +35,7 @@ impl Report for Explanation {
                 writeln!(out, "            active {active}, {ends}")?;
             }
             if let Some(hours) = &booking.gpu_hours {
-                writeln!(out, "            {hours} GPU-hours so far")?;
+                writeln!(out, "            {hours} GPU-hours{}", if self.is_over() { "" } else { " so far" })?;
             }
         }
         self.write_tables(out)?;
@@ -53,6 +53,10 @@ impl Report for Explanation {
 }
 
 impl Explanation {
+    fn is_over(&self) -> bool {
+        matches!(self.phase.as_str(), "Ending" | "Ended")
+    }
+
     fn write_tables(&self, out: &mut dyn Write) -> io::Result<()> {
         if !self.conditions.is_empty() {
             let mut table = Table::new(&["CONDITION", "STATUS", "REASON", "SINCE"]);

@@ -30,7 +30,7 @@ fn facts(reservation: GpuReservation) -> Facts {
     }
 }
 
-fn pending_pod(name: &str, labels: serde_json::Value) -> Pod {
+fn pending_pod(name: &str, labels: &serde_json::Value) -> Pod {
     serde_json::from_value(json!({
         "metadata": {"namespace": "acme", "name": name, "labels": labels},
         "spec": {"containers": [{"name": "main", "resources": {"limits": {"nvidia.com/gpu": "1"}}}]},
@@ -45,8 +45,8 @@ fn pending_pod(name: &str, labels: serde_json::Value) -> Pod {
 fn active() {
     let mut facts = facts(reservation("run", "Active", "Active", 120));
     facts.own_pods = Some(vec![
-        pending_pod("late", json!({})),
-        pending_pod("of-another", json!({"spillway.dev/reservation": "other"})),
+        pending_pod("late", &json!({})),
+        pending_pod("of-another", &json!({"spillway.dev/reservation": "other"})),
     ]);
     insta::assert_snapshot!(shown(&explain(facts)), @r#"
     acme/run: Active
@@ -62,7 +62,7 @@ fn active() {
       Ready      False   Active  2026-11-21T07:00:00Z
 
       NODE  DEVICES  HANDED-OVER           LOST  STATE                                                PODS
-      n1          8  2026-11-21T06:00:59Z     -  held by this namespace (since 2026-11-21T07:00:00Z)  acme/train (Running)
+      n1          8  2026-11-21T06:00:59Z  -     held by this namespace (since 2026-11-21T07:00:00Z)  acme/train (Running)
 
       POOL  SKU              REGION   NODES  OWNED  SOLD  HELD  UNSOLD  TURNOVER  BROKEN  OWNER-USED
       h200  nvidia-h200-sxm  us-east      3     24     8     8       0         8       8           0
@@ -71,7 +71,7 @@ fn active() {
       late         0/3 nodes are available
 
     What to know, and what would help:
-      - 1 pods of namespace acme want devices and run nowhere: they want more than is held, or name another reservation in the label spillway.dev/reservation.
+      - 1 pod of namespace acme can run nowhere: more is wanted than is held, or another reservation is named in the label spillway.dev/reservation.
     "#);
 }
 
@@ -103,7 +103,7 @@ fn preparing() {
       Ready      False   Preparing  2026-11-21T07:00:00Z
 
       NODE  DEVICES  HANDED-OVER  LOST  STATE                                                                                                                           PODS
-      n2          8            -     -  closed: it is being emptied and checked (since 2026-11-21T07:00:00Z), its agent was asked what runs there and has not answered  house/own (Running)
+      n2          8  -            -     closed: it is being emptied and checked (since 2026-11-21T07:00:00Z), its agent was asked what runs there and has not answered  house/own (Running)
 
       POOL  SKU              REGION   NODES  OWNED  SOLD  HELD  UNSOLD  TURNOVER  BROKEN  OWNER-USED
       h200  nvidia-h200-sxm  us-east      3     24    16     8       0         8       8           8
@@ -158,6 +158,33 @@ fn waitlisted_for_quota() {
     assert!(answer.help.iter().any(|sentence| sentence.starts_with(quota)), "{:?}", answer.help);
 }
 
+/// Two nodes are wanted: one is free after the next end, the second after the one after that.
+#[test]
+fn waitlisted_until_terms_end() {
+    let mut facts = facts(reservation("more", "Waitlisted", "InsufficientCapacity", 5));
+    facts.reservation.spec.devices.count = 24;
+    let fleet = facts.fleet.as_mut().unwrap();
+    let mut later = booking("b-2", "later", "n4");
+    later.end = Some(spillway_planner::TimeMs(NOW + 5 * HOUR));
+    let mut open_ended = booking("b-3", "open", "n5");
+    open_ended.end = None;
+    fleet.bookings.live.extend([open_ended.into(), later.into()]);
+    insta::assert_snapshot!(explain(facts).help.join("\n"), @r#"
+    Tenant acme holds 24 of its 16 Committed devices of nvidia-h200-sxm, and this wants 24: end another reservation of the tenant, or raise the quota.
+    8 devices of pool h200 are in turnover and can be sold when their nodes are empty and checked.
+    8 devices of pool h200 are on broken nodes (n3: it is NotReady): mend them.
+    By their terms enough devices of pool h200 come free at 2026-11-21T13:00:00Z, when acme/later ends, and then as soon as their nodes are empty and checked.
+    "#);
+}
+
+#[test]
+fn waitlisted_for_more_than_terms_free() {
+    let mut facts = facts(reservation("more", "Waitlisted", "InsufficientCapacity", 5));
+    facts.reservation.spec.devices.count = 24;
+    let help = explain(facts).help;
+    assert!(help.iter().any(|sentence| sentence.contains("do not free enough of pool h200")), "{help:?}");
+}
+
 #[test]
 fn without_a_tenant() {
     let mut facts = facts(reservation("more", "Rejected", "NoTenant", 5));
@@ -192,13 +219,13 @@ fn ended() {
       Tenant:   acme holds 0 Committed devices of nvidia-h200-sxm, with a quota of 16
       Booking:  b-1 in pool h200, booked 2026-11-21T06:00:00Z
                 active 2026-11-21T06:01:00Z, ends 2026-11-21T07:00:00Z
-                7.866667 GPU-hours so far
+                7.866667 GPU-hours
 
       CONDITION  STATUS  REASON    SINCE
       Ready      False   TermOver  2026-11-21T07:00:00Z
 
-      NODE  DEVICES  HANDED-OVER           LOST  STATE                                                            PODS
-      n1          8  2026-11-21T06:00:59Z     -  given back: held by this namespace (since 2026-11-21T07:00:00Z)  acme/train (Running)
+      NODE  DEVICES  HANDED-OVER           LOST  STATE       PODS
+      n1          8  2026-11-21T06:00:59Z  -     given back  -
 
       POOL  SKU              REGION   NODES  OWNED  SOLD  HELD  UNSOLD  TURNOVER  BROKEN  OWNER-USED
       h200  nvidia-h200-sxm  us-east      3     24     0     8       0         8       8           0
@@ -210,6 +237,8 @@ fn a_tenant_who_may_read_its_namespace_only() {
     let mut facts = facts(reservation("run", "Active", "Active", 120));
     facts.reservation.status.as_mut().unwrap().booking =
         Some(serde_json::from_value(json!({"id": "b-1", "pool": "h200", "bookedAt": "2026-11-21T06:00:00Z"})).unwrap());
+    facts.reservation.status.as_mut().unwrap().nodes =
+        serde_json::from_value(json!([{"name": "n1", "devices": 8}])).unwrap();
     facts.reservations = None;
     facts.tenants = None;
     facts.fleet = None;
@@ -223,6 +252,9 @@ fn a_tenant_who_may_read_its_namespace_only() {
 
       CONDITION  STATUS  REASON  SINCE
       Ready      False   Active  2026-11-21T07:00:00Z
+
+      NODE  DEVICES  HANDED-OVER  LOST  STATE      PODS
+      n1          8  -            -     not shown  -
 
     Not shown, because you may not list it: tenants; reservations of other namespaces; pools, nodes, pods on them and the ledger.
     "#);

@@ -12,7 +12,7 @@ fn checked() -> Checked {
 #[test]
 fn nothing_found() {
     insta::assert_snapshot!(shown(&verdict(vec![], checked(), false)), @r#"
-    0 violations, 0 warnings: ledger generation 7, 3 pool nodes with 2 pods, 1 reservations checked.
+    0 violations, 0 warnings: ledger generation 7, 3 pool nodes with 2 pods, 1 reservation checked.
     "#);
 }
 
@@ -26,14 +26,14 @@ fn violations_are_shown_and_warnings_counted() {
     SEVERITY   INVARIANT  CODE           OBJECT   MESSAGE
     Violation          1  NodeSoldTwice  Node/n1  so it is
 
-    1 violations, 1 warnings (--warnings shows them): ledger generation 7, 3 pool nodes with 2 pods, 1 reservations checked.
+    1 violation, 1 warning (--warnings shows more): ledger generation 7, 3 pool nodes with 2 pods, 1 reservation checked.
     "#);
     insta::assert_snapshot!(shown(&verdict(findings, checked(), true)), @r#"
     SEVERITY   INVARIANT  CODE           OBJECT   MESSAGE
     Violation          1  NodeSoldTwice  Node/n1  so it is
     Warning            4  HoldAfterEnd   Node/n2  so it is
 
-    1 violations, 1 warnings: ledger generation 7, 3 pool nodes with 2 pods, 1 reservations checked.
+    1 violation, 1 warning: ledger generation 7, 3 pool nodes with 2 pods, 1 reservation checked.
     "#);
 }
 

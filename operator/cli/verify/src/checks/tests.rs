@@ -40,7 +40,7 @@ fn taint(value: &str, effect: &str) -> Value {
     json!({"key": "spillway.dev/hold", "value": value, "effect": effect})
 }
 
-fn node(name: &str, taints: Value, labels: Value, since: i64) -> Value {
+fn node(name: &str, taints: &[Value], labels: &Value, since: i64) -> Value {
     let mut all = json!({"spillway.dev/pool": "lab"});
     all.as_object_mut().unwrap().extend(labels.as_object().unwrap().clone());
     json!({
@@ -88,7 +88,7 @@ fn booking(id: &str, reservation: &str, node: &str) -> Value {
     })
 }
 
-fn reservation(name: &str, phase: &str, booking: Value) -> Value {
+fn reservation(name: &str, phase: &str, booking: &Value) -> Value {
     json!({
         "metadata": {"namespace": "acme", "name": name, "uid": format!("uid-{name}"), "generation": 1},
         "spec": {"pool": "lab", "devices": {"count": 8}, "tier": "Committed", "term": {"duration": "3h"}},
@@ -106,7 +106,7 @@ impl Setup {
         old["durationMs"] = json!(HOUR);
         old["end"] = json!(ACTIVE + HOUR);
         old["endReason"] = json!("TermOver");
-        let mut ended = reservation("old", "Ended", booking_status("b-old"));
+        let mut ended = reservation("old", "Ended", &booking_status("b-old"));
         ended["status"]["meter"] = json!({"deviceMilliseconds": 8 * HOUR});
         let held = json!({"hold.spillway.dev/acme": "true", "acme.hold.spillway.dev/run": "true"});
         Self {
@@ -125,17 +125,12 @@ impl Setup {
                 "spec": {"sku": "lab-gpu", "region": "here", "provenance": "Owned",
                     "devices": {"resource": "nvidia.com/gpu", "perNode": 8}},
             }]),
-            reservations: json!([reservation("run", "Active", booking_status("b-run")), ended]),
+            reservations: json!([reservation("run", "Active", &booking_status("b-run")), ended]),
             tenants: json!([tenant("acme", "acme", false), tenant("house", "house", true)]),
             nodes: json!([
-                node("held", json!([taint("uid-acme", "NoSchedule"), taint("uid-acme", "NoExecute")]), held, ACTIVE),
-                node("free", json!([taint("unsold", "NoSchedule")]), json!({}), BOOKED),
-                node(
-                    "shut",
-                    json!([taint("closed", "NoSchedule"), taint("closed", "NoExecute")]),
-                    json!({}),
-                    ACTIVE + HOUR
-                ),
+                node("held", &[taint("uid-acme", "NoSchedule"), taint("uid-acme", "NoExecute")], &held, ACTIVE),
+                node("free", &[taint("unsold", "NoSchedule")], &json!({}), BOOKED),
+                node("shut", &[taint("closed", "NoSchedule"), taint("closed", "NoExecute")], &json!({}), ACTIVE + HOUR),
             ]),
             pods: json!([
                 pod("acme", "train", "held", ACTIVE + 1000),
@@ -212,7 +207,7 @@ fn set_data(page: &mut Value, data: &Value) {
 /// Another live booking, of reservation `more`, on a node.
 fn add_live(setup: &mut Setup, node: &str) {
     push(&mut setup.live["bookings"], booking("b-more", "more", node));
-    push(&mut setup.reservations, reservation("more", "Active", booking_status("b-more")));
+    push(&mut setup.reservations, reservation("more", "Active", &booking_status("b-more")));
 }
 
 /// Another booking that ended, of reservation `past`, on a node.
@@ -223,7 +218,7 @@ fn add_archived(setup: &mut Setup, node: &str) {
     past["endReason"] = json!("TermOver");
     push(&mut setup.archive["bookings"], past);
     setup.index["archived"] = json!(2);
-    push(&mut setup.reservations, reservation("past", "Ended", booking_status("b-past")));
+    push(&mut setup.reservations, reservation("past", "Ended", &booking_status("b-past")));
 }
 
 /// Node `held` is still acme's while its booking ended at a time.
@@ -431,18 +426,18 @@ fn a_node_may_be_sold_again_the_instant_it_came_back() {
 )]
 #[case::booking_of_status_lost(|s: &mut Setup| s.reservations[0]["status"]["booking"]["id"] = json!("b-lost"), &["2 BookingLost GpuReservation/acme/run"])]
 #[case::booking_of_phase_lost(
-    |s: &mut Setup| push(&mut s.reservations, reservation("more", "Booked", Value::Null)),
+    |s: &mut Setup| push(&mut s.reservations, reservation("more", "Booked", &Value::Null)),
     &["2 BookingLost GpuReservation/acme/more"]
 )]
 #[case::archive_lost(
-    |s: &mut Setup| push(&mut s.reservations, reservation("more", "Ended", Value::Null)),
+    |s: &mut Setup| push(&mut s.reservations, reservation("more", "Ended", &Value::Null)),
     &["2 BookingLost GpuReservation/acme/more"]
 )]
 #[case::active_but_ended(|s: &mut Setup| s.reservations[1]["status"]["phase"] = json!("Active"), &["2 StatusBehind GpuReservation/acme/old"])]
 #[case::ended_but_live(|s: &mut Setup| s.reservations[0]["status"]["phase"] = json!("Ended"), &["2 EndedButLive GpuReservation/acme/run"])]
 #[case::rejected_but_live(|s: &mut Setup| s.reservations[0]["status"]["phase"] = json!("Rejected"), &["2 StatusBehind GpuReservation/acme/run"])]
 #[case::waitlisted_but_live(|s: &mut Setup| s.reservations[0]["status"]["phase"] = json!("Waitlisted"), &["warning 2 StatusBehind GpuReservation/acme/run"])]
-#[case::waitlisted(|s: &mut Setup| push(&mut s.reservations, reservation("more", "Waitlisted", Value::Null)), &[])]
+#[case::waitlisted(|s: &mut Setup| push(&mut s.reservations, reservation("more", "Waitlisted", &Value::Null)), &[])]
 fn commitments(#[case] bend: fn(&mut Setup), #[case] expected: &[&str]) {
     let mut setup = Setup::clean();
     bend(&mut setup);
