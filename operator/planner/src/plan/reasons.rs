@@ -21,7 +21,7 @@ pub(super) fn no_tenant(namespace: &str) -> Reason {
     reason(
         "NoTenant",
         format!(
-            "No Tenant lists namespace `{namespace}`: ask the operator of the cluster to add it to one, then create the reservation again."
+            "No Tenant lists namespace `{namespace}`: ask the operator of the cluster to add it to one. The reservation waits for that."
         ),
     )
 }

@@ -83,10 +83,14 @@ enum Answer {
 impl<'a> Desk<'a> {
     /// The rules, in order. What the tenant may is asked before what the pools have.
     fn decide(&mut self, request: &'a Request) -> Answer {
-        let tenant = match self.tenant(request) {
-            Ok(tenant) => tenant,
-            Err(reason) => return Answer::Never(reason),
+        // A Tenant may be applied after its reservations: tools that apply a folder keep no order.
+        let Some(tenant) = request.tenant.as_ref().and_then(|name| self.tenants.get(name).copied()) else {
+            let reason = reasons::no_tenant(&request.reservation.namespace);
+            return Answer::Later { reason, blocks: Vec::new() };
         };
+        if request.tier == Tier::Internal && !tenant.owner {
+            return Answer::Never(reasons::tier_not_allowed(&tenant.name));
+        }
         let Some(want) = Want::of(request.shape) else { return Answer::Never(reasons::not_sold_yet()) };
         let matching = self.stocks.matching(&request.place);
         let product = self.product(&request.place, &matching);
@@ -124,15 +128,6 @@ impl<'a> Desk<'a> {
                 blocks: usable.into_iter().map(|usable| usable.pool).collect(),
             },
         }
-    }
-
-    fn tenant(&self, request: &Request) -> Result<&'a Tenant, Reason> {
-        let tenant = request.tenant.as_ref().and_then(|name| self.tenants.get(name).copied());
-        let tenant = tenant.ok_or_else(|| reasons::no_tenant(&request.reservation.namespace))?;
-        if request.tier == Tier::Internal && !tenant.owner {
-            return Err(reasons::tier_not_allowed(&tenant.name));
-        }
-        Ok(tenant)
     }
 
     /// What is asked for and where; none when it is asked for by a pool that is not there.

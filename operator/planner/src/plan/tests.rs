@@ -170,11 +170,11 @@ fn what_fits_is_booked_whole() {
 #[rstest]
 #[case::no_tenant(
     |s: &mut Snapshot| ask(s, "r", |r| r.tenant = None),
-    "Rejected NoTenant: No Tenant lists namespace `ns`: ask the operator of the cluster to add it to one, then create the reservation again."
+    "Waitlisted NoTenant: No Tenant lists namespace `ns`: ask the operator of the cluster to add it to one. The reservation waits for that."
 )]
 #[case::tenant_is_gone(
     |s: &mut Snapshot| ask(s, "r", |r| r.tenant = Some("gone".into())),
-    "Rejected NoTenant: No Tenant lists namespace `ns`: ask the operator of the cluster to add it to one, then create the reservation again."
+    "Waitlisted NoTenant: No Tenant lists namespace `ns`: ask the operator of the cluster to add it to one. The reservation waits for that."
 )]
 #[case::internal_is_the_owners(
     |s: &mut Snapshot| ask(s, "r", |r| r.tier = Tier::Internal),
@@ -510,7 +510,7 @@ fn bookings_end(#[case] end: Option<i64>, #[case] deleting: bool, #[case] expect
     sell(&mut scene, Booking { end: end.map(TimeMs), ..booking("old", &["a-1"]) });
     scene.requests[0].deleting = deleting;
     let expected = expected.map(|(at, reason)| End { booking: "old".into(), at: TimeMs(at), reason });
-    let next = end.map(TimeMs).filter(|&end| end > NOW);
+    let next = end.map(TimeMs).filter(|_| expected.is_none());
     assert_eq!(plan(&scene, NOW), Plan { ends: expected.into_iter().collect(), next, ..Plan::default() });
 }
 
