@@ -1,6 +1,7 @@
 //! etcd, API server, controller manager and scheduler: how each is started.
 
 use std::net::{Ipv4Addr, TcpListener};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
@@ -144,14 +145,16 @@ fn own_access(kubeconfig: &Path) -> Result<Vec<String>> {
     ])
 }
 
-/// A port that is free now. Below the range from which the kernel takes ports for outgoing connections, and at random, so that labs that
-/// start together do not meet; who loses the race all the same is started again.
-pub(crate) fn free_port(address: Ipv4Addr) -> Result<u16> {
-    const LOWEST: u16 = 20_000;
-    const COUNT: u16 = 12_000;
+/// Where the lab's own ports lie: below the range from which the kernel takes ports for outgoing connections.
+pub(crate) const FREE_PORTS: RangeInclusive<u16> = 20_000..=31_999;
+
+/// A port of this address that is free now. At random, so that labs that start together do not meet; who loses the race all the same has to
+/// try again with another. Pods of the node size reach such ports of the machine (at `10.87.0.1`) and no others.
+pub fn free_port(address: Ipv4Addr) -> Result<u16> {
+    let count = u64::from(FREE_PORTS.end() - FREE_PORTS.start()) + 1;
     for _ in 0..200 {
         let (random, _) = uuid::Uuid::new_v4().as_u64_pair();
-        let port = LOWEST + u16::try_from(random % u64::from(COUNT)).unwrap_or(0);
+        let port = FREE_PORTS.start() + u16::try_from(random % count).unwrap_or(0);
         if TcpListener::bind((address, port)).is_ok() {
             return Ok(port);
         }

@@ -25,7 +25,8 @@ use crate::tools::Tools;
 /// How long a process has to end by itself before it is killed.
 const STOP_GRACE: Duration = Duration::from_secs(10);
 
-/// A running Kubernetes. Dropping it takes it down, unless it was started with `keep`.
+/// A running Kubernetes. [`Lab::stop`] takes it down. Dropping it does so too, but that is what a failed test does: the last lines of the logs
+/// are printed and the logs kept. A lab that was started with `keep` stays in either case but `stop`.
 ///
 /// ```no_run
 /// # async fn example() -> anyhow::Result<()> {
@@ -34,7 +35,7 @@ const STOP_GRACE: Duration = Duration::from_secs(10);
 /// let lab = Lab::start(LabOptions::new(Size::Cluster)).await?;
 /// lab.add_fake_nodes(&[FakeNode::new("gpu-0", "H100").label("spillway.dev/pool", "h100")]).await?;
 /// lab.kubectl(&["get", "nodes"]).await?;
-/// # Ok(())
+/// lab.stop()
 /// # }
 /// ```
 #[derive(Debug)]
@@ -185,7 +186,7 @@ impl Lab {
         crate::wait::wait_for(what, timeout, check).await
     }
 
-    /// Takes the lab down and says what went wrong with that; dropping the lab does the same, silently.
+    /// Takes the lab down and removes all that it had: what a test does when it went well.
     pub fn stop(mut self) -> Result<()> {
         self.take_down(false)
     }
@@ -216,11 +217,10 @@ impl Drop for Lab {
         if self.down || self.state().detached {
             return;
         }
-        let failed = std::thread::panicking();
-        if failed {
-            say(&format!("the test failed; logs stay in {}; their last lines:\n{}", self.dir.join("logs").display(), self.logs_tail()));
-        }
-        if let Err(error) = self.take_down(failed) {
+        // A test that fails, by panic or by `?`, does not come to its `stop`.
+        let logs = self.dir.join("logs");
+        say(&format!("the lab was dropped without `stop`, so something failed; logs stay in {}; their last lines:\n{}", logs.display(), self.logs_tail()));
+        if let Err(error) = self.take_down(true) {
             say(&format!("taking the lab down failed: {error:#}"));
         }
     }

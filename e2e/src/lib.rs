@@ -24,13 +24,15 @@ pub mod packages;
 pub mod paths;
 pub mod process;
 pub mod progress;
+pub mod spillway;
 pub mod state;
 pub mod teardown;
 pub mod tools;
 mod wait;
 
 pub use cluster_spec::{LabOptions, Size};
-pub use fake_node::{FakeNode};
+pub use control_plane::free_port;
+pub use fake_node::FakeNode;
 pub use lab::{Lab, logs_tail};
 pub use nix::sys::signal::Signal;
 pub use process::ProcessSpec;

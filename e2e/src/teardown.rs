@@ -63,6 +63,18 @@ pub fn tear_down(dir: &Path, keep_logs: bool) -> Result<()> {
     Ok(())
 }
 
+/// Removes the logs that failed labs left: of one lab, or of all.
+pub fn remove_old_logs(base: &Path, name: Option<&str>) -> Result<()> {
+    for entry in std::fs::read_dir(base).into_iter().flatten().flatten() {
+        let dir = entry.path();
+        let wanted = name.is_none_or(|name| entry.file_name() == name);
+        if wanted && dir.is_dir() && State::read(&dir)?.is_none() {
+            std::fs::remove_dir_all(&dir).with_context(|| format!("removing {}", dir.display()))?;
+        }
+    }
+    Ok(())
+}
+
 /// Kills the containerd shims that serve a containerd in this folder.
 fn kill_shims(dir: &Path) -> Result<()> {
     let inside = format!("{}/", dir.display());

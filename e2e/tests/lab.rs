@@ -1,5 +1,6 @@
 //! The lab itself, one smoke test for each size. Needs root for the node size.
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -44,7 +45,7 @@ async fn two_api_labs_live_side_by_side() -> Result<()> {
     let (one_dir, two_dir) = (one.dir().to_owned(), two.dir().to_owned());
     let pids: Vec<i32> = one.processes().iter().map(|name| one.pid(name)).collect::<Result<_>>()?;
     one.stop()?;
-    drop(two);
+    two.stop()?;
     assert!(!one_dir.exists() && !two_dir.exists());
     assert!(pids.iter().all(|pid| !std::path::Path::new(&format!("/proc/{pid}")).exists()));
     Ok(())
@@ -110,5 +111,123 @@ async fn a_cluster_lab_runs_pods_on_fake_nodes() -> Result<()> {
     let dir = lab.dir().to_owned();
     lab.stop()?;
     assert!(!dir.exists());
+    Ok(())
+}
+
+/// What is left of a lab on this machine: its folder, processes that name the folder, its bridge, table and cgroups, mounts below the folder.
+fn leftovers(dir: &Path) -> Vec<String> {
+    let name = dir.to_string_lossy().into_owned();
+    let mut left: Vec<String> = [dir, Path::new("/sys/class/net/spillway0"), Path::new("/sys/class/net/spillway-n0")]
+        .into_iter()
+        .filter(|path| path.exists())
+        .map(|path| path.display().to_string())
+        .collect();
+    for process in std::fs::read_dir("/proc").expect("/proc").flatten() {
+        let command = std::fs::read(process.path().join("cmdline")).unwrap_or_default();
+        let command = String::from_utf8_lossy(&command).replace('\0', " ");
+        if command.contains(&name) {
+            left.push(format!("process {}: {command}", process.file_name().display()));
+        }
+    }
+    for hierarchy in std::fs::read_dir("/sys/fs/cgroup").expect("cgroups").flatten().map(|entry| entry.path()) {
+        left.extend([0, 1].map(|node| hierarchy.join(format!("spillway-lab-{node}"))).iter().filter(|path| path.exists()).map(|path| path.display().to_string()));
+    }
+    let tables = std::process::Command::new("nft").args(["list", "tables"]).output().expect("nft").stdout;
+    left.extend(String::from_utf8_lossy(&tables).lines().filter(|table| table.contains("spillway")).map(str::to_owned));
+    let mounts = std::fs::read_to_string("/proc/self/mounts").expect("mounts");
+    left.extend(mounts.lines().filter(|mount| mount.contains(&name)).map(str::to_owned));
+    left
+}
+
+#[tokio::test]
+async fn a_node_lab_runs_real_containers_and_leaves_nothing() -> Result<()> {
+    let options = LabOptions::new(Size::Node).real_nodes(2).node_label("lab/kind", "real").node_taint("lab/closed=yes:NoSchedule");
+    let lab = Lab::start(options).await?;
+    assert_eq!(lab.real_nodes(), ["lab-node-0", "lab-node-1"]);
+    let nodes = lab.kubectl(&["get", "nodes", "-l", "lab/kind=real", "-o", "jsonpath={.items[*].spec.taints[*].key}"]).await?;
+    assert_eq!(nodes, "lab/closed lab/closed");
+
+    // One pod on each node: GPUs by the device plugin, the API server by its Service's address, one pod by the other's Service.
+    let pod = |name: &str, node: &str, script: &str, gpus: &str| {
+        object::<Pod>(json!({
+            "metadata": {"name": name, "labels": {"app": name}},
+            "spec": {
+                "nodeSelector": {"kubernetes.io/hostname": node},
+                "tolerations": [{"key": "lab/closed", "operator": "Exists"}],
+                "restartPolicy": "Never",
+                "terminationGracePeriodSeconds": 1,
+                "containers": [{
+                    "name": "c", "image": "localhost/busybox:dev", "command": ["sh", "-c", script],
+                    "resources": {"limits": {"nvidia.com/gpu": gpus}},
+                }],
+            },
+        }))
+    };
+    let pods = Api::<Pod>::namespaced(lab.client()?, NAMESPACE);
+    let server = "echo $LAB_GPUS > /tmp/index.html; exec httpd -f -p 8080 -h /tmp";
+    pods.create(&PostParams::default(), &pod("server", "lab-node-0", server, "3")?).await?;
+    lab.apply_yaml("{apiVersion: v1, kind: Service, metadata: {name: server}, spec: {selector: {app: server}, ports: [{port: 80, targetPort: 8080}]}}")
+        .await?;
+    wait_for_phase(&lab, "server", "Running").await?;
+    let service = lab.kubectl(&["get", "service", "server", "-o", "jsonpath={.spec.clusterIP}"]).await?;
+    let client = format!(
+        "echo gpus=$LAB_GPUS; get() {{ printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w 2 {service} 80; }}; \
+         until get | grep lab-gpu; do sleep 0.2; done; \
+         nc -w 5 $KUBERNETES_SERVICE_HOST $KUBERNETES_SERVICE_PORT </dev/null && echo api-reached; \
+         nc -w 2 192.0.2.1 53 </dev/null 2>/dev/null || echo no-way-out"
+    );
+    pods.create(&PostParams::default(), &pod("client", "lab-node-1", &client, "8")?).await?;
+    wait_for_phase(&lab, "client", "Succeeded").await?;
+    let log = lab.kubectl(&["logs", "client"]).await?;
+    let lines: Vec<&str> = log.lines().collect();
+    let devices = |text: &str| text.split(',').filter(|device| device.starts_with("lab-gpu-")).count();
+    assert_eq!(lines.first().map(|line| devices(line.trim_start_matches("gpus="))), Some(8), "{log}");
+    assert_eq!(lines.get(1).map(|line| devices(line)), Some(3), "{log}");
+    assert_eq!(lines.get(2..), Some(["api-reached", "no-way-out"].as_slice()), "{log}");
+
+    // From this machine: a Service, exec, and the containers that containerd really has.
+    let seen = reqwest::get(format!("http://{service}/")).await?.text().await?;
+    assert_eq!(devices(seen.trim()), 3);
+    assert_eq!(lab.kubectl(&["exec", "server", "--", "cat", "/tmp/index.html"]).await?, seen);
+    assert!(lab.ctr(0, &["containers", "list"]).await?.contains("localhost/busybox:dev"));
+
+    // Devices that break or vanish are seen; a kubelet that starts again gets them back.
+    lab.set_devices(1, 6, 2)?;
+    lab.wait_for("the node to offer 4 devices", Duration::from_secs(60), || lab.node_offers(1, 4)).await?;
+    lab.kill_process("kubelet-1")?;
+    lab.set_devices(1, 8, 0)?;
+    lab.start_process("kubelet-1")?;
+    lab.wait_for("the node to offer 8 devices", Duration::from_secs(60), || lab.node_offers(1, 8)).await?;
+
+    let dir = lab.dir().to_owned();
+    assert_ne!(leftovers(&dir), [""; 0], "the check for leftovers sees nothing");
+    lab.stop()?;
+    assert_eq!(leftovers(&dir), [""; 0]);
+    Ok(())
+}
+
+/// Not a test: [`a_killed_test_leaves_nothing`] runs and kills it.
+#[tokio::test]
+#[ignore = "only started by a_killed_test_leaves_nothing"]
+async fn holds_a_lab_until_killed() -> Result<()> {
+    let lab = Lab::start(LabOptions::new(Size::Node).named("to-be-killed")).await?;
+    let manifest = "{apiVersion: v1, kind: Pod, metadata: {name: p}, spec: {containers: [{name: c, image: 'localhost/busybox:dev', command: [sleep, '3600']}]}}";
+    lab.apply_yaml(manifest).await?;
+    wait_for_phase(&lab, "p", "Running").await?;
+    std::fs::write(lab.dir().join("running"), "")?;
+    std::future::pending().await
+}
+
+#[tokio::test]
+async fn a_killed_test_leaves_nothing() -> Result<()> {
+    let mut child = tokio::process::Command::new(std::env::current_exe()?)
+        .args(["--exact", "holds_a_lab_until_killed", "--ignored"])
+        .kill_on_drop(true)
+        .spawn()?;
+    let dir = spillway_lab::paths::base_dir().join("to-be-killed");
+    spillway_lab::wait_for("the other test's lab to run", Duration::from_secs(120), || async { Ok(dir.join("running").exists()) }).await?;
+    child.kill().await?;
+    let gone = spillway_lab::wait_for("the guard to clean up", Duration::from_secs(30), || async { Ok(leftovers(&dir).is_empty()) }).await;
+    assert!(gone.is_ok(), "left over: {:#?}", leftovers(&dir));
     Ok(())
 }

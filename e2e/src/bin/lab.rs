@@ -208,7 +208,7 @@ fn down(name: Option<&str>) -> Result<()> {
         teardown::tear_down(&dir, false)?;
         step.done();
     }
-    Ok(())
+    teardown::remove_old_logs(&paths::base_dir(), name)
 }
 
 fn status() -> Result<()> {

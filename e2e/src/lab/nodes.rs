@@ -77,7 +77,7 @@ async fn start_runtime(lab: &Lab, node: &mut RealNode<'_>) -> Result<()> {
     wait_alive(lab, &name, NODE_BOUND, || async { Ok(ready.exists()) }).await?;
     let pid = lab.pid(&name)?;
     node.holder = Some(pid);
-    network::connect(pid, node.index, node.options.real_nodes).context("connecting a node's network")?;
+    network::connect(lab, pid, node.index, node.options.real_nodes).context("connecting a node's network")?;
     lab.update_state(|state| state.cgroups.push(node.cgroup()))?;
     cgroup::create(&node.cgroup())?;
     let containerd = node.containerd()?;

@@ -1,13 +1,14 @@
 //! The network of real nodes: one bridge on the machine, one address on it for each node, and no way out.
 //!
 //! A node's namespace has no default route and the machine forwards nothing from or to the bridge, so no packet of a pod leaves the machine.
+//! Of the machine's own ports, pods reach only those from which the lab takes its own.
 
 use std::net::Ipv4Addr;
 
 use anyhow::{Context as _, Result, ensure};
 
 use crate::command::{checked, with_input};
-use crate::control_plane::SERVICE_CIDR;
+use crate::control_plane::{FREE_PORTS, SERVICE_CIDR};
 use crate::lab::Lab;
 
 /// The bridge.
@@ -52,18 +53,35 @@ pub(crate) fn create(lab: &Lab) -> Result<()> {
     checked("ip", &["link", "add", BRIDGE, "type", "bridge"])?;
     checked("ip", &["address", "add", &format!("{MACHINE}/24"), "dev", BRIDGE])?;
     checked("ip", &["link", "set", BRIDGE, "up"])?;
+    let (lowest, highest) = (FREE_PORTS.start(), FREE_PORTS.end());
+    // From the bridge to the bridge passes: where br_netfilter is on, packets between two nodes come by here as well.
     let rules = format!(
-        "table {TABLE} {{\n chain forward {{\n  type filter hook forward priority filter; policy accept;\n  \
-         iifname \"{BRIDGE}\" drop\n  oifname \"{BRIDGE}\" drop\n }}\n}}\n"
+        r#"table {TABLE} {{
+  chain forward {{
+    type filter hook forward priority filter; policy accept;
+    iifname "{BRIDGE}" oifname != "{BRIDGE}" drop
+    iifname != "{BRIDGE}" oifname "{BRIDGE}" drop
+  }}
+  chain input {{
+    type filter hook input priority filter; policy accept;
+    iifname "{BRIDGE}" ct state established,related accept
+    iifname "{BRIDGE}" meta l4proto icmp accept
+    iifname "{BRIDGE}" tcp dport {lowest}-{highest} accept
+    iifname "{BRIDGE}" drop
+  }}
+}}
+"#
     );
     with_input("nft", &["-f", "-"], &rules).context("closing the lab's bridge off")?;
     Ok(())
 }
 
 /// Connects the namespace of the process `holder` to the bridge, as node `index` of `count`.
-pub(crate) fn connect(holder: i32, index: u32, count: u32) -> Result<()> {
+pub(crate) fn connect(lab: &Lab, holder: i32, index: u32, count: u32) -> Result<()> {
     let pid = holder.to_string();
     let outer = format!("spillway-n{index}");
+    // It would go with the namespace by itself, but the kernel takes its time for that.
+    lab.update_state(|state| state.links.push(outer.clone()))?;
     let address = node_address(index).to_string();
     checked("ip", &["link", "add", &outer, "type", "veth", "peer", "name", "eth0", "netns", &pid])?;
     checked("ip", &["link", "set", &outer, "master", BRIDGE, "up"])?;

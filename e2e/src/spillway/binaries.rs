@@ -1,0 +1,79 @@
+//! The binaries under test.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Mutex, PoisonError};
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::paths::binaries_dir;
+use crate::progress::say;
+
+/// The operator with kill points, as it is named in `SPILLWAY_BIN_DIR`.
+const WITH_KILL_POINTS: &str = "spillway-operator-kill-points";
+
+/// The binaries under test.
+#[derive(Debug, Clone)]
+pub struct Binaries {
+    /// The operator as it is shipped.
+    pub operator: PathBuf,
+    /// The operator that ends at a kill point.
+    pub operator_with_kill_points: PathBuf,
+    /// `spillway`.
+    pub cli: PathBuf,
+}
+
+/// Built once for all tests of a process.
+static BUILT: Mutex<Option<Binaries>> = Mutex::new(None);
+
+impl Binaries {
+    /// Those of `SPILLWAY_BIN_DIR`, or what Cargo builds now beside this test.
+    pub fn find() -> Result<Self> {
+        let mut built = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(binaries) = &*built {
+            return Ok(binaries.clone());
+        }
+        let binaries = match std::env::var_os("SPILLWAY_BIN_DIR") {
+            Some(dir) => Self::in_folder(Path::new(&dir)),
+            None => Self::build()?,
+        };
+        for path in [&binaries.operator, &binaries.operator_with_kill_points, &binaries.cli] {
+            ensure!(path.is_file(), "{} is missing: `make` builds it", path.display());
+        }
+        *built = Some(binaries.clone());
+        Ok(binaries)
+    }
+
+    fn in_folder(dir: &Path) -> Self {
+        Self {
+            operator: dir.join("spillway-operator"),
+            operator_with_kill_points: dir.join(WITH_KILL_POINTS),
+            cli: dir.join("spillway"),
+        }
+    }
+
+    /// Cargo gives both kinds of operator one name, so the one with kill points is built first and copied away.
+    fn build() -> Result<Self> {
+        let dir = binaries_dir()?;
+        let binaries = Self::in_folder(&dir);
+        say("building operator and command line tool for the tests");
+        cargo(&["build", "--quiet", "-p", "spillway-operator", "--features", "kill-points"])?;
+        // Another test process may be about to start the copy: it is replaced, never written to.
+        let fresh = dir.join(format!("{WITH_KILL_POINTS}.{}", std::process::id()));
+        std::fs::copy(&binaries.operator, &fresh).with_context(|| format!("copying {}", binaries.operator.display()))?;
+        std::fs::rename(&fresh, &binaries.operator_with_kill_points).context("moving the operator with kill points")?;
+        cargo(&["build", "--quiet", "-p", "spillway-operator", "-p", "spillway-cli"])?;
+        Ok(binaries)
+    }
+}
+
+fn cargo(arguments: &[&str]) -> Result<()> {
+    let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let status = Command::new(program)
+        .args(arguments)
+        .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+        .status()
+        .context("starting cargo")?;
+    ensure!(status.success(), "cargo {} failed", arguments.join(" "));
+    Ok(())
+}
