@@ -38,6 +38,7 @@ use kube::Client;
 
 pub use binaries::Binaries;
 pub use ledger::{Booking, LedgerCopy, LedgerView, ReservationRef, Segment};
+pub use objects::{REGION, SKU, holds};
 pub use operator::Operator;
 pub use verify::{Finding, Verdict};
 
