@@ -4,6 +4,8 @@
 //! and refuses changes. It is one string and not a tree of fields because the API server tracks the ownership of every field
 //! of a tree, which would cost several times the page.
 
+#![allow(clippy::duplicated_attributes, reason = "printer columns of one type look like repeated attributes")]
+
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

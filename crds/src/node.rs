@@ -1,5 +1,7 @@
 //! `GpuNode`: what the agent on a node saw there. Spec written by the operator, status by the agent of that node only.
 
+#![allow(clippy::duplicated_attributes, reason = "printer columns of one type look like repeated attributes")]
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;

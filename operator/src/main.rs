@@ -62,7 +62,8 @@ async fn main() -> anyhow::Result<()> {
         grace_cap_seconds: arguments.grace_cap_seconds,
         http: arguments.http,
     };
-    let mut kube_config = kube::Config::infer().await.context("finding the API server: is there a kubeconfig, or a service account?")?;
+    let mut kube_config =
+        kube::Config::infer().await.context("finding the API server: is there a kubeconfig, or a service account?")?;
     // The client retries by default, which would hide conflicts and hold calls up; every call has its own time limit here.
     kube_config.default_retry = false;
     let client = kube::Client::try_from(kube_config).context("making a client of the API server")?;

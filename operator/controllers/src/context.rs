@@ -106,6 +106,8 @@ pub struct Context {
     pub recorder: Recorder,
     /// What nodes are being asked.
     pub nodes: Mutex<NodeMemory>,
+    /// When a reservation's status was last written for its wording alone, by UID. It only spares writes.
+    pub worded: Mutex<HashMap<String, jiff::Timestamp>>,
 }
 
 impl Context {

@@ -180,7 +180,8 @@ impl Engine {
             self.context.queues.reservations.push_in(&namespace, &name).await;
         }
         let next = [plan.next, look.next_loss].into_iter().flatten().min();
-        let next = next.map_or(IDLE, |at| Duration::from_millis(u64::try_from(at.0.saturating_sub(now.0)).unwrap_or(0)));
+        let next =
+            next.map_or(IDLE, |at| Duration::from_millis(u64::try_from(at.0.saturating_sub(now.0)).unwrap_or(0)));
         Ok(next.clamp(Duration::from_millis(5), IDLE))
     }
 
@@ -245,11 +246,15 @@ impl Engine {
     async fn evidence(&self) -> Result<Option<String>, Error> {
         for node in self.context.stores.nodes.state() {
             let (no_schedule, no_execute) = hold::read_taints(&node);
-            if [no_schedule, no_execute].into_iter().flatten().any(|value| value != HOLD_CLOSED && value != HOLD_UNSOLD) {
+            if [no_schedule, no_execute].into_iter().flatten().any(|value| value != HOLD_CLOSED && value != HOLD_UNSOLD)
+            {
                 return Ok(Some(format!("CapacityLedger/cluster is missing, but node {} is held", node.name_any())));
             }
             if hold::stamped_generation(&node).is_some() {
-                return Ok(Some(format!("CapacityLedger/cluster is missing, but node {} was written under one", node.name_any())));
+                return Ok(Some(format!(
+                    "CapacityLedger/cluster is missing, but node {} was written under one",
+                    node.name_any()
+                )));
             }
         }
         let booked = |phase: Phase| matches!(phase, Phase::Booked | Phase::Preparing | Phase::Active | Phase::Ending);
@@ -274,7 +279,8 @@ impl Engine {
             let over = reservation.status.as_ref().is_some_and(|status| status.phase.is_final())
                 && reservation.metadata.deletion_timestamp.is_none();
             if !over && ledger.booking_of(&uid).is_none() {
-                let created = reservation.metadata.creation_timestamp.as_ref().map_or(0, |time| time.0.as_millisecond());
+                let created =
+                    reservation.metadata.creation_timestamp.as_ref().map_or(0, |time| time.0.as_millisecond());
                 since = since.min(TimeMs(created));
                 wanted.insert(uid);
             }
@@ -291,7 +297,9 @@ impl Engine {
     /// Nothing is sold and no node is written until a person has helped.
     async fn block(&mut self, reason: &'static str, message: String) {
         self.ledger = None;
-        if self.blocked.as_ref().map(|(reason, message)| (*reason, message.as_str())) != Some((reason, message.as_str())) {
+        if self.blocked.as_ref().map(|(reason, message)| (*reason, message.as_str()))
+            != Some((reason, message.as_str()))
+        {
             tracing::error!(reason, message, "nothing is sold");
             self.blocked = Some((reason, message));
             self.publish_view();
@@ -306,7 +314,8 @@ impl Engine {
         let mut changes = Vec::new();
         for (id, handed) in &self.handed {
             let Some(booking) = ledger.booking(id).filter(|_| !ending.contains(id)) else { continue };
-            let open = || booking.segments.iter().filter(|segment| segment.to.is_none() && !swapped.contains(&segment.uid));
+            let open =
+                || booking.segments.iter().filter(|segment| segment.to.is_none() && !swapped.contains(&segment.uid));
             let nodes: Vec<NodeUid> = open()
                 .filter(|segment| segment.from.is_none() && handed.contains(&segment.uid))
                 .map(|segment| segment.uid.clone())
@@ -349,8 +358,11 @@ impl Engine {
         if fresh == *self.outcomes {
             return Vec::new();
         }
-        let changed: HashSet<&ReservationUid> =
-            fresh.iter().filter(|(uid, outcome)| self.outcomes.get(*uid) != Some(*outcome)).map(|(uid, _)| uid).collect();
+        let changed: HashSet<&ReservationUid> = fresh
+            .iter()
+            .filter(|(uid, outcome)| self.outcomes.get(*uid) != Some(*outcome))
+            .map(|(uid, _)| uid)
+            .collect();
         let list = self
             .context
             .stores
@@ -366,12 +378,18 @@ impl Engine {
 
     /// Takes in which reservations are being deleted and have nothing booked; gives those that are new among them.
     fn release(&mut self, snapshot: &spillway_planner::Snapshot, ledger: &Ledger) -> Vec<(String, String)> {
-        let idle = snapshot.requests.iter().filter(|request| request.deleting && ledger.booking_of(&request.reservation.uid).is_none());
+        let idle = snapshot
+            .requests
+            .iter()
+            .filter(|request| request.deleting && ledger.booking_of(&request.reservation.uid).is_none());
         let (uids, new): (HashSet<_>, Vec<_>) = idle
             .map(|request| {
                 let reservation = &request.reservation;
                 let new = !self.released.contains(&reservation.uid);
-                (reservation.uid.clone(), new.then(|| (reservation.namespace.to_string(), reservation.name.to_string())))
+                (
+                    reservation.uid.clone(),
+                    new.then(|| (reservation.namespace.to_string(), reservation.name.to_string())),
+                )
             })
             .unzip();
         if uids != *self.released {

@@ -57,7 +57,10 @@ impl Pulse {
             let now = Instant::now();
             if now.duration_since(last) > limit {
                 self.gaps.fetch_add(1, Ordering::AcqRel);
-                tracing::warn!(gap_ms = now.duration_since(last).as_millis(), "the process was paused: what was queued is dropped");
+                tracing::warn!(
+                    gap_ms = now.duration_since(last).as_millis(),
+                    "the process was paused: what was queued is dropped"
+                );
             }
             last = now;
         }

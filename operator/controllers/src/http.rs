@@ -20,7 +20,11 @@ pub async fn serve(address: std::net::SocketAddr, metrics: Arc<Metrics>, ready: 
         .route(
             "/readyz",
             get(move || async move {
-                if ready.load(Ordering::Acquire) { (StatusCode::OK, "ok") } else { (StatusCode::SERVICE_UNAVAILABLE, "the API server has not been reached yet") }
+                if ready.load(Ordering::Acquire) {
+                    (StatusCode::OK, "ok")
+                } else {
+                    (StatusCode::SERVICE_UNAVAILABLE, "the API server has not been reached yet")
+                }
             }),
         );
     let source = |source| Error::Http { address, source };

@@ -18,7 +18,10 @@ pub const LEASE_NAME: &str = "spillway-operator";
 ///
 /// # Errors
 /// When the election cannot be set up.
-pub async fn campaign(client: Client, config: &Config) -> Result<(watch::Receiver<bool>, JoinHandle<Result<(), Error>>), Error> {
+pub async fn campaign(
+    client: Client,
+    config: &Config,
+) -> Result<(watch::Receiver<bool>, JoinHandle<Result<(), Error>>), Error> {
     let manager = LeaseManagerBuilder::new(client, LEASE_NAME)
         .with_namespace(&config.namespace)
         .with_identity(&config.identity)

@@ -95,19 +95,36 @@ impl Metrics {
     fn registered(mut self) -> Self {
         let registry = self.registry.sub_registry_with_prefix("spillway");
         registry.register("leader", "1 while this process leads", self.leader.clone());
-        registry.register("sales_blocked", "1 while nothing is sold because the ledger is lost or unreadable", self.blocked.clone());
+        registry.register(
+            "sales_blocked",
+            "1 while nothing is sold because the ledger is lost or unreadable",
+            self.blocked.clone(),
+        );
         registry.register("ledger_generation", "Generation of the last committed root", self.generation.clone());
         registry.register("ledger_commits", "Commits of the ledger", self.commits.clone());
-        registry.register("ledger_conflicts", "Commits that failed because somebody else had committed", self.conflicts.clone());
+        registry.register(
+            "ledger_conflicts",
+            "Commits that failed because somebody else had committed",
+            self.conflicts.clone(),
+        );
         registry.register("ledger_pages_collected", "Ledger pages deleted by collections", self.collected.clone());
         registry.register_with_unit("plan", "Time of a plan", Unit::Seconds, self.plan_seconds.clone());
-        registry.register_with_unit("commit", "Time of a commit of the ledger", Unit::Seconds, self.commit_seconds.clone());
+        registry.register_with_unit(
+            "commit",
+            "Time of a commit of the ledger",
+            Unit::Seconds,
+            self.commit_seconds.clone(),
+        );
         registry.register("bookings", "Live bookings", self.bookings.clone());
         registry.register("pool_devices", "Devices by pool and state", self.devices.clone());
         registry.register("reservations", "Reservations by phase", self.reservations.clone());
         registry.register("reconciles", "Looks at objects by controller and result", self.reconciles.clone());
         registry.register("node_writes", "Writes of nodes' hold taints and labels", self.node_writes.clone());
-        registry.register("fenced_writes", "Writes held back because the decision behind them was not the latest", self.fenced.clone());
+        registry.register(
+            "fenced_writes",
+            "Writes held back because the decision behind them was not the latest",
+            self.fenced.clone(),
+        );
         self
     }
 

@@ -156,7 +156,11 @@ impl Look {
         let mut there = ForeignPods::default();
         for pod in pods {
             let whose = whose(context, &pod.namespace);
-            let foreign = if tenants_only { matches!(whose, Whose::Tenant | Whose::Unknown) } else { whose != Whose::Infrastructure };
+            let foreign = if tenants_only {
+                matches!(whose, Whose::Tenant | Whose::Unknown)
+            } else {
+                whose != Whose::Infrastructure
+            };
             let owner_device = whose == Whose::Owner && !pod.devices.is_empty();
             match (foreign, pod.deleting.is_some()) {
                 (_, false) if owner_device => there.owner = true,
@@ -187,7 +191,8 @@ impl Look {
         if self.pool.spec.node_check == NodeCheck::None {
             return Check::NotNeeded;
         }
-        let Some(asked) = context.node_memory().asked.get(&self.uid).filter(|asked| asked.hold_since == self.hold_since()).cloned()
+        let Some(asked) =
+            context.node_memory().asked.get(&self.uid).filter(|asked| asked.hold_since == self.hold_since()).cloned()
         else {
             return Check::NotAsked;
         };
@@ -199,7 +204,8 @@ impl Look {
             .filter(|answer| answer.id == asked.id && answer.node_uid == self.uid.as_str());
         let Some(answer) = answer else { return Check::Waiting };
         let age_ms = self.now_ms.saturating_sub(asked.at);
-        let boot = self.node.status.as_ref().and_then(|status| status.node_info.as_ref()).map(|info| info.boot_id.as_str());
+        let boot =
+            self.node.status.as_ref().and_then(|status| status.node_info.as_ref()).map(|info| info.boot_id.as_str());
         if boot.is_some_and(|boot| !boot.is_empty() && boot != answer.boot_id) {
             return Check::Dirty { found: vec!["the node was started again since it answered".to_owned()], age_ms };
         }
@@ -233,9 +239,10 @@ impl Look {
         match step {
             NodeStep::Nothing => {
                 if let Some(booking) = booking
-                    && booking.segments.iter().any(|segment| {
-                        segment.uid == self.uid && segment.to.is_none() && segment.from.is_none()
-                    })
+                    && booking
+                        .segments
+                        .iter()
+                        .any(|segment| segment.uid == self.uid && segment.to.is_none() && segment.from.is_none())
                 {
                     let node = self.uid.clone();
                     context.tell(Message::HandedOver { booking: booking.id.clone(), node }).await;
@@ -319,7 +326,11 @@ impl Look {
         let generation = self.permitted(context, "writing a node").await?;
         let patch = hold::build_patch(&self.node, target, generation, jiff::Timestamp::now().as_millisecond());
         let api: Api<Node> = Api::all(context.client.clone());
-        call("writing a node", api.patch_metadata(&self.node.name_any(), &PatchParams::default(), &Patch::Merge(&patch))).await?;
+        call(
+            "writing a node",
+            api.patch_metadata(&self.node.name_any(), &PatchParams::default(), &Patch::Merge(&patch)),
+        )
+        .await?;
         context.metrics.node_writes.inc();
         if matches!(target, Target::Unsold | Target::Holder { .. }) {
             context.node_memory().asked.remove(&self.uid);
@@ -345,7 +356,8 @@ impl Look {
         };
         let same = view.generation == found
             && view.blocked.is_none()
-            && view.booking_on(&self.uid).map(|booking| &booking.id) == self.booking.as_ref().map(|booking| &booking.id);
+            && view.booking_on(&self.uid).map(|booking| &booking.id)
+                == self.booking.as_ref().map(|booking| &booking.id);
         if same && context.pulse.gaps() == self.gaps { Ok(found) } else { Err(fenced) }
     }
 
@@ -405,7 +417,11 @@ impl Look {
         {
             let mut memory = context.node_memory();
             let hold_since = self.hold_since();
-            let first = memory.asked.get(&self.uid).filter(|asked| asked.hold_since == hold_since).map_or(now_ms, |asked| asked.first);
+            let first = memory
+                .asked
+                .get(&self.uid)
+                .filter(|asked| asked.hold_since == hold_since)
+                .map_or(now_ms, |asked| asked.first);
             memory.asked.insert(self.uid.clone(), Asked { id: id.clone(), hold_since, at: now_ms, first });
         }
         let api: Api<GpuNode> = Api::all(context.client.clone());

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{Arc, RwLock},
+    sync::{Arc, PoisonError, RwLock},
 };
 
 use k8s_openapi::api::core::v1::Pod;
@@ -113,56 +113,54 @@ impl Tables {
     }
 }
 
+#[derive(Debug, Default)]
+struct State {
+    live: Tables,
+    /// What a relist has brought so far; it replaces `live` when it is done.
+    relist: Tables,
+}
+
 /// The pods of each node.
 #[derive(Debug, Default)]
 pub struct PodIndex {
-    live: RwLock<Tables>,
-    buffer: RwLock<Option<Tables>>,
+    state: RwLock<State>,
 }
 
 impl PodIndex {
     /// Takes in a watch event; returns the nodes whose pods changed.
     pub fn take(&self, event: &Event<Pod>, prefixes: &[String]) -> Vec<Arc<str>> {
-        let lock = |table: &RwLock<Tables>, f: &mut dyn FnMut(&mut Tables)| {
-            f(&mut table.write().unwrap_or_else(std::sync::PoisonError::into_inner));
-        };
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        let State { live, relist } = &mut *state;
         let mut touched = Vec::new();
         match event {
-            Event::Init => *self.buffer.write().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(Tables::default()),
+            Event::Init => *relist = Tables::default(),
             Event::InitApply(pod) => {
-                if let (Some(tables), Some((node, pod))) =
-                    (self.buffer.write().unwrap_or_else(std::sync::PoisonError::into_inner).as_mut(), facts(pod, prefixes))
-                {
-                    tables.insert(node, pod);
+                if let Some((node, pod)) = facts(pod, prefixes) {
+                    relist.insert(node, pod);
                 }
             }
             Event::InitDone => {
-                let fresh = self.buffer.write().unwrap_or_else(std::sync::PoisonError::into_inner).take();
-                if let Some(fresh) = fresh {
-                    touched.extend(fresh.by_node.keys().cloned());
-                    lock(&self.live, &mut |tables| touched.extend(tables.by_node.keys().cloned()));
-                    *self.live.write().unwrap_or_else(std::sync::PoisonError::into_inner) = fresh;
-                    touched.sort();
-                    touched.dedup();
-                }
+                let before = std::mem::replace(live, std::mem::take(relist));
+                touched.extend(live.by_node.keys().chain(before.by_node.keys()).cloned());
+                touched.sort();
             }
-            Event::Apply(pod) => lock(&self.live, &mut |tables| {
-                touched.extend(tables.remove(&pod.uid().unwrap_or_default()));
+            Event::Apply(pod) => {
+                touched.extend(live.remove(&pod.uid().unwrap_or_default()));
                 if let Some((node, pod)) = facts(pod, prefixes) {
                     touched.push(Arc::clone(&node));
-                    tables.insert(node, pod);
+                    live.insert(node, pod);
                 }
-                touched.dedup();
-            }),
-            Event::Delete(pod) => lock(&self.live, &mut |tables| touched.extend(tables.remove(&pod.uid().unwrap_or_default()))),
+            }
+            Event::Delete(pod) => touched.extend(live.remove(&pod.uid().unwrap_or_default())),
         }
+        touched.dedup();
         touched
     }
 
     /// The pods of a node.
     pub fn on(&self, node: &str) -> Vec<PodFacts> {
-        let tables = self.live.read().unwrap_or_else(std::sync::PoisonError::into_inner);
-        tables.by_node.get(node).map(|pods| pods.values().cloned().collect()).unwrap_or_default()
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        state.live.by_node.get(node).map(|pods| pods.values().cloned().collect()).unwrap_or_default()
     }
 }
 

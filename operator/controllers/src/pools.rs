@@ -63,7 +63,8 @@ pub async fn reconcile(object: Arc<GpuPool>, context: Arc<Context>) -> Result<Ac
     }
     if object.status.as_ref() != Some(&status) {
         let patch = json!({"metadata": {"resourceVersion": object.resource_version()}, "status": status});
-        call("writing a pool's status", api.patch_status(&name, &PatchParams::default(), &Patch::Merge(&patch))).await?;
+        call("writing a pool's status", api.patch_status(&name, &PatchParams::default(), &Patch::Merge(&patch)))
+            .await?;
     }
     if deleting && facts.live.is_empty() && view.ledger.is_some() && view.blocked.is_none() {
         let finalizers: Vec<&String> = object.finalizers().iter().filter(|finalizer| *finalizer != FINALIZER).collect();
@@ -107,7 +108,10 @@ fn facts(context: &Context, view: &View, pool: &GpuPool) -> Facts {
                 "GraceCapTooLow"
             };
             let blockers = if reason == "Deleting" && !live.is_empty() {
-                format!("; it goes when its bookings are over: {}", live.iter().take(8).cloned().collect::<Vec<_>>().join(", "))
+                format!(
+                    "; it goes when its bookings are over: {}",
+                    live.iter().take(8).cloned().collect::<Vec<_>>().join(", ")
+                )
             } else {
                 String::new()
             };

@@ -76,7 +76,7 @@ pub async fn reconcile(object: Arc<GpuReservation>, context: Arc<Context>) -> Re
     let previous = object.status.clone().unwrap_or_default();
     let substance = differs_in_substance(&previous, &status);
     if substance || status != previous {
-        if substance || wording_is_due(&previous, now) {
+        if substance || wording_is_due(&context, &object, now) {
             kill::point("reservation.before-status");
             write_status(&api, &object, &status).await?;
             kill::point("reservation.after-status");
@@ -130,52 +130,74 @@ fn given_back(context: &Context, view: &View, booking: &Booking, now: Timestamp)
     })
 }
 
-fn wording_is_due(previous: &GpuReservationStatus, now: Timestamp) -> bool {
-    use std::{collections::HashMap, sync::Mutex, sync::OnceLock};
-    // Keyed by what was said last; it only spares writes, so losing it costs a write.
-    static SAID: OnceLock<Mutex<HashMap<String, Timestamp>>> = OnceLock::new();
-    let said = SAID.get_or_init(Mutex::default);
-    let mut said = said.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+/// True at most once in [`WORDING`] for a reservation.
+fn wording_is_due(context: &Context, object: &GpuReservation, now: Timestamp) -> bool {
     let limit = i64::try_from(WORDING.as_millis()).unwrap_or(i64::MAX);
-    said.retain(|_, at| now.as_millisecond() - at.as_millisecond() < limit);
-    let key = previous.message.clone().unwrap_or_default();
-    if said.contains_key(&key) {
-        return false;
+    let mut worded = context.worded.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    worded.retain(|_, at| now.as_millisecond() - at.as_millisecond() < limit);
+    match worded.entry(object.uid().unwrap_or_default()) {
+        std::collections::hash_map::Entry::Occupied(_) => false,
+        std::collections::hash_map::Entry::Vacant(entry) => {
+            entry.insert(now);
+            true
+        }
     }
-    said.insert(key, now);
-    true
 }
 
 async fn add_finalizer(api: &Api<GpuReservation>, object: &GpuReservation) -> Result<Action, Error> {
     let mut finalizers = object.finalizers().to_vec();
     finalizers.push(FINALIZER.to_owned());
     let patch = json!({"metadata": {"resourceVersion": object.resource_version(), "finalizers": finalizers}});
-    call("adding a reservation's finalizer", api.patch(&object.name_any(), &PatchParams::default(), &Patch::Merge(&patch))).await?;
+    call(
+        "adding a reservation's finalizer",
+        api.patch(&object.name_any(), &PatchParams::default(), &Patch::Merge(&patch)),
+    )
+    .await?;
     Ok(Action::await_change())
 }
 
 async fn remove_finalizer(api: &Api<GpuReservation>, object: &GpuReservation) -> Result<(), Error> {
     let finalizers: Vec<&String> = object.finalizers().iter().filter(|finalizer| *finalizer != FINALIZER).collect();
     let patch = json!({"metadata": {"uid": object.uid(), "finalizers": finalizers}});
-    match call("removing a reservation's finalizer", api.patch(&object.name_any(), &PatchParams::default(), &Patch::Merge(&patch))).await {
+    match call(
+        "removing a reservation's finalizer",
+        api.patch(&object.name_any(), &PatchParams::default(), &Patch::Merge(&patch)),
+    )
+    .await
+    {
         Err(error) if error.is_not_found() => Ok(()),
         result => result.map(|_| ()),
     }
 }
 
-async fn write_status(api: &Api<GpuReservation>, object: &GpuReservation, status: &GpuReservationStatus) -> Result<(), Error> {
+async fn write_status(
+    api: &Api<GpuReservation>,
+    object: &GpuReservation,
+    status: &GpuReservationStatus,
+) -> Result<(), Error> {
     let patch = json!({"metadata": {"resourceVersion": object.resource_version()}, "status": status});
-    call("writing a reservation's status", api.patch_status(&object.name_any(), &PatchParams::default(), &Patch::Merge(&patch))).await?;
+    call(
+        "writing a reservation's status",
+        api.patch_status(&object.name_any(), &PatchParams::default(), &Patch::Merge(&patch)),
+    )
+    .await?;
     Ok(())
 }
 
 /// Events for refusals, risk and ends only.
-async fn announce(context: &Context, object: &GpuReservation, previous: &GpuReservationStatus, status: &GpuReservationStatus) {
+async fn announce(
+    context: &Context,
+    object: &GpuReservation,
+    previous: &GpuReservationStatus,
+    status: &GpuReservationStatus,
+) {
     let message = status.message.as_deref().unwrap_or_default();
     let reason = status.reason.as_deref().unwrap_or_default();
     if previous.phase != status.phase {
         match status.phase {
-            Phase::Rejected | Phase::Expired => context.event(object, EventType::Warning, reason, message, "Refuse").await,
+            Phase::Rejected | Phase::Expired => {
+                context.event(object, EventType::Warning, reason, message, "Refuse").await;
+            }
             Phase::Ending | Phase::Ended => context.event(object, EventType::Normal, reason, message, "End").await,
             _ => {}
         }

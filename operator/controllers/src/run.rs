@@ -88,7 +88,8 @@ fn start(client: Client, config: Config, metrics: Arc<Metrics>, tasks: &mut Join
     let (reservation_queue, reservation_stream) = Queue::<GpuReservation>::new();
     let (pool_queue, pool_stream) = Queue::<GpuPool>::new();
     let (tenant_queue, tenant_stream) = Queue::<Tenant>::new();
-    let queues = Queues { nodes: node_queue, reservations: reservation_queue, pools: pool_queue, tenants: tenant_queue };
+    let queues =
+        Queues { nodes: node_queue, reservations: reservation_queue, pools: pool_queue, tenants: tenant_queue };
     let (publish, view) = watch::channel(Arc::new(View::default()));
     let pods = Arc::new(PodIndex::default());
     let (stores, feeds) = watch_all(&client, &config, &queues, &wake, &pods, &view);
@@ -114,6 +115,7 @@ fn start(client: Client, config: Config, metrics: Arc<Metrics>, tasks: &mut Join
         pulse: Arc::clone(&pulse),
         metrics,
         nodes: std::sync::Mutex::new(NodeMemory::default()),
+        worded: std::sync::Mutex::default(),
     });
     tasks.spawn(async move {
         pulse.beat(MAX_GAP).await;
@@ -139,9 +141,27 @@ fn start(client: Client, config: Config, metrics: Arc<Metrics>, tasks: &mut Join
     });
     let second = Duration::from_secs(1);
     control("nodes", &context, context.stores.nodes.clone(), node_stream, 32, Duration::ZERO, nodes::reconcile, tasks);
-    control("reservations", &context, context.stores.reservations.clone(), reservation_stream, 16, Duration::ZERO, reservations::reconcile, tasks);
+    control(
+        "reservations",
+        &context,
+        context.stores.reservations.clone(),
+        reservation_stream,
+        16,
+        Duration::ZERO,
+        reservations::reconcile,
+        tasks,
+    );
     control("pools", &context, context.stores.pools.clone(), pool_stream, 4, second, pools::reconcile, tasks);
-    control("tenants", &context, context.stores.tenants.clone(), tenant_stream, 4, second / 5, tenants::reconcile, tasks);
+    control(
+        "tenants",
+        &context,
+        context.stores.tenants.clone(),
+        tenant_stream,
+        4,
+        second / 5,
+        tenants::reconcile,
+        tasks,
+    );
 }
 
 /// Runs one controller: its queue, with back-off on errors and a bound on what is under way at once.
@@ -225,15 +245,16 @@ fn watch_all(
     });
 
     let (q, w) = (queues.clone(), Arc::clone(&wake));
-    let (reservations, reservation_feed) = watch::<GpuReservation, _, _>(Api::all(client.clone()), any(), slim, move |event| {
-        let (q, w) = (q.clone(), Arc::clone(&w));
-        async move {
-            w.notify_one();
-            if let Some(reservation) = object(&event) {
-                q.reservations.push_in(&reservation.namespace().unwrap_or_default(), &reservation.name_any()).await;
+    let (reservations, reservation_feed) =
+        watch::<GpuReservation, _, _>(Api::all(client.clone()), any(), slim, move |event| {
+            let (q, w) = (q.clone(), Arc::clone(&w));
+            async move {
+                w.notify_one();
+                if let Some(reservation) = object(&event) {
+                    q.reservations.push_in(&reservation.namespace().unwrap_or_default(), &reservation.name_any()).await;
+                }
             }
-        }
-    });
+        });
 
     let (q, w) = (queues.clone(), Arc::clone(&wake));
     let (tenants, tenant_feed) = watch::<Tenant, _, _>(Api::all(client.clone()), any(), slim, move |event| {

@@ -14,8 +14,8 @@ use spillway_crds::{
 };
 use spillway_manifests::{hold, validate};
 use spillway_planner::{
-    Booking, BookingId, Node, NodeHealth, NodeSale, NodeUid, ReservationUid, Resources, Snapshot, TenantName, TimeMs,
-    MilliGpu, ledger::Ledger,
+    Booking, BookingId, MilliGpu, Node, NodeHealth, NodeSale, NodeUid, ReservationUid, Resources, Snapshot, TenantName,
+    TimeMs, ledger::Ledger,
 };
 
 use crate::{context::Context, pods::PodFacts};
@@ -155,7 +155,9 @@ pub fn build(
         .map(|reservation| {
             let tenant = owners.get(&reservation.namespace().unwrap_or_default()).map(|(tenant, _)| tenant.clone());
             let alive = |name: &TenantName| {
-                tenants.iter().any(|tenant| tenant.name_any() == name.as_str() && tenant.metadata.deletion_timestamp.is_none())
+                tenants
+                    .iter()
+                    .any(|tenant| tenant.name_any() == name.as_str() && tenant.metadata.deletion_timestamp.is_none())
             };
             validate::request(reservation, tenant.filter(alive))
         })

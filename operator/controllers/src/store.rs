@@ -230,7 +230,8 @@ impl LedgerStore {
     /// # Errors
     /// When the API server cannot be asked.
     pub async fn has_pages(&self) -> Result<bool, Error> {
-        let list = call("listing the ledger's pages", self.pages.list_metadata(&ListParams::default().limit(1))).await?;
+        let list =
+            call("listing the ledger's pages", self.pages.list_metadata(&ListParams::default().limit(1))).await?;
         Ok(!list.items.is_empty())
     }
 
@@ -263,7 +264,8 @@ impl LedgerStore {
     async fn swap(&mut self, root: &Root) -> Result<Swap, Error> {
         let mut object = CapacityLedger::new(LEDGER_NAME, root_spec(root));
         object.metadata.resource_version.clone_from(&self.version);
-        match call("swapping the ledger's root", self.roots.replace(LEDGER_NAME, &PostParams::default(), &object)).await {
+        match call("swapping the ledger's root", self.roots.replace(LEDGER_NAME, &PostParams::default(), &object)).await
+        {
             Ok(object) => {
                 self.version = object.resource_version();
                 Ok(Swap::Done)
@@ -272,7 +274,12 @@ impl LedgerStore {
             Err(error) if error.is_conflict() => Ok(Swap::Conflict),
             // It is not known whether it was done: the names of the pages are ours alone, so the root itself can say.
             Err(error) => match self.root().await {
-                Ok(Some((now, version))) if now.generation == root.generation && now.pools == root.pools && now.epoch == root.epoch && now.committed_at == root.committed_at => {
+                Ok(Some((now, version)))
+                    if now.generation == root.generation
+                        && now.pools == root.pools
+                        && now.epoch == root.epoch
+                        && now.committed_at == root.committed_at =>
+                {
                     self.version = Some(version);
                     Ok(Swap::Done)
                 }

@@ -59,7 +59,8 @@ pub async fn reconcile(object: Arc<Tenant>, context: Arc<Context>) -> Result<Act
     let status = build_status(&object, &facts, Timestamp::now());
     if object.status.as_ref() != Some(&status) {
         let patch = json!({"metadata": {"resourceVersion": object.resource_version()}, "status": status});
-        call("writing a tenant's status", api.patch_status(&name, &PatchParams::default(), &Patch::Merge(&patch))).await?;
+        call("writing a tenant's status", api.patch_status(&name, &PatchParams::default(), &Patch::Merge(&patch)))
+            .await?;
     }
     if deleting && facts.live.is_empty() && view.blocked.is_none() {
         let finalizers: Vec<&String> = object.finalizers().iter().filter(|finalizer| *finalizer != FINALIZER).collect();
@@ -86,7 +87,11 @@ fn held(bookings: &[&Arc<Booking>]) -> Vec<HeldQuota> {
     }
     sums.into_iter()
         .take(256)
-        .map(|((sku, tier), devices)| HeldQuota { sku, tier: api_tier(tier), devices: i32::try_from(devices).unwrap_or(i32::MAX) })
+        .map(|((sku, tier), devices)| HeldQuota {
+            sku,
+            tier: api_tier(tier),
+            devices: i32::try_from(devices).unwrap_or(i32::MAX),
+        })
         .collect()
 }
 
@@ -117,7 +122,11 @@ async fn apply_labels(context: &Context, object: &Tenant, deleting: bool, facts:
         let uid = found.uid().unwrap_or_default();
         if !deleting {
             if let Some(patch) = build_labels(&name, object.spec.owner, &uid, found.labels()) {
-                call("labelling a tenant's namespace", api.patch_metadata(&namespace, &PatchParams::default(), &Patch::Merge(&patch))).await?;
+                call(
+                    "labelling a tenant's namespace",
+                    api.patch_metadata(&namespace, &PatchParams::default(), &Patch::Merge(&patch)),
+                )
+                .await?;
             }
             facts.namespaces.push(TenantNamespace { name: namespace, holder: uid });
         }
@@ -146,11 +155,17 @@ async fn prune_labels(
         if bookings.iter().any(|booking| *booking.reservation.namespace == *namespace_name) {
             facts.problems.push(("NamespaceHolds", format!(
                 "Namespace {namespace_name} is not listed any more but still holds devices: it stays this tenant's until its reservations are deleted.")));
-            facts.namespaces.push(TenantNamespace { name: namespace_name, holder: namespace.uid().unwrap_or_default() });
+            facts
+                .namespaces
+                .push(TenantNamespace { name: namespace_name, holder: namespace.uid().unwrap_or_default() });
             continue;
         }
         if let Some(patch) = build_unlabel(namespace.labels()) {
-            call("taking labels off a namespace", api.patch_metadata(&namespace_name, &PatchParams::default(), &Patch::Merge(&patch))).await?;
+            call(
+                "taking labels off a namespace",
+                api.patch_metadata(&namespace_name, &PatchParams::default(), &Patch::Merge(&patch)),
+            )
+            .await?;
         }
     }
     Ok(())

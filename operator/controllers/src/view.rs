@@ -1,6 +1,9 @@
 //! What was decided last: the committed ledger and the answers to what waits. Read by every controller, written by the engine alone.
 
-use std::{collections::{HashMap, HashSet}, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use spillway_planner::{Booking, BookingId, Outcome, ReservationUid, ledger::Ledger};
 

@@ -76,7 +76,9 @@ where
         while let Some(event) = stream.next().await {
             match event {
                 Ok(event) => on(event).await,
-                Err(error) => tracing::warn!(kind = %K::kind(&K::DynamicType::default()), %error, "a watch failed; it is tried again"),
+                Err(error) => {
+                    tracing::warn!(kind = %K::kind(&K::DynamicType::default()), %error, "a watch failed; it is tried again");
+                }
             }
         }
     };

@@ -1,10 +1,8 @@
 //! The status of a `GpuReservation`, from what the ledger and the last plan say.
 
 use jiff::Timestamp;
-use spillway_crds::{
-    AssignedNode, BookingStatus, GpuReservation, GpuReservationStatus, Meter, Phase,
-};
-use spillway_planner::{Booking, EndReason, Outcome, Tier};
+use spillway_crds::{AssignedNode, BookingStatus, GpuReservation, GpuReservationStatus, Meter, Phase};
+use spillway_planner::{Booking, EndReason, Outcome, Tier, ledger::usage};
 
 use crate::conditions::{Wanted, bounded, merge, time};
 
@@ -41,18 +39,10 @@ pub fn open_devices(booking: &Booking) -> u32 {
     booking.segments.iter().filter(|segment| segment.to.is_none()).map(|segment| segment.devices).sum()
 }
 
-/// Devices times milliseconds of a booking from `Active` on, up to `until` for what is still open.
-pub fn device_milliseconds(booking: &Booking, until_ms: i64) -> i64 {
-    let Some(active) = booking.active_at else { return 0 };
-    let stop = booking.end.map_or(until_ms, |end| end.0.min(until_ms));
-    booking
-        .segments
-        .iter()
-        .filter_map(|segment| {
-            let from = segment.from?.0.max(active.0);
-            let to = segment.to.map_or(stop, |to| to.0.min(stop));
-            Some(i64::from(segment.devices).saturating_mul(to.saturating_sub(from).max(0)))
-        })
+/// Devices times milliseconds of a booking that ended.
+fn metered(booking: &Booking) -> i64 {
+    usage(booking)
+        .filter_map(|part| Some(i64::from(part.devices).saturating_mul(part.to?.0.saturating_sub(part.from.0))))
         .fold(0, i64::saturating_add)
 }
 
@@ -69,10 +59,15 @@ fn live(booking: &Booking, preparing: bool) -> Summary {
     let open = open_devices(booking);
     let short = booking.devices.saturating_sub(open);
     let (phase, mut reason, mut message) = if booking.active_at.is_some() {
-        let until = booking.end.map_or_else(|| "until it is deleted".to_owned(), |end| format!("until {}", time(end.0).0));
+        let until =
+            booking.end.map_or_else(|| "until it is deleted".to_owned(), |end| format!("until {}", time(end.0).0));
         (Phase::Active, "Active", format!("{} devices are held for this namespace {until}.", booking.devices))
     } else if preparing {
-        (Phase::Preparing, "Preparing", format!("{} devices are booked; their nodes are being emptied and checked.", booking.devices))
+        (
+            Phase::Preparing,
+            "Preparing",
+            format!("{} devices are booked; their nodes are being emptied and checked.", booking.devices),
+        )
     } else {
         (Phase::Booked, "Booked", format!("{} devices are booked.", booking.devices))
     };
@@ -106,7 +101,14 @@ fn answered(outcome: &Outcome) -> Summary {
         Outcome::Rejected(reason) => (Phase::Rejected, reason, true),
         Outcome::Expired(reason) => (Phase::Expired, reason, true),
     };
-    Summary { phase, reason: reason.code.to_owned(), message: reason.message.clone(), ready: false, reconciling: !stalled, stalled }
+    Summary {
+        phase,
+        reason: reason.code.to_owned(),
+        message: reason.message.clone(),
+        ready: false,
+        reconciling: !stalled,
+        stalled,
+    }
 }
 
 /// The status that says what is known. What did not change is taken over, so that the same facts give the same status.
@@ -179,8 +181,7 @@ pub fn build_status(reservation: &GpuReservation, facts: Facts<'_>, now: Timesta
         status.nodes = nodes;
     }
     if let Facts::Ended { booking, .. } = facts {
-        let end = booking.end.map_or(0, |end| end.0);
-        status.meter = Some(Meter { device_milliseconds: device_milliseconds(booking, end) });
+        status.meter = Some(Meter { device_milliseconds: metered(booking) });
     }
     status
 }

@@ -14,11 +14,8 @@ pub type Labels = std::collections::BTreeMap<String, String>;
 
 /// What a namespace listed by a tenant must carry, as a merge patch of its labels; none when nothing is missing.
 pub fn build_labels(tenant: &str, owner: bool, uid: &str, labels: &Labels) -> Option<Value> {
-    let mut wanted = vec![
-        (ROLE_LABEL, if owner { ROLE_OWNER } else { ROLE_TENANT }),
-        (HOLDER_LABEL, uid),
-        (TENANT_LABEL, tenant),
-    ];
+    let mut wanted =
+        vec![(ROLE_LABEL, if owner { ROLE_OWNER } else { ROLE_TENANT }), (HOLDER_LABEL, uid), (TENANT_LABEL, tenant)];
     // Pod Security `restricted` is stricter than what is needed, so it is left alone.
     let enforced = labels.get(POD_SECURITY_ENFORCE).map(String::as_str);
     if !owner && !matches!(enforced, Some("baseline" | "restricted")) {
@@ -61,7 +58,14 @@ pub fn build_status(tenant: &Tenant, facts: &Facts, now: Timestamp) -> TenantSta
     let deleting = tenant.metadata.deletion_timestamp.is_some();
     let (ready, reason, message) = if deleting && !facts.live.is_empty() {
         let list = facts.live.iter().take(8).cloned().collect::<Vec<_>>().join(", ");
-        (false, "LiveBookings", format!("It cannot go while it holds {} bookings ({list}): delete those reservations first.", facts.live.len()))
+        (
+            false,
+            "LiveBookings",
+            format!(
+                "It cannot go while it holds {} bookings ({list}): delete those reservations first.",
+                facts.live.len()
+            ),
+        )
     } else if let Some((reason, _)) = facts.problems.first() {
         (false, *reason, facts.problems.iter().map(|(_, text)| text.as_str()).collect::<Vec<_>>().join(" "))
     } else {

@@ -6,8 +6,8 @@ use jiff::Timestamp;
 use k8s_openapi::{api::core::v1::Node as KubeNode, apimachinery::pkg::api::resource::Quantity};
 use spillway_crds::{self as crds, GpuPool, GpuReservation, parse_duration_ms};
 use spillway_planner::{
-    Pool, Quota, Region, Request, ReservationRef, Resources, Shape, Sku, Tenant, TenantName, Tier, TimeMs, Where,
-    MilliGpu,
+    MilliGpu, Pool, Quota, Region, Request, ReservationRef, Resources, Shape, Sku, Tenant, TenantName, Tier, TimeMs,
+    Where,
 };
 
 /// Time for the node check and the health gate between two bookings of a device, beside the grace cap, in milliseconds.
@@ -181,7 +181,9 @@ pub fn readiness(node: &KubeNode) -> (bool, TimeMs) {
         .as_ref()
         .and_then(|status| status.conditions.as_ref())
         .and_then(|all| all.iter().find(|condition| condition.type_ == "Ready"));
-    let ms = |time: Option<&k8s_openapi::apimachinery::pkg::apis::meta::v1::Time>| time.map_or(0, |time: &_| time.0.as_millisecond());
+    let ms = |time: Option<&k8s_openapi::apimachinery::pkg::apis::meta::v1::Time>| {
+        time.map_or(0, |time: &_| time.0.as_millisecond())
+    };
     match condition {
         None => (false, created(node.metadata.creation_timestamp.as_ref())),
         Some(condition) if condition.status == "True" => (true, TimeMs(ms(condition.last_heartbeat_time.as_ref()))),

@@ -20,7 +20,10 @@ fn pod(uid: &str, node: &str, phase: &str) -> Pod {
 
 #[test]
 fn an_init_container_counts_where_it_needs_more_than_the_others_together() {
-    assert_eq!(devices(&pod("a", "n1", "Running"), &prefixes()).into_iter().collect::<Vec<_>>(), vec![("nvidia.com/gpu".into(), 3)]);
+    assert_eq!(
+        devices(&pod("a", "n1", "Running"), &prefixes()).into_iter().collect::<Vec<_>>(),
+        vec![("nvidia.com/gpu".into(), 3)]
+    );
 }
 
 #[test]

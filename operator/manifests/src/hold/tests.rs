@@ -38,7 +38,10 @@ fn a_hold_is_one_write_that_keeps_foreign_taints_and_drops_old_labels() {
 #[test]
 fn unsold_has_no_execute_and_no_claim() {
     let patch = build_patch(&foreign_and_unsold(), &Target::Unsold, 42, 2000);
-    assert_eq!(patch["spec"]["taints"][1], json!({"key": "spillway.dev/hold", "value": "unsold", "effect": "NoSchedule"}));
+    assert_eq!(
+        patch["spec"]["taints"][1],
+        json!({"key": "spillway.dev/hold", "value": "unsold", "effect": "NoSchedule"})
+    );
     assert_eq!(patch["spec"]["taints"].as_array().unwrap().len(), 2);
     assert_eq!(patch["metadata"]["annotations"]["spillway.dev/booking"], json!(null));
     assert_eq!(patch["metadata"]["annotations"]["karpenter.sh/do-not-disrupt"], json!(null));

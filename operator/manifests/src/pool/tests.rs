@@ -1,1 +1,52 @@
+use jiff::Timestamp;
+use serde_json::json;
+use spillway_crds::{ConditionStatus, GpuPool};
 
+use super::{Facts, NodeClass, NodeFacts, build_status};
+
+fn pool() -> GpuPool {
+    serde_json::from_value(json!({
+        "apiVersion": "spillway.dev/v1alpha1", "kind": "GpuPool", "metadata": {"name": "p", "generation": 1},
+        "spec": {"sku": "h200", "region": "us", "provenance": "Owned", "devices": {"resource": "nvidia.com/gpu", "perNode": 8}}
+    }))
+    .unwrap()
+}
+
+fn node(name: &str, class: NodeClass, problem: Option<&str>) -> NodeFacts {
+    NodeFacts { name: name.to_owned(), class, devices: 8, owner_used: 1, problem: problem.map(str::to_owned) }
+}
+
+#[test]
+fn states_add_up() {
+    let facts = Facts {
+        nodes: vec![
+            node("a", NodeClass::Held, None),
+            node("b", NodeClass::Unsold, None),
+            node("c", NodeClass::Turnover, None),
+            node("d", NodeClass::Broken, Some("it is cordoned")),
+        ],
+        sold: 16,
+        live: vec!["acme/train".to_owned()],
+        not_selling: None,
+    };
+    let status = build_status(&pool(), &facts, Timestamp::UNIX_EPOCH);
+    let nodes = &status.nodes;
+    assert_eq!(nodes.total, nodes.held + nodes.unsold + nodes.turnover + nodes.broken);
+    let devices = &status.devices;
+    assert_eq!((devices.owned, devices.sold, devices.owner_used), (32, 16, 4));
+    assert_eq!(devices.owned, devices.held + devices.unsold + devices.turnover + devices.broken);
+    let sound = status.conditions.iter().find(|condition| condition.type_ == "NodesSound").unwrap();
+    assert_eq!((sound.status, sound.message.as_str()), (ConditionStatus::False, "d: it is cordoned"));
+}
+
+#[test]
+fn a_paused_pool_is_healthy_and_a_lost_ledger_is_not() {
+    let status_of = |reason: &'static str| {
+        let facts = Facts { not_selling: Some((reason, "why".to_owned())), ..Facts::default() };
+        let status = build_status(&pool(), &facts, Timestamp::UNIX_EPOCH);
+        let of = |type_: &str| status.conditions.iter().find(|condition| condition.type_ == type_).unwrap().status;
+        (of("Ready"), of("Stalled"))
+    };
+    assert_eq!(status_of("Paused"), (ConditionStatus::True, ConditionStatus::False));
+    assert_eq!(status_of("LedgerLost"), (ConditionStatus::False, ConditionStatus::True));
+}
