@@ -5,7 +5,6 @@
 //! Nothing here decides anything: what can be refused early is refused by the schemas and CEL rules that stand on the types.
 
 #![allow(unreachable_pub, reason = "KubeSchema repeats each struct inside a function, `pub` included")]
-#![allow(clippy::duplicated_attributes, reason = "columns of one kind may share a type or a description")]
 
 pub mod condition;
 pub mod duration;

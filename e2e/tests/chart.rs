@@ -1,5 +1,7 @@
 //! The Helm chart: what it refuses, and its life from a dry run to a reinstall, on a bare API server.
 
+#![allow(clippy::indexing_slicing, reason = "a field that a JSON value lacks reads as null")]
+
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -9,7 +11,8 @@ use tonic::codegen::http::Request;
 
 const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../charts/spillway");
 const NAMESPACE: &str = "spillway-system";
-const CRDS: [&str; 6] = ["capacityledgerpages", "capacityledgers", "gpunodes", "gpupools", "gpureservations", "tenants"];
+const CRDS: [&str; 6] =
+    ["capacityledgerpages", "capacityledgers", "gpunodes", "gpupools", "gpureservations", "tenants"];
 const POLICIES: &str = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies";
 const LEDGER: &str = "/apis/spillway.dev/v1alpha1/capacityledgers";
 
@@ -29,7 +32,8 @@ async fn read(lab: &Lab, path: &str) -> Result<Value> {
 async fn names(lab: &Lab, path: &str) -> Result<Vec<String>> {
     let list = read(lab, path).await?;
     let items = list["items"].as_array().with_context(|| format!("a list at {path}"))?;
-    let mut names: Vec<String> = items.iter().filter_map(|item| item["metadata"]["name"].as_str().map(str::to_owned)).collect();
+    let mut names: Vec<String> =
+        items.iter().filter_map(|item| item["metadata"]["name"].as_str().map(str::to_owned)).collect();
     names.sort();
     Ok(names)
 }
@@ -103,7 +107,10 @@ async fn helm_lints_and_refuses_what_would_not_work() -> Result<()> {
     for (args, text) in [
         (vec!["-n", "default"], "Spillway needs a namespace of its own"),
         (vec!["-n", "kube-system"], "Spillway needs a namespace of its own"),
-        (vec!["-n", NAMESPACE, "--kube-version", "1.35.3"], "kubeVersion: >=1.36.0-0 which is incompatible with Kubernetes v1.35.3"),
+        (
+            vec!["-n", NAMESPACE, "--kube-version", "1.35.3"],
+            "kubeVersion: >=1.36.0-0 which is incompatible with Kubernetes v1.35.3",
+        ),
     ] {
         let all = [vec!["template", "spillway", CHART], args.clone()].concat();
         match lab.helm(&all).await {
@@ -126,7 +133,9 @@ async fn a_release_comes_changes_goes_and_comes_back_without_losing_a_booking() 
     ensure!(names(&lab, POLICIES).await?.is_empty(), "a dry run left policies");
 
     let notes = helm(&lab, &["install", "spillway", CHART], &["--create-namespace"]).await?;
-    for text in ["What to do next", "gpu-operator, kube-system, spillway-system", "helm uninstall spillway -n spillway-system"] {
+    for text in
+        ["What to do next", "gpu-operator, kube-system, spillway-system", "helm uninstall spillway -n spillway-system"]
+    {
         ensure!(notes.contains(text), "the notes do not say '{text}': {notes}");
     }
     wait_for_policies(&lab, true).await?;
@@ -135,10 +144,18 @@ async fn a_release_comes_changes_goes_and_comes_back_without_losing_a_booking() 
 
     // An upgrade changes the policies and loses nothing.
     ensure!(!policy(&lab, "spillway-pod-delete").await?.contains("1 to 60,"), "the cap is 60 already");
-    helm(&lab, &["upgrade", "spillway", CHART], &["--set", "graceCapSeconds=60", "--set", "infrastructureNamespaces={a,b}"]).await?;
+    helm(
+        &lab,
+        &["upgrade", "spillway", CHART],
+        &["--set", "graceCapSeconds=60", "--set", "infrastructureNamespaces={a,b}"],
+    )
+    .await?;
     ensure!(policy(&lab, "spillway-pod-delete").await?.contains("1 to 60,"), "the new cap did not arrive");
     let namespaces = json!(["a", "b", "kube-system", NAMESPACE]).to_string();
-    ensure!(policy(&lab, "spillway-pod").await?.contains(&namespaces), "the new infrastructure namespaces did not arrive");
+    ensure!(
+        policy(&lab, "spillway-pod").await?.contains(&namespaces),
+        "the new infrastructure namespaces did not arrive"
+    );
     ensure!(uid(&lab).await? == ledger, "the upgrade lost the ledger");
     let looking = helm(&lab, &["upgrade", "spillway", CHART], &["--set", "policies.enforce=false"]).await;
     let refusal = format!("{:#}", looking.err().context("policies were taken off a cluster with bookings")?);
@@ -167,7 +184,8 @@ async fn a_release_comes_changes_goes_and_comes_back_without_losing_a_booking() 
 #[tokio::test]
 async fn a_first_look_refuses_nothing_and_sells_nothing() -> Result<()> {
     let lab = Lab::start(LabOptions::new(Size::Api)).await?;
-    let notes = helm(&lab, &["install", "spillway", CHART], &["--create-namespace", "--set", "policies.enforce=false"]).await?;
+    let notes =
+        helm(&lab, &["install", "spillway", CHART], &["--create-namespace", "--set", "policies.enforce=false"]).await?;
     ensure!(notes.contains("nothing is sold"), "{notes}");
     let bindings = read(&lab, "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicybindings").await?;
     for binding in bindings["items"].as_array().context("bindings")? {
@@ -199,7 +217,10 @@ async fn crds_are_kept_ones(lab: &Lab) -> Result<()> {
     for plural in CRDS {
         let path = format!("/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{plural}.spillway.dev");
         let crd = read(lab, &path).await?;
-        ensure!(crd["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep", "{plural} would go with the release");
+        ensure!(
+            crd["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep",
+            "{plural} would go with the release"
+        );
     }
     Ok(())
 }

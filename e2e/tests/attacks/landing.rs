@@ -69,11 +69,17 @@ fn landings(stage: &Stage) -> Vec<(&'static str, &'static str, u32, Value, Lands
         ("own", "to-closed", 1, host("gpu-4"), Nowhere),
         ("free", "with-gpus", 1, json!({}), Nowhere),
         ("free", "without-gpus-to-sold", 0, host("gpu-1"), Nowhere),
-        ("gpu-operator", "anywhere", 0, {
-            let mut more = host("gpu-4");
-            more["spec"]["tolerations"] = json!([{"operator": "Exists"}]);
-            more
-        }, On("gpu-4")),
+        (
+            "gpu-operator",
+            "anywhere",
+            0,
+            {
+                let mut more = host("gpu-4");
+                more["spec"]["tolerations"] = json!([{"operator": "Exists"}]);
+                more
+            },
+            On("gpu-4"),
+        ),
     ]
 }
 
@@ -116,7 +122,8 @@ pub(crate) async fn daemonsets_follow_their_namespace(stage: &Stage) -> Result<V
         // The form of a device plugin: no toleration of ours in it, the policy adds that.
         ("gpu-operator", 0, plugin, vec![PLAIN, "gpu-0", "gpu-1", "gpu-2", "gpu-3", "gpu-4"]),
     ] {
-        let template = pod("x", gpus, &json!({"metadata": {"labels": {"app": "ds"}}, "spec": {"tolerations": tolerations}}));
+        let template =
+            pod("x", gpus, &json!({"metadata": {"labels": {"app": "ds"}}, "spec": {"tolerations": tolerations}}));
         let daemonset = json!({
             "apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": {"name": "ds"},
             "spec": {

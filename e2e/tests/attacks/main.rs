@@ -3,6 +3,8 @@
 //! No operator runs here. What is sold must stay sold without one, so the test writes what the operator would have written,
 //! as the operator's service account with the roles of the chart.
 
+#![allow(clippy::indexing_slicing, reason = "a field that a JSON value lacks reads as null")]
+
 mod landing;
 mod objects;
 mod ours;
@@ -49,7 +51,13 @@ async fn nobody_gets_what_others_hold() -> Result<()> {
     check(&mut wrong, "a missing pin", landing::without_the_pin_nothing_starts(&stage).await);
 
     stage.lab.stop()?;
-    ensure!(wrong.is_empty(), "{} of {} rows and stories came out otherwise:\n{}", wrong.len(), table.len(), wrong.join("\n"));
+    ensure!(
+        wrong.is_empty(),
+        "{} of {} rows and stories came out otherwise:\n{}",
+        wrong.len(),
+        table.len(),
+        wrong.join("\n")
+    );
     Ok(())
 }
 

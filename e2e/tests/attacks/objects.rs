@@ -75,8 +75,18 @@ pub(crate) fn nodes(stage: &Stage) -> Vec<Row> {
     for (path, how) in [(node("gpu-1"), "directly"), (format!("{}/status", node("gpu-1")), "through /status")] {
         rows.extend([
             row(format!("a holder's label {how}"), Who::Admin, merge(&path, label(mine, json!("true"))), LABELS),
-            row(format!("a reservation's label {how}"), Who::Admin, merge(&path, label("acme.hold.spillway.dev/r1", json!("true"))), LABELS),
-            row(format!("the holder's label away {how}"), Who::Admin, merge(&path, label("hold.spillway.dev/beta", Value::Null)), LABELS),
+            row(
+                format!("a reservation's label {how}"),
+                Who::Admin,
+                merge(&path, label("acme.hold.spillway.dev/r1", json!("true"))),
+                LABELS,
+            ),
+            row(
+                format!("the holder's label away {how}"),
+                Who::Admin,
+                merge(&path, label("hold.spillway.dev/beta", Value::Null)),
+                LABELS,
+            ),
             row(format!("out of the pool {how}"), Who::Admin, merge(&path, label(pool, Value::Null)), LABELS),
             row(format!("into another pool {how}"), Who::Admin, merge(&path, label(pool, json!("other"))), LABELS),
             row(
@@ -86,8 +96,18 @@ pub(crate) fn nodes(stage: &Stage) -> Vec<Row> {
                 ANNOTATIONS,
             ),
             // The kubelet of that node: its own node, its own status.
-            row(format!("a holder's label by the kubelet {how}"), Who::Kubelet("gpu-1"), merge(&path, label(mine, json!("true"))), LABELS),
-            row(format!("out of the pool by the kubelet {how}"), Who::Kubelet("gpu-1"), merge(&path, label(pool, Value::Null)), LABELS),
+            row(
+                format!("a holder's label by the kubelet {how}"),
+                Who::Kubelet("gpu-1"),
+                merge(&path, label(mine, json!("true"))),
+                LABELS,
+            ),
+            row(
+                format!("out of the pool by the kubelet {how}"),
+                Who::Kubelet("gpu-1"),
+                merge(&path, label(pool, Value::Null)),
+                LABELS,
+            ),
             row(
                 format!("the ledger's generation by the kubelet {how}"),
                 Who::Kubelet("gpu-1"),
@@ -133,17 +153,39 @@ pub(crate) fn registrations(stage: &Stage) -> Vec<Row> {
     let held = json!({"spillway.dev/pool": "h100", "hold.spillway.dev/acme": "true"});
     let closed = json!([hold("closed", "NoSchedule")]);
     vec![
-        row("a node that registers as unsold", who.clone(), create(NODES, new_node("gpu-9", &pool, &json!([hold("unsold", "NoSchedule")]))), TAINTS),
-        row("a node that registers as held", who.clone(), create(NODES, new_node("gpu-9", &pool, &json!([hold(&stage.acme, "NoSchedule")]))), TAINTS),
-        row("a node that registers with a holder's label", who.clone(), create(NODES, new_node("gpu-9", &held, &closed)), LABELS),
-        row("a node that registers with the pool's label", who.clone(), create(DRY, new_node("gpu-9", &pool, &json!([]))), CLOSED_AGAIN),
+        row(
+            "a node that registers as unsold",
+            who.clone(),
+            create(NODES, new_node("gpu-9", &pool, &json!([hold("unsold", "NoSchedule")]))),
+            TAINTS,
+        ),
+        row(
+            "a node that registers as held",
+            who.clone(),
+            create(NODES, new_node("gpu-9", &pool, &json!([hold(&stage.acme, "NoSchedule")]))),
+            TAINTS,
+        ),
+        row(
+            "a node that registers with a holder's label",
+            who.clone(),
+            create(NODES, new_node("gpu-9", &held, &closed)),
+            LABELS,
+        ),
+        row(
+            "a node that registers with the pool's label",
+            who.clone(),
+            create(DRY, new_node("gpu-9", &pool, &json!([]))),
+            CLOSED_AGAIN,
+        ),
         row("a node that registers closed", who.clone(), create(DRY, new_node("gpu-9", &pool, &closed)), CLOSED_AGAIN),
         row(
             "a node of no pool",
             who,
             create(DRY, new_node("gpu-9", &json!({}), &json!([]))),
             Expect::AllowedWith("no taint of ours", |node| {
-                !node["spec"]["taints"].as_array().is_some_and(|taints| taints.iter().any(|t| t["key"] == "spillway.dev/hold"))
+                !node["spec"]["taints"]
+                    .as_array()
+                    .is_some_and(|taints| taints.iter().any(|t| t["key"] == "spillway.dev/hold"))
             }),
         ),
     ]
@@ -195,7 +237,12 @@ pub(crate) fn namespaces(stage: &Stage) -> Vec<Row> {
     let label = |key: &str, value: Value| json!({"metadata": {"labels": {key: value}}});
     let role = |namespace: &mut Value| namespace["metadata"]["labels"]["spillway.dev/role"] = json!("owner");
     let mut rows = vec![
-        row("a tenant labels its namespace", Who::Editor("acme"), merge(of("acme"), label("spillway.dev/role", json!("owner"))), Expect::Rights),
+        row(
+            "a tenant labels its namespace",
+            Who::Editor("acme"),
+            merge(of("acme"), label("spillway.dev/role", json!("owner"))),
+            Expect::Rights,
+        ),
         row("a role through /finalize", Who::Admin, edit(format!("{}/finalize", of("free")), role), NAMESPACE),
         row(
             "a new namespace with a holder's id",
@@ -225,7 +272,10 @@ pub(crate) fn namespaces(stage: &Stage) -> Vec<Row> {
         row(
             "Pod Security where nobody buys",
             Who::Admin,
-            merge(format!("{}?dryRun=All", of("free")), label("pod-security.kubernetes.io/enforce", json!("restricted"))),
+            merge(
+                format!("{}?dryRun=All", of("free")),
+                label("pod-security.kubernetes.io/enforce", json!("restricted")),
+            ),
             Expect::Allowed,
         ),
         row(
@@ -244,10 +294,30 @@ pub(crate) fn namespaces(stage: &Stage) -> Vec<Row> {
     for (suffix, how) in [("", "directly"), ("/status", "through /status")] {
         let path = |name: &str| format!("{}{suffix}", of(name));
         rows.extend([
-            row(format!("a role {how}"), Who::Admin, merge(path("free"), label("spillway.dev/role", json!("owner"))), NAMESPACE),
-            row(format!("a holder's id {how}"), Who::Admin, merge(path("free"), label("spillway.dev/holder", json!(stage.acme))), NAMESPACE),
-            row(format!("another holder's id {how}"), Who::Admin, merge(path("acme"), label("spillway.dev/holder", json!(stage.beta))), NAMESPACE),
-            row(format!("the role away {how}"), Who::Admin, merge(path("acme"), label("spillway.dev/role", Value::Null)), NAMESPACE),
+            row(
+                format!("a role {how}"),
+                Who::Admin,
+                merge(path("free"), label("spillway.dev/role", json!("owner"))),
+                NAMESPACE,
+            ),
+            row(
+                format!("a holder's id {how}"),
+                Who::Admin,
+                merge(path("free"), label("spillway.dev/holder", json!(stage.acme))),
+                NAMESPACE,
+            ),
+            row(
+                format!("another holder's id {how}"),
+                Who::Admin,
+                merge(path("acme"), label("spillway.dev/holder", json!(stage.beta))),
+                NAMESPACE,
+            ),
+            row(
+                format!("the role away {how}"),
+                Who::Admin,
+                merge(path("acme"), label("spillway.dev/role", Value::Null)),
+                NAMESPACE,
+            ),
             row(
                 format!("another Pod Security level {how}"),
                 Who::Admin,

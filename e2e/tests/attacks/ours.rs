@@ -34,7 +34,9 @@ pub(crate) async fn prepare(stage: &Stage) -> Result<()> {
     h100["metadata"]["finalizers"] = json!(["spillway.dev/ledger"]);
     let operator = || Who::Operator;
     stage.must(operator(), create(ours("capacityledgers"), object("CapacityLedger", "cluster", &root))).await?;
-    stage.must(operator(), create(ours("capacityledgerpages"), object("CapacityLedgerPage", "bookings-1", &page))).await?;
+    stage
+        .must(operator(), create(ours("capacityledgerpages"), object("CapacityLedgerPage", "bookings-1", &page)))
+        .await?;
     stage.must(operator(), create(ours("gpunodes"), object("GpuNode", "gpu-0", &json!({"nodeUid": "u"})))).await?;
     stage.must(Who::Admin, create(ours("gpupools"), h100)).await?;
     stage.must(Who::Admin, create(ours("tenants"), object("Tenant", "acme", &json!({"namespaces": ["acme"]})))).await?;
@@ -74,16 +76,30 @@ pub(crate) fn rows() -> Vec<Row> {
         row("the ledger's root written", Who::Admin, edit(&root, turned), LEDGER),
         row("the ledger's root swapped by the operator", Who::Operator, edit(dry(&root), turned), Expect::Allowed),
         row("the ledger's root deleted by the operator", Who::Operator, delete(&root, json!({})), Expect::Rights),
-        row("the ledger's root deleted by breaking the glass", Who::BreakGlass, delete(dry(&root), json!({})), Expect::Allowed),
+        row(
+            "the ledger's root deleted by breaking the glass",
+            Who::BreakGlass,
+            delete(dry(&root), json!({})),
+            Expect::Allowed,
+        ),
         row("all ledger pages deleted", Who::Admin, delete(ours("capacityledgerpages"), json!({})), LEDGER),
-        row("a ledger page changed by the operator", Who::OperatorWithAllRights, edit(&page, emptied), Expect::Kubernetes(422, "never changes")),
+        row(
+            "a ledger page changed by the operator",
+            Who::OperatorWithAllRights,
+            edit(&page, emptied),
+            Expect::Kubernetes(422, "never changes"),
+        ),
         row("a ledger page collected by the operator", Who::Operator, delete(dry(&page), json!({})), Expect::Allowed),
         row(
             "a second ledger",
             Who::OperatorWithAllRights,
             create(
                 ours("capacityledgers"),
-                object("CapacityLedger", "other", &json!({"format": 1, "generation": 1, "epoch": 0, "committedAt": 1, "pools": []})),
+                object(
+                    "CapacityLedger",
+                    "other",
+                    &json!({"format": 1, "generation": 1, "epoch": 0, "committedAt": 1, "pools": []}),
+                ),
             ),
             Expect::Kubernetes(422, "is named cluster"),
         ),
@@ -110,11 +126,31 @@ fn agents() -> Vec<Row> {
     let of = |node: &'static str| Expect::Policy("spillway-gpunode", node);
     vec![
         row("an agent answers for its own node", Who::Agent("gpu-0"), merge(&status, answer.clone()), Expect::Allowed),
-        row("an agent answers for another node", Who::Agent("gpu-1"), merge(&status, answer.clone()), of("runs on node gpu-1")),
-        row("the agent's token without a node", Who::AgentWithoutNode, merge(&status, answer.clone()), of("has no token of a pod")),
-        row("the administrator answers for a node", Who::Admin, merge(&status, answer.clone()), of("only the agent on node gpu-0")),
+        row(
+            "an agent answers for another node",
+            Who::Agent("gpu-1"),
+            merge(&status, answer.clone()),
+            of("runs on node gpu-1"),
+        ),
+        row(
+            "the agent's token without a node",
+            Who::AgentWithoutNode,
+            merge(&status, answer.clone()),
+            of("has no token of a pod"),
+        ),
+        row(
+            "the administrator answers for a node",
+            Who::Admin,
+            merge(&status, answer.clone()),
+            of("only the agent on node gpu-0"),
+        ),
         row("a kubelet answers for its node", Who::Kubelet("gpu-0"), merge(&status, answer), Expect::Rights),
-        row("an agent changes the question", Who::Agent("gpu-0"), merge(ours("gpunodes/gpu-0"), spec.clone()), Expect::Rights),
+        row(
+            "an agent changes the question",
+            Who::Agent("gpu-0"),
+            merge(ours("gpunodes/gpu-0"), spec.clone()),
+            Expect::Rights,
+        ),
         row("the administrator changes the question", Who::Admin, merge(ours("gpunodes/gpu-0"), spec), GPUNODE),
         row("the administrator deletes a GpuNode", Who::Admin, delete(ours("gpunodes/gpu-0"), json!({})), GPUNODE),
         row(
@@ -137,7 +173,12 @@ fn statuses() -> Vec<Row> {
     let own = ours_in("acme", "gpureservations/waiting");
     let unfinish = |object: &mut Value| object["metadata"]["finalizers"] = json!([]);
     vec![
-        row("a tenant books itself", Who::Editor("acme"), merge(format!("{own}/status"), json!({"status": {"phase": "Active"}})), Expect::Rights),
+        row(
+            "a tenant books itself",
+            Who::Editor("acme"),
+            merge(format!("{own}/status"), json!({"status": {"phase": "Active"}})),
+            Expect::Rights,
+        ),
         row(
             "the administrator books a tenant",
             Who::Admin,
@@ -167,7 +208,12 @@ fn statuses() -> Vec<Row> {
             STATUS,
         ),
         row("a tenant takes the finalizer away", Who::Editor("acme"), edit(&own, unfinish), FINALIZER),
-        row("the administrator takes a pool's finalizer away", Who::Admin, edit(ours("gpupools/h100"), unfinish), FINALIZER),
+        row(
+            "the administrator takes a pool's finalizer away",
+            Who::Admin,
+            edit(ours("gpupools/h100"), unfinish),
+            FINALIZER,
+        ),
         row(
             "the operator takes the finalizer away",
             Who::Operator,
@@ -204,7 +250,12 @@ fn statuses() -> Vec<Row> {
             create(ours("tenants"), object("Tenant", "mine", &json!({"namespaces": ["acme"], "owner": true}))),
             Expect::Rights,
         ),
-        row("a tenant pauses a pool", Who::Editor("acme"), merge(ours("gpupools/h100"), json!({"spec": {"sale": {"paused": true}}})), Expect::Rights),
+        row(
+            "a tenant pauses a pool",
+            Who::Editor("acme"),
+            merge(ours("gpupools/h100"), json!({"spec": {"sale": {"paused": true}}})),
+            Expect::Rights,
+        ),
         row(
             "the administrator pauses a pool",
             Who::Admin,
@@ -221,15 +272,40 @@ fn deletions() -> Vec<Row> {
     vec![
         row("a live commitment deleted by its tenant", Who::Editor("acme"), delete(of("committed"), json!({})), EARLY),
         row("a live commitment deleted by the administrator", Who::Admin, delete(of("committed"), json!({})), EARLY),
-        row("a live commitment deleted by the operator", Who::OperatorWithAllRights, delete(of("committed"), json!({})), EARLY),
-        row("a live commitment deleted with its namespace", Who::NamespaceController, delete(of("committed"), json!({})), EARLY),
-        row("all commitments deleted", Who::Editor("acme"), delete(ours_in("acme", "gpureservations"), json!({})), EARLY),
+        row(
+            "a live commitment deleted by the operator",
+            Who::OperatorWithAllRights,
+            delete(of("committed"), json!({})),
+            EARLY,
+        ),
+        row(
+            "a live commitment deleted with its namespace",
+            Who::NamespaceController,
+            delete(of("committed"), json!({})),
+            EARLY,
+        ),
+        row(
+            "all commitments deleted",
+            Who::Editor("acme"),
+            delete(ours_in("acme", "gpureservations"), json!({})),
+            EARLY,
+        ),
         row("a commitment in preparation deleted", Who::Editor("acme"), delete(of("preparing"), json!({})), EARLY),
-        row("a booked commitment deleted with another's UID", Who::Editor("acme"), delete(of("booked"), json!({})), EARLY),
+        row(
+            "a booked commitment deleted with another's UID",
+            Who::Editor("acme"),
+            delete(of("booked"), json!({})),
+            EARLY,
+        ),
         row("a waiting commitment deleted", Who::Editor("acme"), delete(dry("waiting"), json!({})), Expect::Allowed),
         row("an ended commitment deleted", Who::Editor("acme"), delete(dry("ended"), json!({})), Expect::Allowed),
         row("a live spot reservation deleted", Who::Editor("acme"), delete(dry("spot"), json!({})), Expect::Allowed),
-        row("a live commitment deleted by breaking the glass", Who::BreakGlass, delete(dry("committed"), json!({})), Expect::Allowed),
+        row(
+            "a live commitment deleted by breaking the glass",
+            Who::BreakGlass,
+            delete(dry("committed"), json!({})),
+            Expect::Allowed,
+        ),
         row("a pool with bookings deleted", Who::Admin, delete(ours("gpupools/h100"), json!({})), SELLER),
         row(
             "a pool with bookings deleted, with the list",
@@ -237,9 +313,19 @@ fn deletions() -> Vec<Row> {
             delete(ours("gpupools/h100"), json!({})),
             Expect::Policy("spillway-seller-delete", "17 in all (acme/committed, acme/spot, ...)"),
         ),
-        row("a pool with bookings deleted by the operator", Who::OperatorWithAllRights, delete(ours("gpupools/h100"), json!({})), SELLER),
+        row(
+            "a pool with bookings deleted by the operator",
+            Who::OperatorWithAllRights,
+            delete(ours("gpupools/h100"), json!({})),
+            SELLER,
+        ),
         row("a tenant with bookings deleted", Who::Admin, delete(ours("tenants/acme"), json!({})), SELLER),
-        row("a pool with bookings deleted by breaking the glass", Who::BreakGlass, delete(ours("gpupools/h100?dryRun=All"), json!({})), Expect::Allowed),
+        row(
+            "a pool with bookings deleted by breaking the glass",
+            Who::BreakGlass,
+            delete(ours("gpupools/h100?dryRun=All"), json!({})),
+            Expect::Allowed,
+        ),
     ]
 }
 

@@ -29,7 +29,10 @@ fn foreign_tolerations(stage: &Stage) -> Vec<(String, Value)> {
     let equal = |value: &str| json!({"key": "spillway.dev/hold", "operator": "Equal", "value": value});
     vec![
         ("another holder's id".to_owned(), equal(&stage.beta)),
-        ("another holder's id, one effect".to_owned(), json!({"key": "spillway.dev/hold", "value": stage.beta, "effect": "NoExecute"})),
+        (
+            "another holder's id, one effect".to_owned(),
+            json!({"key": "spillway.dev/hold", "value": stage.beta, "effect": "NoExecute"}),
+        ),
         ("any value".to_owned(), json!({"key": "spillway.dev/hold", "operator": "Exists"})),
         ("closed".to_owned(), equal("closed")),
         ("one node's id".to_owned(), equal(&format!("node.{}", stage.node_uid))),
@@ -70,15 +73,30 @@ pub(crate) fn tolerations(stage: &Stage) -> Vec<Row> {
     }
     let own = json!({"key": "spillway.dev/hold", "operator": "Equal", "value": stage.acme});
     rows.extend([
-        row("the owner tolerates unsold by hand", Who::Editor("own"), create(dry("own"), tolerating(&unsold)), ONE_TOLERATION),
-        row("a tenant tolerates its own id by hand", Who::Editor("acme"), create(dry("acme"), tolerating(&own)), ONE_TOLERATION),
+        row(
+            "the owner tolerates unsold by hand",
+            Who::Editor("own"),
+            create(dry("own"), tolerating(&unsold)),
+            ONE_TOLERATION,
+        ),
+        row(
+            "a tenant tolerates its own id by hand",
+            Who::Editor("acme"),
+            create(dry("acme"), tolerating(&own)),
+            ONE_TOLERATION,
+        ),
         row(
             "a tenant's pod without GPUs tolerates its own id",
             Who::Editor("acme"),
             create(dry("acme"), pod("cpu", 0, &json!({"spec": {"tolerations": [own]}}))),
             ONE_TOLERATION,
         ),
-        row("an unchanged pod of a tenant is pinned", Who::Editor("acme"), create(dry("acme"), pod("p", 1, &json!({}))), PINNED),
+        row(
+            "an unchanged pod of a tenant is pinned",
+            Who::Editor("acme"),
+            create(dry("acme"), pod("p", 1, &json!({}))),
+            PINNED,
+        ),
         row(
             "GPUs in an init container only are pinned like any others",
             Who::Editor("acme"),
@@ -132,7 +150,12 @@ pub(crate) fn around_the_scheduler() -> Vec<Row> {
     for namespace in ["acme", "own", "free"] {
         for gpus in [0, 1] {
             let call = create(pods(namespace), named(gpus));
-            rows.push(row(format!("nodeName with {gpus} GPUs in {namespace}"), Who::Editor(namespace), call, NODE_NAME));
+            rows.push(row(
+                format!("nodeName with {gpus} GPUs in {namespace}"),
+                Who::Editor(namespace),
+                call,
+                NODE_NAME,
+            ));
         }
     }
     rows.extend([
@@ -200,7 +223,8 @@ pub(crate) fn changes(stage: &Stage) -> Vec<Row> {
     let ignored = Expect::AllowedWith("no such toleration", not_foreign);
     for (name, resized) in [("running", Expect::Kubernetes(422, "")), ("waiting", ignored)] {
         let path = format!("{}/{name}", pods("acme"));
-        let applied = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": {"tolerations": [foreign]}});
+        let applied =
+            json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": {"tolerations": [foreign]}});
         let any = |pod: &mut Value| {
             if let Some(list) = pod["spec"]["tolerations"].as_array_mut() {
                 list.push(json!({"key": "spillway.dev/hold", "operator": "Exists"}));
@@ -214,9 +238,24 @@ pub(crate) fn changes(stage: &Stage) -> Vec<Row> {
         let unpin = |pod: &mut Value| pod["spec"]["nodeSelector"] = json!({});
         rows.extend([
             row(format!("a further toleration of a {name} pod by PUT"), Who::Editor("acme"), edit(&path, any), FOREIGN),
-            row(format!("a keyless toleration of a {name} pod by PUT"), Who::Editor("acme"), edit(&path, keyless), KEYLESS),
-            row(format!("a further toleration of a {name} pod by patch"), Who::Editor("acme"), json_patch(&path, one.clone()), FOREIGN),
-            row(format!("a further toleration of a {name} pod by apply"), Who::Editor("acme"), apply(&path, applied), REPLACED),
+            row(
+                format!("a keyless toleration of a {name} pod by PUT"),
+                Who::Editor("acme"),
+                edit(&path, keyless),
+                KEYLESS,
+            ),
+            row(
+                format!("a further toleration of a {name} pod by patch"),
+                Who::Editor("acme"),
+                json_patch(&path, one.clone()),
+                FOREIGN,
+            ),
+            row(
+                format!("a further toleration of a {name} pod by apply"),
+                Who::Editor("acme"),
+                apply(&path, applied),
+                REPLACED,
+            ),
             row(
                 format!("a further toleration of a {name} pod through /status"),
                 Who::Admin,
@@ -235,12 +274,18 @@ pub(crate) fn changes(stage: &Stage) -> Vec<Row> {
                 json_patch(format!("{path}/resize"), one.clone()),
                 resized,
             ),
-            row(format!("unpinning a {name} pod"), Who::Editor("acme"), edit(&path, unpin), Expect::Kubernetes(422, "spec")),
+            row(
+                format!("unpinning a {name} pod"),
+                Who::Editor("acme"),
+                edit(&path, unpin),
+                Expect::Kubernetes(422, "spec"),
+            ),
         ]);
     }
     let running = format!("{}/running", pods("acme"));
     let gpus = |n: &str| json!({"nvidia.com/gpu": n});
-    let grown = json!({"spec": {"containers": [{"name": "c", "resources": {"limits": gpus("16"), "requests": gpus("16")}}]}});
+    let grown =
+        json!({"spec": {"containers": [{"name": "c", "resources": {"limits": gpus("16"), "requests": gpus("16")}}]}});
     let ephemeral = json!({"spec": {"ephemeralContainers": [
         {"name": "e", "image": "localhost/none", "resources": {"limits": gpus("8")}},
     ]}});
@@ -283,14 +328,20 @@ pub(crate) fn as_the_operator(stage: &Stage) -> Vec<Row> {
         let toleration = json!({"key": "spillway.dev/hold", "operator": "Equal", "value": value});
         json!([{"op": "add", "path": "/spec/tolerations/-", "value": toleration}])
     };
-    let assigned = json!({"key": "spillway.dev/hold", "operator": "Equal", "value": format!("node.{}", stage.node_uid)});
+    let assigned =
+        json!({"key": "spillway.dev/hold", "operator": "Equal", "value": format!("node.{}", stage.node_uid)});
     let account = format!("/api/v1/namespaces/{RELEASE}/serviceaccounts/spillway-operator/token");
     let token = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}});
     let image = |pod: &mut Value| pod["spec"]["containers"][0]["image"] = json!("localhost/other");
     let all = Who::OperatorWithAllRights;
     vec![
         row("a tenant asks for the operator's token", Who::Editor("acme"), create(account, token), Expect::Rights),
-        row("a tenant's pod beside the operator", Who::Editor("acme"), create(pods(RELEASE), pod("p", 0, &json!({}))), Expect::Rights),
+        row(
+            "a tenant's pod beside the operator",
+            Who::Editor("acme"),
+            create(pods(RELEASE), pod("p", 0, &json!({}))),
+            Expect::Rights,
+        ),
         row(
             "a tenant's pod under the operator's name",
             Who::Editor("acme"),
@@ -304,12 +355,7 @@ pub(crate) fn as_the_operator(stage: &Stage) -> Vec<Row> {
             Expect::Policy("spillway-operator", "not their containers"),
         ),
         row("the operator adds a foreign holder", all.clone(), json_patch(&waiting, add(stage.beta.clone())), FOREIGN),
-        row(
-            "the operator creates an assigned pod",
-            all.clone(),
-            create(pods("acme"), tolerating(&assigned)),
-            FOREIGN,
-        ),
+        row("the operator creates an assigned pod", all.clone(), create(pods("acme"), tolerating(&assigned)), FOREIGN),
         row(
             "the operator assigns one pod to a shared node",
             all.clone(),
@@ -328,7 +374,12 @@ pub(crate) fn as_the_operator(stage: &Stage) -> Vec<Row> {
             json_patch(&waiting, add(format!("node.{}", stage.node_uid))),
             Expect::Rights,
         ),
-        row("the operator's roles do not let it make pods", Who::Operator, create(pods("acme"), pod("p", 0, &json!({}))), Expect::Rights),
+        row(
+            "the operator's roles do not let it make pods",
+            Who::Operator,
+            create(pods("acme"), pod("p", 0, &json!({}))),
+            Expect::Rights,
+        ),
         row(
             "the operator's roles do not let it delete nodes",
             Who::Operator,
@@ -398,9 +449,24 @@ pub(crate) fn grace() -> Vec<Row> {
     };
     let mut rows = vec![
         row("a grace period of 0 in the pod", Who::Editor("acme"), create(pods("acme"), lasting(0)), GRACE_OF_POD),
-        row("a grace period over the cap in the pod", Who::Editor("acme"), create(pods("acme"), lasting(121)), GRACE_OF_POD),
-        row("a grace period of a year in the pod", Who::Editor("acme"), create(pods("acme"), lasting(YEAR)), GRACE_OF_POD),
-        row("a grace period at the cap in the pod", Who::Editor("acme"), create(dry("acme"), lasting(120)), Expect::Allowed),
+        row(
+            "a grace period over the cap in the pod",
+            Who::Editor("acme"),
+            create(pods("acme"), lasting(121)),
+            GRACE_OF_POD,
+        ),
+        row(
+            "a grace period of a year in the pod",
+            Who::Editor("acme"),
+            create(pods("acme"), lasting(YEAR)),
+            GRACE_OF_POD,
+        ),
+        row(
+            "a grace period at the cap in the pod",
+            Who::Editor("acme"),
+            create(dry("acme"), lasting(120)),
+            Expect::Allowed,
+        ),
     ];
     for (namespace, name) in [("acme", "running"), ("own", "owners")] {
         let who = Who::Editor(namespace);
@@ -417,10 +483,30 @@ pub(crate) fn grace() -> Vec<Row> {
         rows.extend([
             row(format!("a plain delete in {namespace}"), who.clone(), delete(&dry, json!({})), Expect::Allowed),
             row(format!("a delete within the cap in {namespace}"), who, delete(&dry, options(120)), Expect::Allowed),
-            row(format!("the operator's delete in {namespace}"), Who::Operator, delete(&dry, options(30)), Expect::Allowed),
-            row(format!("a forced delete by the administrator in {namespace}"), Who::Admin, delete(&path, options(0)), GRACE_OF_DELETE),
-            row(format!("a forced delete by the operator in {namespace}"), Who::Operator, delete(&path, options(0)), GRACE_OF_DELETE),
-            row(format!("a forced delete that breaks the glass in {namespace}"), Who::BreakGlass, delete(&dry, options(0)), Expect::Allowed),
+            row(
+                format!("the operator's delete in {namespace}"),
+                Who::Operator,
+                delete(&dry, options(30)),
+                Expect::Allowed,
+            ),
+            row(
+                format!("a forced delete by the administrator in {namespace}"),
+                Who::Admin,
+                delete(&path, options(0)),
+                GRACE_OF_DELETE,
+            ),
+            row(
+                format!("a forced delete by the operator in {namespace}"),
+                Who::Operator,
+                delete(&path, options(0)),
+                GRACE_OF_DELETE,
+            ),
+            row(
+                format!("a forced delete that breaks the glass in {namespace}"),
+                Who::BreakGlass,
+                delete(&dry, options(0)),
+                Expect::Allowed,
+            ),
         ]);
     }
     rows.push(row(

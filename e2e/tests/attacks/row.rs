@@ -46,7 +46,9 @@ impl Who {
             Self::Kubelet(node) => lab.client_as(&format!("system:node:{node}"), &["system:nodes"], &[]),
             Self::Operator => lab.client_as_service_account(RELEASE, "spillway-operator"),
             Self::OperatorWithAllRights => lab.client_as(&account("spillway-operator"), &[MASTERS], &[]),
-            Self::Agent(node) => lab.client_as(&account("spillway-agent"), &["system:serviceaccounts"], &[(NODE_NAME, node)]),
+            Self::Agent(node) => {
+                lab.client_as(&account("spillway-agent"), &["system:serviceaccounts"], &[(NODE_NAME, node)])
+            }
             Self::AgentWithoutNode => lab.client_as(&account("spillway-agent"), &["system:serviceaccounts"], &[]),
             Self::Scheduler => lab.client_as("system:kube-scheduler", &[MASTERS], &[]),
             Self::NamespaceController => lab.client_as(
@@ -215,8 +217,12 @@ fn judge(expect: &Expect, answer: &Result<Value, kube::core::Status>) -> Option<
     let told = |status: &kube::core::Status| format!("{} {}", status.code, status.message);
     match (expect, answer) {
         (Expect::Allowed, Ok(_)) => None,
-        (Expect::AllowedWith(what, check), Ok(answer)) => (!check(answer)).then(|| format!("expected {what}, got {answer}")),
-        (Expect::Allowed | Expect::AllowedWith(..), Err(status)) => Some(format!("expected to pass, got {}", told(status))),
+        (Expect::AllowedWith(what, check), Ok(answer)) => {
+            (!check(answer)).then(|| format!("expected {what}, got {answer}"))
+        }
+        (Expect::Allowed | Expect::AllowedWith(..), Err(status)) => {
+            Some(format!("expected to pass, got {}", told(status)))
+        }
         (Expect::Policy(policy, text), Err(status)) => {
             let by = format!("ValidatingAdmissionPolicy '{policy}'");
             let code = status.code == 403 || status.code == 422;

@@ -114,7 +114,8 @@ impl Stage {
         let what = format!("pod {namespace}/{pod} to run");
         spillway_lab::wait_for_value(&what, Duration::from_secs(30), || async {
             let pod = self.read(&format!("{}/{pod}", pods(namespace))).await?;
-            Ok((pod["status"]["phase"] == "Running").then(|| pod["spec"]["nodeName"].as_str().unwrap_or_default().to_owned()))
+            Ok((pod["status"]["phase"] == "Running")
+                .then(|| pod["spec"]["nodeName"].as_str().unwrap_or_default().to_owned()))
         })
         .await
     }
@@ -139,7 +140,8 @@ impl Stage {
     pub(crate) async fn clear(&self, namespaces: &[&str]) -> Result<()> {
         for namespace in namespaces {
             for kind in ["daemonsets", "deployments"] {
-                self.must(Who::Admin, delete(format!("/apis/apps/v1/namespaces/{namespace}/{kind}"), json!({}))).await?;
+                self.must(Who::Admin, delete(format!("/apis/apps/v1/namespaces/{namespace}/{kind}"), json!({})))
+                    .await?;
             }
             self.must(Who::BreakGlass, delete(pods(namespace), json!({"gracePeriodSeconds": 0}))).await?;
             self.lab
