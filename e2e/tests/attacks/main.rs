@@ -46,6 +46,7 @@ async fn nobody_gets_what_others_hold() -> Result<()> {
     table.extend(ours::rows());
     wrong.extend(row::run(&stage.lab, &table).await?);
 
+    check(&mut wrong, "a real token", ours::a_real_token_names_its_node(&stage).await);
     check(&mut wrong, "an early end", ours::end_early(&stage).await);
     check(&mut wrong, "a closed node", landing::a_closed_node_is_left(&stage).await);
     check(&mut wrong, "a missing pin", landing::without_the_pin_nothing_starts(&stage).await);

@@ -1,9 +1,10 @@
 //! Attacks on our own objects: the ledger, what agents say, statuses, finalizers, deletions.
 
-use anyhow::Result;
+use anyhow::{Context as _, Result, ensure};
+use kube::config::{AuthInfo, KubeConfigOptions, Kubeconfig};
 use serde_json::{Value, json};
 
-use crate::row::{Expect, Row, Who, create, delete, edit, merge, ours, ours_in, row};
+use crate::row::{Expect, RELEASE, Row, Who, create, delete, edit, merge, ours, ours_in, pods, row};
 use crate::stage::Stage;
 
 const LEDGER: Expect = Expect::Policy("spillway-ledger", "change the GpuReservation, GpuPool or Tenant instead");
@@ -116,35 +117,68 @@ pub(crate) fn rows() -> Vec<Row> {
     rows
 }
 
+fn answer() -> Value {
+    json!({"status": {"check": {
+        "id": "q", "nodeUid": "u", "bootId": "b", "observedAt": "2026-01-01T00:00:00Z", "total": 0,
+    }}})
+}
+
+/// The rows about agents impersonate one. This is one: a token as the kubelet asks for it, bound to the agent's pod.
+pub(crate) async fn a_real_token_names_its_node(stage: &Stage) -> Result<()> {
+    let agents = stage.read(&format!("{}?labelSelector=app.kubernetes.io%2Fcomponent%3Dagent", pods(RELEASE))).await?;
+    let mut agents = agents["items"].as_array().context("a list of pods")?.iter();
+    let agent = agents.find(|pod| pod["spec"]["nodeName"] == "gpu-0").context("there is no agent on gpu-0")?;
+    let bound =
+        json!({"apiVersion": "v1", "kind": "Pod", "name": agent["metadata"]["name"], "uid": agent["metadata"]["uid"]});
+    let request = json!({
+        "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest",
+        "spec": {"audiences": [], "boundObjectRef": bound},
+    });
+    let path = format!("/api/v1/namespaces/{RELEASE}/serviceaccounts/spillway-agent/token");
+    let made = stage.must(Who::Admin, create(path, request)).await?;
+    let token = made["status"]["token"].as_str().context("a token")?.to_owned();
+
+    let mut kubeconfig = Kubeconfig::read_from(stage.lab.kubeconfig()).context("reading the lab's kubeconfig")?;
+    for user in &mut kubeconfig.auth_infos {
+        user.auth_info = Some(AuthInfo { token: Some(token.clone().into()), ..AuthInfo::default() });
+    }
+    let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+    let client = kube::Client::try_from(config).context("making a client")?;
+    let own = merge(ours("gpunodes/gpu-0/status"), answer()).send_by(&stage.lab, &client).await?;
+    ensure!(own.is_ok(), "an agent may not answer for its own node: {own:?}");
+    stage.must(Who::Operator, create(ours("gpunodes"), object("GpuNode", "gpu-1", &json!({"nodeUid": "u"})))).await?;
+    let other = merge(ours("gpunodes/gpu-1/status"), answer()).send_by(&stage.lab, &client).await?;
+    let refusal = other.err().context("an agent answered for another node")?;
+    ensure!(refusal.message.contains("runs on node gpu-0"), "{}", refusal.message);
+    Ok(())
+}
+
 /// Who may say what runs on a node.
 fn agents() -> Vec<Row> {
-    let answer = json!({"status": {"check": {
-        "id": "q", "nodeUid": "u", "bootId": "b", "observedAt": "2026-01-01T00:00:00Z", "total": 0,
-    }}});
     let status = ours("gpunodes/gpu-0/status");
     let spec = json!({"spec": {"nodeUid": "other"}});
     let of = |node: &'static str| Expect::Policy("spillway-gpunode", node);
     vec![
-        row("an agent answers for its own node", Who::Agent("gpu-0"), merge(&status, answer.clone()), Expect::Allowed),
+        row("an agent answers for its own node", Who::Agent("gpu-0"), merge(&status, answer()), Expect::Allowed),
         row(
             "an agent answers for another node",
             Who::Agent("gpu-1"),
-            merge(&status, answer.clone()),
+            merge(&status, answer()),
             of("runs on node gpu-1"),
         ),
         row(
             "the agent's token without a node",
             Who::AgentWithoutNode,
-            merge(&status, answer.clone()),
+            merge(&status, answer()),
             of("has no token of a pod"),
         ),
         row(
             "the administrator answers for a node",
             Who::Admin,
-            merge(&status, answer.clone()),
+            merge(&status, answer()),
             of("only the agent on node gpu-0"),
         ),
-        row("a kubelet answers for its node", Who::Kubelet("gpu-0"), merge(&status, answer), Expect::Rights),
+        row("a kubelet answers for its node", Who::Kubelet("gpu-0"), merge(&status, answer()), Expect::Rights),
         row(
             "an agent changes the question",
             Who::Agent("gpu-0"),
@@ -337,6 +371,6 @@ pub(crate) async fn end_early(stage: &Stage) -> Result<()> {
     stage.must(Who::Editor("acme"), merge(&path, annotation)).await?;
     stage.must(Who::Editor("acme"), delete(&path, json!({}))).await?;
     let left = stage.read(&path).await?;
-    anyhow::ensure!(left["metadata"]["deletionTimestamp"].is_string(), "the finalizer did not keep it: {left}");
+    ensure!(left["metadata"]["deletionTimestamp"].is_string(), "the finalizer did not keep it: {left}");
     Ok(())
 }

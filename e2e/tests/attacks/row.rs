@@ -161,6 +161,11 @@ pub(crate) fn ours_in(namespace: &str, plural: &str) -> String {
 impl Call {
     /// Sends it.
     pub(crate) async fn send(&self, lab: &Lab, who: &Who) -> Result<Result<Value, kube::core::Status>> {
+        self.send_by(lab, &who.client(lab)?).await
+    }
+
+    /// Sends it with a client that the caller has made.
+    pub(crate) async fn send_by(&self, lab: &Lab, client: &kube::Client) -> Result<Result<Value, kube::core::Status>> {
         let (method, path, media, body) = match self {
             Self::Create(path, body) => (Method::POST, path.clone(), "application/json", body.clone()),
             Self::Patch(path, media, body) if *media == APPLY => {
@@ -192,7 +197,7 @@ impl Call {
             .header("content-type", media)
             .body(body.to_string().into_bytes())
             .context("a request")?;
-        match who.client(lab)?.request::<Value>(request).await {
+        match client.request::<Value>(request).await {
             Ok(answer) => Ok(Ok(answer)),
             Err(kube::Error::Api(status)) => Ok(Err(*status)),
             Err(error) => Err(error).with_context(|| format!("asking {path}")),
