@@ -1,0 +1,59 @@
+# `make` lists the targets. What they do step by step is in e2e/test.sh.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+# Only `make demo KUBECONFIG=...` takes an existing cluster. A KUBECONFIG of the environment does not: whoever has one
+# exported does not want a demo in it.
+ifeq ($(origin KUBECONFIG),command line)
+DEMO_KUBECONFIG := $(KUBECONFIG)
+endif
+unexport KUBECONFIG
+# A list of nodes for the demo: CSV with the header sn,cpu_milli,memory_mib,gpu,model.
+NODES ?=
+# More arguments for `helm install`, such as --set image.operator.repository=... with an existing cluster.
+HELM_ARGS ?=
+# How often `make soak` kills the operator.
+KILLS ?= 1000
+
+.PHONY: help demo test lint unit e2e soak advisories generate docs images clean-lab
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@printf '\n%s\n' \
+	  '  make demo NODES=nodes.csv      pools from your own list of nodes (sn,cpu_milli,memory_mib,gpu,model)' \
+	  '  make demo KUBECONFIG=~/.kube/config HELM_ARGS="--set image.operator.repository=..."' \
+	  '                                 an existing cluster: only install the chart and show'
+
+demo: ## Start a real Kubernetes here, install Spillway and sell GPU nodes on it (as root)
+	@e2e/test.sh demo --nodes '$(NODES)' --existing '$(DEMO_KUBECONFIG)' --helm-args '$(HELM_ARGS)'
+
+test: ## Everything: lint, units and properties, the model check, then end-to-end on the lab (as root)
+	@e2e/test.sh test
+
+lint: ## Formatting, clippy, licences and duplicates (cargo deny), direction of dependencies
+	@e2e/test.sh lint
+
+unit: ## Unit tests, properties, the model check and the examples of the documentation; no Kubernetes
+	@e2e/test.sh unit
+
+e2e: ## The tests on a real Kubernetes, one after the other; TESTS="attacks sale" runs only those (as root)
+	@e2e/test.sh e2e
+
+soak: ## Kill the operator 1000 times while reservations churn, then verify; KILLS=n for another number (as root)
+	@SPILLWAY_KILLS='$(KILLS)' e2e/test.sh soak
+
+advisories: ## Look the dependencies up in the RustSec advisory database (fetches it from github.com)
+	@e2e/test.sh advisories
+
+generate: ## Write the CRDs (crds/*.yaml and the chart's copies) from the Rust types
+	cargo run --quiet -p spillway-crds --bin crdgen
+
+docs: ## Build the book into docs/book/book, installing mdBook into the cache first
+	@e2e/test.sh docs
+
+images: ## Build the images of our binaries and load them into the demo's cluster (or LAB=name)
+	@e2e/test.sh images
+
+clean-lab: ## Take down every lab of this machine: processes, namespaces, bridges, cgroups, mounts
+	@e2e/test.sh clean-lab

@@ -1,0 +1,188 @@
+#!/usr/bin/env bash
+# What the targets of the Makefile do, step by step: e2e/test.sh test|lint|unit|e2e|soak|advisories|docs|images|demo|clean-lab
+#
+# - Every Cargo command selects the whole workspace and the same features, or dependencies would be compiled once more with
+#   the features of a smaller choice. `--test NAME` and the like choose what runs.
+# - The operator of the tests has kill points in it; they do nothing unless SPILLWAY_KILL_AT names one. That of the demo has none.
+# - A step that fails does not end the run: the summary has it, and so has the exit status.
+set -uo pipefail
+cd "$(dirname "$0")/.." || exit 1
+
+cache=${SPILLWAY_CACHE:-$HOME/.cache/spillway}
+target=${CARGO_TARGET_DIR:-$PWD/target}
+logs=$target/test-logs
+workspace=(--workspace --locked --features spillway-operator/kill-points)
+# Tests on a real Kubernetes, the quick and telling ones first. What is not named here runs after them, by name.
+order=(lab chart attacks sale chaos)
+# No Kubernetes, so they run with `make lint`.
+not_e2e=(layering)
+
+deny_version=0.20
+mdbook_version=0.5
+
+passed=0
+failed=0
+summary=()
+
+say() { printf '\n\033[1m==> %s\033[0m\n' "$*"; }
+
+# step TITLE COMMAND...: runs the command and adds up what it says about tests; a command that is not a test counts as one.
+step() {
+    local title=$1 begun=$SECONDS log rc ok bad
+    shift
+    mkdir -p "$logs"
+    log=$logs/${title//[^a-zA-Z0-9]/-}.log
+    say "$title"
+    # Standard error stays what it is, so that Cargo shows its progress on a terminal.
+    "$@" | tee "$log"
+    rc=${PIPESTATUS[0]}
+    read -r ok bad < <(sed 's/\x1b\[[0-9;]*m//g' "$log" |
+        awk '/^test result: / { for (i = 1; i < NF; i++) { if ($(i+1) == "passed;") ok += $i; if ($(i+1) == "failed;") bad += $i } }
+             END { print ok + 0, bad + 0 }')
+    # Not a test, or one that died before it could count.
+    if ((rc != 0 && bad == 0)); then bad=1; fi
+    if ((rc == 0 && ok == 0)); then ok=1; fi
+    passed=$((passed + ok))
+    failed=$((failed + bad))
+    summary+=("$(printf '%-44s %4d passed %4d failed %5d s' "$title" "$ok" "$bad" $((SECONDS - begun)))")
+    return "$rc"
+}
+
+# Prints the sum and ends with what it means.
+finish() {
+    say "summary ($SECONDS s)"
+    printf '%s\n' "${summary[@]}"
+    echo
+    printf '%d passed, %d failed\n' "$passed" "$failed"
+    ((failed == 0 && passed > 0))
+    exit
+}
+
+# The compiler's linker and a C compiler for `ring`; a fresh Debian has neither.
+need_cc() {
+    command -v cargo >/dev/null || { echo "Rust is missing: install rustup, then run this again" >&2; exit 1; }
+    command -v cc >/dev/null && return
+    say "installing a C compiler (apt-get install gcc libc6-dev)"
+    [ "$(id -u)" = 0 ] || { echo "gcc and libc6-dev are missing, and only root can install them" >&2; exit 1; }
+    apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends gcc libc6-dev || exit 1
+}
+
+# need_tool CRATE VERSION: a Cargo program in the cache, without optimisation: it is built once and runs for seconds.
+need_tool() {
+    local root=$cache/$1-$2
+    [ -x "$root/bin/$1" ] && return
+    say "building $1 $2 from source (once, then it is in $root)"
+    # A folder of its own under the system's temporary one, not our target folder.
+    env -u CARGO_TARGET_DIR CARGO_PROFILE_DEV_DEBUG=0 cargo install --locked --debug --quiet --root "$root" "$1@^$2"
+}
+
+deny() {
+    need_tool cargo-deny "$deny_version" && "$cache/cargo-deny-$deny_version/bin/cargo-deny" --locked --all-features "$@"
+}
+
+# Binaries and tests in one go, because what only tests depend on adds features to common dependencies.
+build() {
+    step "build" cargo build "${workspace[@]}" --bins --tests || finish
+}
+
+lab_tools() {
+    need_go
+    step "Debian packages and Go tools of the lab" "$target/debug/lab" build || finish
+}
+
+need_go() {
+    command -v go >/dev/null || { echo "Go is missing: the lab builds Kubernetes from source" >&2; exit 1; }
+}
+
+lint() {
+    step "format" cargo fmt --all --check
+    step "clippy" cargo clippy "${workspace[@]}" --all-targets -- --deny warnings
+    # The fourth check, advisories, fetches a database from github.com: `make advisories`.
+    step "cargo deny: bans, licences, sources" deny check bans licenses sources
+    step "direction of dependencies" cargo test "${workspace[@]}" --test layering
+}
+
+unit() {
+    step "unit tests and properties" cargo test "${workspace[@]}" --no-fail-fast --lib --bins
+    step "model check" cargo test "${workspace[@]}" --test model
+    step "examples in the documentation" cargo test "${workspace[@]}" --no-fail-fast --doc
+}
+
+# The names of the test files that need a Kubernetes.
+e2e_tests() {
+    if [ -n "${TESTS:-}" ]; then
+        tr ' ' '\n' <<<"$TESTS"
+        return
+    fi
+    local all name
+    all=$(find e2e/tests -mindepth 1 -maxdepth 2 \( -path 'e2e/tests/*/main.rs' -o -path 'e2e/tests/*.rs' ! -path 'e2e/tests/*/*' \) \
+        -printf '%P\n' | sed 's,/main.rs$,,; s,\.rs$,,' | grep -vxF -f <(printf '%s\n' "${not_e2e[@]}") | sort)
+    for name in "${order[@]}"; do grep -xF "$name" <<<"$all"; done
+    grep -vxF -f <(printf '%s\n' "${order[@]}") <<<"$all"
+}
+
+e2e() {
+    local name
+    for name in $(e2e_tests); do
+        step "e2e: $name" cargo test "${workspace[@]}" --no-fail-fast --test "$name" -- --test-threads=1
+    done
+}
+
+# demo --nodes FILE --existing KUBECONFIG --helm-args ARGS
+demo() {
+    local args=() more=()
+    while (($# > 1)); do
+        if [ -n "$2" ]; then
+            case $1 in
+                --nodes) args+=(--nodes "$2") ;;
+                --existing) args+=(--existing "$2") ;;
+                --helm-args) read -r -a more <<<"$2" ;;
+            esac
+        fi
+        shift 2
+    done
+    need_cc
+    need_go
+    say "building Spillway and the lab (a first build takes minutes)"
+    cargo build --workspace --locked --bins || exit 1
+    exec "$target/debug/demo" "${args[@]}" ${more[@]+-- "${more[@]}"}
+}
+
+command=${1:-}
+shift || true
+case $command in
+    test)
+        need_cc
+        build
+        lint
+        unit
+        lab_tools
+        e2e
+        finish
+        ;;
+    lint) need_cc && lint; finish ;;
+    unit) need_cc && unit; finish ;;
+    e2e) need_cc && build && lab_tools && e2e; finish ;;
+    soak)
+        need_cc && build && lab_tools
+        step "soak: ${SPILLWAY_KILLS:-1000} kills" cargo test "${workspace[@]}" --test chaos -- --ignored --test-threads=1 --nocapture soak
+        finish
+        ;;
+    advisories) deny check advisories ;;
+    docs)
+        # The book is Markdown first; whoever has mdBook installed gets by with that.
+        if command -v mdbook >/dev/null; then mdbook build docs/book; else
+            need_tool mdbook "$mdbook_version" && "$cache/mdbook-$mdbook_version/bin/mdbook" build docs/book
+        fi
+        ;;
+    images)
+        need_cc
+        cargo build --workspace --locked --bins && "$target/debug/lab" images --name "${LAB:-demo}"
+        ;;
+    demo) demo "$@" ;;
+    clean-lab)
+        [ -x "$target/debug/lab" ] || { need_cc && cargo build --workspace --locked --bin lab || exit 1; }
+        "$target/debug/lab" down
+        ;;
+    *) sed -n '2p' "$0" | cut -c 3- >&2; exit 2 ;;
+esac
