@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
-use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+};
 
 /// A certificate and its key as PEM.
 #[derive(Debug, Clone)]
@@ -72,10 +74,21 @@ impl Authority {
 
     /// Signs a certificate for a server that may be a client too, as the kubelet and the API server are.
     pub fn server(&self, name: &str, groups: &[&str], alternatives: &[String]) -> Result<Pair> {
-        self.sign(name, groups, alternatives, &[ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth])
+        self.sign(
+            name,
+            groups,
+            alternatives,
+            &[ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth],
+        )
     }
 
-    fn sign(&self, name: &str, groups: &[&str], alternatives: &[String], uses: &[ExtendedKeyUsagePurpose]) -> Result<Pair> {
+    fn sign(
+        &self,
+        name: &str,
+        groups: &[&str],
+        alternatives: &[String],
+        uses: &[ExtendedKeyUsagePurpose],
+    ) -> Result<Pair> {
         let issuer_key = KeyPair::from_pem(&self.pair.key).context("reading the authority's key")?;
         let issuer = Issuer::new(authority_params(&self.name), issuer_key);
         let key = KeyPair::generate().context("generating a key")?;
@@ -103,9 +116,15 @@ pub fn write_control_plane(dir: &Path, api_addresses: &[String]) -> Result<Autho
     front_proxy.write(dir)?;
     front_proxy.client("front-proxy-client", &[])?.write(dir, "front-proxy-client")?;
 
-    let mut names: Vec<String> = ["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local"]
-        .map(str::to_owned)
-        .to_vec();
+    let mut names: Vec<String> = [
+        "localhost",
+        "kubernetes",
+        "kubernetes.default",
+        "kubernetes.default.svc",
+        "kubernetes.default.svc.cluster.local",
+    ]
+    .map(str::to_owned)
+    .to_vec();
     names.extend_from_slice(api_addresses);
     authority.server("kube-apiserver", &[], &names)?.write(dir, "apiserver")?;
     authority.client("kube-apiserver-kubelet-client", &["system:masters"])?.write(dir, "apiserver-kubelet-client")?;

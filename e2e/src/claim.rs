@@ -30,7 +30,9 @@ pub(crate) fn claim(base: &Path, options: &LabOptions) -> Result<(PathBuf, State
             );
         }
         if !told {
-            say(&format!("waiting for the lab '{other}' to end: only one lab of the sizes cluster and node fits on the machine"));
+            say(&format!(
+                "waiting for the lab '{other}' to end: only one lab of the sizes cluster and node fits on the machine"
+            ));
             told = true;
         }
         std::thread::sleep(Duration::from_millis(500));
@@ -40,7 +42,8 @@ pub(crate) fn claim(base: &Path, options: &LabOptions) -> Result<(PathBuf, State
 /// Answers the name of the lab that is in the way, if there is one.
 fn try_claim(base: &Path, options: &LabOptions) -> Result<Option<String>> {
     let lock = std::fs::File::create(base.join("claim.lock")).context("opening the lock of the labs' folder")?;
-    let _lock = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, error)| error).context("locking the labs' folder")?;
+    let _lock =
+        Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, error)| error).context("locking the labs' folder")?;
     for (dir, other) in state::all(base)? {
         if !other.is_alive() || (other.name == options.name && !other.ready && !other.owner.is_alive()) {
             say(&format!("cleaning up after the lab '{}', which was killed", other.name));
@@ -73,7 +76,12 @@ fn try_claim(base: &Path, options: &LabOptions) -> Result<Option<String>> {
 }
 
 fn check_name(name: &str) -> Result<()> {
-    let fine = !name.is_empty() && name.len() <= 32 && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
+    let fine = !name.is_empty()
+        && name.len() <= 32
+        && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
     anyhow::ensure!(fine, "a lab's name has 1 to 32 lower-case letters, digits and dashes, not '{name}'");
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -53,7 +53,8 @@ impl Devices {
     /// Writes what [`Self::read`] reads.
     pub fn write(self, file: &Path) -> Result<()> {
         let scratch = file.with_extension("new");
-        std::fs::write(&scratch, format!("{} {}\n", self.total, self.broken)).with_context(|| format!("writing {}", scratch.display()))?;
+        std::fs::write(&scratch, format!("{} {}\n", self.total, self.broken))
+            .with_context(|| format!("writing {}", scratch.display()))?;
         std::fs::rename(&scratch, file).with_context(|| format!("writing {}", file.display()))
     }
 }
@@ -72,10 +73,17 @@ pub async fn run(folder: &Path, devices: &Path) -> Result<()> {
     }
 }
 
-async fn serve_once(folder: &Path, devices: &Path, sender: &watch::Sender<Devices>, receiver: watch::Receiver<Devices>) -> Result<()> {
+async fn serve_once(
+    folder: &Path,
+    devices: &Path,
+    sender: &watch::Sender<Devices>,
+    receiver: watch::Receiver<Devices>,
+) -> Result<()> {
     let socket = folder.join(SOCKET);
     match std::fs::remove_file(&socket) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error).context("removing the old socket"),
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).context("removing the old socket");
+        }
         _ => {}
     }
     let listener = UnixListener::bind(&socket).with_context(|| format!("listening on {}", socket.display()))?;
@@ -88,7 +96,12 @@ async fn serve_once(folder: &Path, devices: &Path, sender: &watch::Sender<Device
     result
 }
 
-async fn register_and_watch(folder: &Path, devices: &Path, socket: &Path, sender: &watch::Sender<Devices>) -> Result<()> {
+async fn register_and_watch(
+    folder: &Path,
+    devices: &Path,
+    socket: &Path,
+    sender: &watch::Sender<Devices>,
+) -> Result<()> {
     let kubelet = folder.join(KUBELET_SOCKET);
     let seen = (inode(socket), inode(&kubelet));
     register(kubelet.clone()).await?;

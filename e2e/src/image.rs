@@ -12,8 +12,8 @@ use anyhow::{Context as _, Result};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use oci_spec::image::{
-    Arch, ConfigBuilder, Descriptor, DescriptorBuilder, ImageConfigurationBuilder, ImageIndexBuilder, ImageManifestBuilder, MediaType, Os,
-    PlatformBuilder, RootFsBuilder, Sha256Digest,
+    Arch, ConfigBuilder, Descriptor, DescriptorBuilder, ImageConfigurationBuilder, ImageIndexBuilder,
+    ImageManifestBuilder, MediaType, Os, PlatformBuilder, RootFsBuilder, Sha256Digest,
 };
 use sha2::{Digest as _, Sha256};
 
@@ -44,7 +44,12 @@ impl Image {
     /// An image with a full name such as `localhost/busybox:dev`, its program, and the user it runs as.
     pub fn new(name: &str, entrypoint: &[&str], user: u32) -> Self {
         let entries = BTreeMap::from([(PathBuf::from("tmp"), Entry::Folder(0o1777))]);
-        Self { name: name.to_owned(), entries, entrypoint: entrypoint.iter().map(|part| (*part).to_owned()).collect(), user }
+        Self {
+            name: name.to_owned(),
+            entries,
+            entrypoint: entrypoint.iter().map(|part| (*part).to_owned()).collect(),
+            user,
+        }
     }
 
     /// Its full name.
@@ -76,7 +81,10 @@ impl Image {
                 let at = path.strip_prefix(root).context("a path outside its root")?.to_owned();
                 let metadata = path.symlink_metadata().with_context(|| format!("reading {}", path.display()))?;
                 if metadata.is_symlink() {
-                    self.entries.insert(at, Entry::Link(path.read_link().with_context(|| format!("reading {}", path.display()))?));
+                    self.entries.insert(
+                        at,
+                        Entry::Link(path.read_link().with_context(|| format!("reading {}", path.display()))?),
+                    );
                 } else if metadata.is_dir() {
                     open.push(path);
                 } else {
@@ -105,7 +113,8 @@ impl Image {
             .working_dir("/")
             .build()
             .context("an image's configuration")?;
-        let rootfs = RootFsBuilder::default().typ("layers").diff_ids(vec![diff_id]).build().context("an image's root")?;
+        let rootfs =
+            RootFsBuilder::default().typ("layers").diff_ids(vec![diff_id]).build().context("an image's root")?;
         let configuration = ImageConfigurationBuilder::default()
             .architecture(arch.clone())
             .os(Os::Linux)
@@ -113,7 +122,8 @@ impl Image {
             .rootfs(rootfs)
             .build()
             .context("an image's configuration")?;
-        let configuration = blob(&mut blobs, MediaType::ImageConfig, serde_json::to_vec(&configuration).context("JSON")?)?;
+        let configuration =
+            blob(&mut blobs, MediaType::ImageConfig, serde_json::to_vec(&configuration).context("JSON")?)?;
         let manifest = ImageManifestBuilder::default()
             .schema_version(2_u32)
             .media_type(MediaType::ImageManifest)
@@ -131,7 +141,11 @@ impl Image {
             .build()
             .context("an image's descriptor")?;
         blob(&mut blobs, MediaType::ImageManifest, manifest)?;
-        let index = ImageIndexBuilder::default().schema_version(2_u32).manifests(vec![named]).build().context("an image's index")?;
+        let index = ImageIndexBuilder::default()
+            .schema_version(2_u32)
+            .manifests(vec![named])
+            .build()
+            .context("an image's index")?;
 
         let file = std::fs::File::create(to).with_context(|| format!("creating {}", to.display()))?;
         let mut tar = tar::Builder::new(std::io::BufWriter::new(file));
@@ -163,7 +177,8 @@ impl Image {
                 Entry::File(from, mode) => {
                     let bytes = std::fs::read(from).with_context(|| format!("reading {}", from.display()))?;
                     let mut header = header(tar::EntryType::Regular, *mode, bytes.len() as u64);
-                    tar.append_data(&mut header, path, bytes.as_slice()).with_context(|| format!("adding {}", path.display()))?;
+                    tar.append_data(&mut header, path, bytes.as_slice())
+                        .with_context(|| format!("adding {}", path.display()))?;
                 }
             }
         }
@@ -181,7 +196,8 @@ fn hex(bytes: &[u8]) -> String {
 
 fn blob(blobs: &mut Vec<(String, Vec<u8>)>, media_type: MediaType, bytes: Vec<u8>) -> Result<Descriptor> {
     let digest = hex(&bytes);
-    let descriptor = Descriptor::new(media_type, bytes.len() as u64, Sha256Digest::from_str(&digest).context("a digest")?);
+    let descriptor =
+        Descriptor::new(media_type, bytes.len() as u64, Sha256Digest::from_str(&digest).context("a digest")?);
     blobs.push((digest, bytes));
     Ok(descriptor)
 }
@@ -206,3 +222,6 @@ fn append_bytes<W: std::io::Write>(tar: &mut tar::Builder<W>, path: &str, bytes:
     let mut header = header(tar::EntryType::Regular, 0o644, bytes.len() as u64);
     tar.append_data(&mut header, path, bytes).with_context(|| format!("adding {path}"))
 }
+
+#[cfg(test)]
+mod tests;

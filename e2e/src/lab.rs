@@ -61,7 +61,8 @@ impl Lab {
     /// Takes hold of a lab that `lab up` (or `keep`) left running.
     pub async fn attach(name: &str) -> Result<Self> {
         let dir = crate::paths::base_dir().join(name);
-        let state = State::read(&dir)?.with_context(|| format!("there is no lab '{name}': `lab up --name {name}` starts one"))?;
+        let state = State::read(&dir)?
+            .with_context(|| format!("there is no lab '{name}': `lab up --name {name}` starts one"))?;
         let tools = tokio::task::spawn_blocking(Tools::ensure).await.context("looking for the tools")??;
         let mut lab = Self { dir, tools, state: Mutex::new(state), config: None, guard: None, down: false };
         lab.config = Some(identity::config_of(&lab.kubeconfig()).await?);
@@ -124,7 +125,13 @@ impl Lab {
 
     /// Starts a process again that was stopped or that died, with the arguments it had.
     pub fn start_process(&self, name: &str) -> Result<()> {
-        let spec = self.state().processes.get(name).with_context(|| format!("the lab knows no process '{name}'"))?.spec.clone();
+        let spec = self
+            .state()
+            .processes
+            .get(name)
+            .with_context(|| format!("the lab knows no process '{name}'"))?
+            .spec
+            .clone();
         self.spawn(spec)
     }
 
@@ -170,7 +177,8 @@ impl Lab {
         fake_node::create(self.client()?, nodes).await?;
         let names: std::collections::BTreeSet<&str> = nodes.iter().map(|node| node.name.as_str()).collect();
         // A thousand nodes take ten seconds on two cores.
-        let bound = Duration::from_secs(30) + Duration::from_millis(60) * u32::try_from(nodes.len()).unwrap_or(u32::MAX);
+        let bound =
+            Duration::from_secs(30) + Duration::from_millis(60) * u32::try_from(nodes.len()).unwrap_or(u32::MAX);
         self.wait_for("the fake nodes to be Ready", bound, || async {
             Ok(fake_node::count_ready(self.client()?, &names).await? == names.len())
         })
@@ -219,7 +227,11 @@ impl Drop for Lab {
         }
         // A test that fails, by panic or by `?`, does not come to its `stop`.
         let logs = self.dir.join("logs");
-        say(&format!("the lab was dropped without `stop`, so something failed; logs stay in {}; their last lines:\n{}", logs.display(), self.logs_tail()));
+        say(&format!(
+            "the lab was dropped without `stop`, so something failed; logs stay in {}; their last lines:\n{}",
+            logs.display(),
+            self.logs_tail()
+        ));
         if let Err(error) = self.take_down(true) {
             say(&format!("taking the lab down failed: {error:#}"));
         }
@@ -228,8 +240,13 @@ impl Drop for Lab {
 
 /// The last lines of every log in a lab's folder.
 pub fn logs_tail(dir: &Path, lines: usize) -> String {
-    let mut logs: Vec<PathBuf> =
-        std::fs::read_dir(dir.join("logs")).into_iter().flatten().flatten().map(|entry| entry.path()).filter(|path| path.is_file()).collect();
+    let mut logs: Vec<PathBuf> = std::fs::read_dir(dir.join("logs"))
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| path.is_file())
+        .collect();
     logs.sort();
     logs.iter()
         .map(|log| (log, tail(log, lines)))

@@ -21,7 +21,8 @@ use crate::process::ProcessSpec;
 use crate::tools::Tools;
 
 /// Folders that kubelet and containerd insist on, whatever they are told: each node mounts its own over them.
-pub(crate) const PRIVATE_FOLDERS: [&str; 4] = ["/var/lib/kubelet", "/run/containerd", "/var/log/containers", "/var/lib/cni"];
+pub(crate) const PRIVATE_FOLDERS: [&str; 4] =
+    ["/var/lib/kubelet", "/run/containerd", "/var/log/containers", "/var/lib/cni"];
 
 /// One real node.
 #[derive(Debug, Clone)]
@@ -63,7 +64,11 @@ impl RealNode<'_> {
 
     /// Makes the node's folders. Each private folder of the machine has a counterpart here.
     pub(crate) fn create_folders(&self) -> Result<()> {
-        for folder in ["cni-conf", "pod-logs", "volume-plugins", "pki"].into_iter().map(str::to_owned).chain(PRIVATE_FOLDERS.map(flat)) {
+        for folder in ["cni-conf", "pod-logs", "volume-plugins", "pki"]
+            .into_iter()
+            .map(str::to_owned)
+            .chain(PRIVATE_FOLDERS.map(flat))
+        {
             let path = self.dir().join(folder);
             std::fs::create_dir_all(&path).with_context(|| format!("creating {}", path.display()))?;
         }
@@ -91,7 +96,11 @@ impl RealNode<'_> {
     /// containerd; writes its configuration.
     pub(crate) fn containerd(&self) -> Result<ProcessSpec> {
         let config = runtime::write_configs(self)?;
-        Ok(self.process("containerd", PathBuf::from("/usr/bin/containerd"), vec![format!("--config={}", config.display())]))
+        Ok(self.process(
+            "containerd",
+            PathBuf::from("/usr/bin/containerd"),
+            vec![format!("--config={}", config.display())],
+        ))
     }
 
     /// containerd's socket.

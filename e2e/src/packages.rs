@@ -34,7 +34,11 @@ pub fn install_missing() -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
-    ensure!(is_root(), "these packages are missing and only root can install them: apt-get install {}", missing.join(" "));
+    ensure!(
+        is_root(),
+        "these packages are missing and only root can install them: apt-get install {}",
+        missing.join(" ")
+    );
     say(&format!("installing Debian packages: {}", missing.join(" ")));
     let step = Step::begin("apt-get update");
     apt(&["update", "-q"])?;
@@ -58,7 +62,8 @@ fn refuse_services() -> Result<bool> {
         return Ok(false);
     }
     std::fs::write(POLICY, "#!/bin/sh\nexit 101\n").context("writing a temporary policy-rc.d")?;
-    std::fs::set_permissions(POLICY, std::fs::Permissions::from_mode(0o755)).context("making policy-rc.d executable")?;
+    std::fs::set_permissions(POLICY, std::fs::Permissions::from_mode(0o755))
+        .context("making policy-rc.d executable")?;
     Ok(true)
 }
 

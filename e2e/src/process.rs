@@ -106,7 +106,12 @@ pub struct ProcessSpec {
 impl ProcessSpec {
     /// A process with arguments.
     pub fn new<A: Into<String>>(name: &str, program: impl Into<PathBuf>, args: impl IntoIterator<Item = A>) -> Self {
-        Self { name: name.to_owned(), program: program.into(), args: args.into_iter().map(Into::into).collect(), ..Self::default() }
+        Self {
+            name: name.to_owned(),
+            program: program.into(),
+            args: args.into_iter().map(Into::into).collect(),
+            ..Self::default()
+        }
     }
 
     /// Adds an environment variable.
@@ -117,17 +122,18 @@ impl ProcessSpec {
 
     /// Starts the process, its output appended to `log`. Unless `detached`, the kernel kills it when this process dies.
     pub fn start(&self, log: &Path, detached: bool) -> Result<Identity> {
-        let mut argv: Vec<OsString> = if detached {
-            vec!["setsid".into()]
-        } else {
-            vec!["setpriv".into(), "--pdeathsig".into(), "KILL".into()]
-        };
+        let mut argv: Vec<OsString> =
+            if detached { vec!["setsid".into()] } else { vec!["setpriv".into(), "--pdeathsig".into(), "KILL".into()] };
         if let Some(pid) = self.join {
             argv.extend(["nsenter".into(), format!("--target={pid}").into(), "--mount".into(), "--net".into()]);
         }
         argv.push(self.program.clone().into());
         argv.extend(self.args.iter().map(OsString::from));
-        let out = OpenOptions::new().create(true).append(true).open(log).with_context(|| format!("opening {}", log.display()))?;
+        let out = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(log)
+            .with_context(|| format!("opening {}", log.display()))?;
         let mut command = Command::new(argv.remove(0));
         command.args(argv).stdin(Stdio::null()).stderr(out.try_clone().context("sharing a log")?).stdout(out);
         command.envs(self.env.iter().map(|(key, value)| (key, value)));
@@ -178,3 +184,6 @@ pub fn tail(log: &Path, lines: usize) -> String {
     let all: Vec<&str> = text.lines().collect();
     all.get(all.len().saturating_sub(lines)..).unwrap_or_default().join("\n")
 }
+
+#[cfg(test)]
+mod tests;

@@ -91,7 +91,8 @@ impl State {
     /// Whether anything of the lab still runs: its owner if the lab depends on it, else any of its processes.
     pub fn is_alive(&self) -> bool {
         if self.detached {
-            self.owner.is_alive() || self.processes.values().any(|record| record.identity.is_some_and(|process| process.is_alive()))
+            self.owner.is_alive()
+                || self.processes.values().any(|record| record.identity.is_some_and(|process| process.is_alive()))
         } else {
             self.owner.is_alive()
         }
@@ -100,7 +101,9 @@ impl State {
     /// Forgets the state file, which says that nothing is left.
     pub fn forget(dir: &Path) -> Result<()> {
         match std::fs::remove_file(dir.join(FILE)) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).context("removing the lab's state file"),
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(error).context("removing the lab's state file")
+            }
             _ => Ok(()),
         }
     }

@@ -21,7 +21,8 @@ pub fn tear_down(dir: &Path, keep_logs: bool) -> Result<()> {
     }
     // The guard, `lab down` and the next lab may all want to clean up after the same killed test.
     let lock = std::fs::File::create(base.join("teardown.lock")).context("opening the tear-down lock")?;
-    let _lock = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, error)| error).context("taking the tear-down lock")?;
+    let _lock =
+        Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, error)| error).context("taking the tear-down lock")?;
     let Some(state) = State::read(dir)? else { return Ok(()) };
 
     let me = std::process::id();

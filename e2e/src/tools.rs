@@ -94,7 +94,12 @@ impl Tools {
     /// Finds every tool in the cache, building what is not there.
     pub fn ensure() -> Result<Self> {
         let go = go_version()?;
-        Ok(Self { etcd: ETCD.ensure(&go)?, kubernetes: KUBERNETES.ensure(&go)?, kwok: KWOK.ensure(&go)?, helm: HELM.ensure(&go)? })
+        Ok(Self {
+            etcd: ETCD.ensure(&go)?,
+            kubernetes: KUBERNETES.ensure(&go)?,
+            kwok: KWOK.ensure(&go)?,
+            helm: HELM.ensure(&go)?,
+        })
     }
 
     /// The path of etcd.
@@ -154,13 +159,16 @@ impl Tool {
             Ok(lock) => lock,
             Err((file, _)) => {
                 say("waiting for another build of the lab's tools");
-                Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, error)| error).context("locking the tool cache")?
+                Flock::lock(file, FlockArg::LockExclusive)
+                    .map_err(|(_, error)| error)
+                    .context("locking the tool cache")?
             }
         };
         if self.is_complete(&wanted) {
             return Ok(wanted);
         }
-        let scratch = tempfile::Builder::new().prefix("build-").tempdir_in(&tools).context("creating a build folder")?;
+        let scratch =
+            tempfile::Builder::new().prefix("build-").tempdir_in(&tools).context("creating a build folder")?;
         self.build_in(scratch.path())?;
         std::fs::rename(scratch.path().join("bin"), &wanted)
             .with_context(|| format!("moving the built programs to {}", wanted.display()))?;

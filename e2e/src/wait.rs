@@ -43,3 +43,6 @@ where
         pause = (pause * 3 / 2).min(Duration::from_millis(500));
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -233,6 +233,7 @@ fn status() -> Result<()> {
 
 fn dir_of(name: &str) -> Result<PathBuf> {
     let dir = paths::base_dir().join(name);
-    state::State::read(&dir)?.with_context(|| format!("there is no lab '{name}': `lab up --name {name}` starts one"))?;
+    state::State::read(&dir)?
+        .with_context(|| format!("there is no lab '{name}': `lab up --name {name}` starts one"))?;
     Ok(dir)
 }

@@ -18,8 +18,8 @@ use tonic::{Request, Response, Status};
 use tonic_prost::ProstCodec;
 
 use super::proto::{
-    AllocateRequest, AllocateResponse, ContainerAllocateResponse, Device, DevicePluginOptions, Empty, HEALTHY, ListAndWatchResponse,
-    RegisterRequest, UNHEALTHY,
+    AllocateRequest, AllocateResponse, ContainerAllocateResponse, Device, DevicePluginOptions, Empty, HEALTHY,
+    ListAndWatchResponse, RegisterRequest, UNHEALTHY,
 };
 use super::{Devices, ENVIRONMENT};
 
@@ -54,8 +54,15 @@ fn list(devices: Devices) -> ListAndWatchResponse {
 }
 
 fn allocate(request: AllocateRequest) -> AllocateResponse {
-    let one = |ids: Vec<String>| ContainerAllocateResponse { envs: HashMap::from([(ENVIRONMENT.to_owned(), ids.join(","))]) };
-    AllocateResponse { container_responses: request.container_requests.into_iter().map(|container| one(container.device_ids)).collect() }
+    let one =
+        |ids: Vec<String>| ContainerAllocateResponse { envs: HashMap::from([(ENVIRONMENT.to_owned(), ids.join(","))]) };
+    AllocateResponse {
+        container_responses: request
+            .container_requests
+            .into_iter()
+            .map(|container| one(container.device_ids))
+            .collect(),
+    }
 }
 
 type Answer<T> = Pin<Box<dyn Future<Output = Result<Response<T>, Status>> + Send>>;
@@ -135,7 +142,9 @@ impl tower::Service<http::Request<Body>> for PluginServer {
             let method = request.uri().path().rsplit('/').next().unwrap_or_default().to_owned();
             Ok(match method.as_str() {
                 "GetDevicePluginOptions" => Grpc::new(ProstCodec::default()).unary(Options, request).await,
-                "ListAndWatch" => Grpc::new(ProstCodec::default()).server_streaming(ListAndWatch(plugin), request).await,
+                "ListAndWatch" => {
+                    Grpc::new(ProstCodec::default()).server_streaming(ListAndWatch(plugin), request).await
+                }
                 "Allocate" => Grpc::new(ProstCodec::default()).unary(Allocate, request).await,
                 // The options say that the other two are not wanted.
                 _ => Status::unimplemented("the lab's plugin has no such method").into_http(),

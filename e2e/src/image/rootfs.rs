@@ -11,7 +11,8 @@ use crate::progress::Step;
 const PACKAGES: [&str; 2] = ["libc6", "libgcc-s1"];
 
 /// Folders of these packages that no program of ours reads: documentation, character set tables.
-const UNUSED: [&str; 4] = ["usr/share/doc", "usr/share/lintian", "usr/lib/x86_64-linux-gnu/gconv", "usr/lib/aarch64-linux-gnu/gconv"];
+const UNUSED: [&str; 4] =
+    ["usr/share/doc", "usr/share/lintian", "usr/lib/x86_64-linux-gnu/gconv", "usr/lib/aarch64-linux-gnu/gconv"];
 
 /// A folder with the C library, from the cache or downloaded by apt. The cache is keyed by the installed version, which the binaries were linked with.
 pub fn glibc() -> Result<PathBuf> {

@@ -42,7 +42,11 @@ pub(super) async fn start(options: LabOptions) -> Result<Lab> {
             say(&format!("the lab did not come up; the last lines of its logs:\n{}", logs_tail(&lab.dir, 15)));
             let logs = lab.dir.join("logs");
             lab.take_down(true)?;
-            Err(error.context(format!("bringing up a lab of size {} (logs in {})", options.size.word(), logs.display())))
+            Err(error.context(format!(
+                "bringing up a lab of size {} (logs in {})",
+                options.size.word(),
+                logs.display()
+            )))
         }
     }
 }
@@ -51,7 +55,10 @@ async fn bring_up(lab: &mut Lab, options: &LabOptions) -> Result<()> {
     if !options.keep {
         let (identity, pipe) = guard::start(&lab.dir)?;
         lab.guard = Some(pipe);
-        let record = ProcessRecord { spec: ProcessSpec { name: "guard".to_owned(), ..ProcessSpec::default() }, identity: Some(identity) };
+        let record = ProcessRecord {
+            spec: ProcessSpec { name: "guard".to_owned(), ..ProcessSpec::default() },
+            identity: Some(identity),
+        };
         lab.update_state(|state| {
             state.processes.insert("guard".to_owned(), record);
         })?;
@@ -80,7 +87,9 @@ async fn bring_up(lab: &mut Lab, options: &LabOptions) -> Result<()> {
 async fn write_certificates(lab: &Lab, address: Ipv4Addr) -> Result<Authority> {
     let pki = certs::dir_of(&lab.dir);
     let addresses = vec![Ipv4Addr::LOCALHOST.to_string(), API_SERVICE_ADDRESS.to_owned(), address.to_string()];
-    tokio::task::spawn_blocking(move || certs::write_control_plane(&pki, &addresses)).await.context("making certificates")?
+    tokio::task::spawn_blocking(move || certs::write_control_plane(&pki, &addresses))
+        .await
+        .context("making certificates")?
 }
 
 async fn start_etcd(lab: &Lab, plan: &mut Plan<'_>) -> Result<()> {
@@ -108,7 +117,12 @@ async fn start_etcd(lab: &Lab, plan: &mut Plan<'_>) -> Result<()> {
 async fn start_api_server(lab: &mut Lab, plan: &mut Plan<'_>, authority: &Authority) -> Result<()> {
     for attempt in 1..=ATTEMPTS {
         plan.api_port = free_port(plan.address)?;
-        kubeconfig::write(&lab.kubeconfig(), &plan.server(), &authority.pair().cert, &authority.client("lab:admin", &["system:masters"])?)?;
+        kubeconfig::write(
+            &lab.kubeconfig(),
+            &plan.server(),
+            &authority.pair().cert,
+            &authority.client("lab:admin", &["system:masters"])?,
+        )?;
         lab.update_state(|state| state.server = Some(plan.server()))?;
         lab.config = Some(identity::config_of(&lab.kubeconfig()).await?);
         lab.spawn(plan.api_server())?;
@@ -154,7 +168,14 @@ async fn start_cluster(lab: &Lab, plan: &Plan<'_>, authority: &Authority) -> Res
 }
 
 /// Writes the kubeconfig of one part of Kubernetes.
-pub(super) fn config_for(lab: &Lab, plan: &Plan<'_>, authority: &Authority, name: &str, user: &str, groups: &[&str]) -> Result<PathBuf> {
+pub(super) fn config_for(
+    lab: &Lab,
+    plan: &Plan<'_>,
+    authority: &Authority,
+    name: &str,
+    user: &str,
+    groups: &[&str],
+) -> Result<PathBuf> {
     let path = lab.dir.join(format!("{name}.kubeconfig"));
     kubeconfig::write(&path, &plan.server(), &authority.pair().cert, &authority.client(user, groups)?)?;
     Ok(path)

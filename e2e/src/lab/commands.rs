@@ -43,9 +43,14 @@ impl Lab {
         let mut command = Command::new(program);
         command.args(args).env("KUBECONFIG", self.kubeconfig());
         // helm keeps its caches where it is told to, not in the user's home.
-        command.env("HELM_CACHE_HOME", self.dir.join("helm/cache")).env("HELM_CONFIG_HOME", self.dir.join("helm/config"));
+        command
+            .env("HELM_CACHE_HOME", self.dir.join("helm/cache"))
+            .env("HELM_CONFIG_HOME", self.dir.join("helm/config"));
         command.env("HELM_DATA_HOME", self.dir.join("helm/data"));
-        command.stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() }).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+            .stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() })
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         let mut child = command.kill_on_drop(true).spawn().with_context(|| format!("starting {}", what()))?;
         let stdin = child.stdin.take();
         let feed = async {
@@ -55,8 +60,9 @@ impl Lab {
             }
         };
         let both = async { tokio::join!(feed, child.wait_with_output()).1 };
-        let output =
-            tokio::time::timeout(BOUND, both).await.with_context(|| format!("{}: not done in {} s", what(), BOUND.as_secs()))?;
+        let output = tokio::time::timeout(BOUND, both)
+            .await
+            .with_context(|| format!("{}: not done in {} s", what(), BOUND.as_secs()))?;
         let output = output.with_context(|| format!("running {}", what()))?;
         if !output.status.success() {
             bail!("{}: {}", what(), String::from_utf8_lossy(&output.stderr).trim());

@@ -13,7 +13,9 @@ use crate::certs::{self, Authority};
 
 pub(super) async fn config_of(kubeconfig: &Path) -> Result<kube::Config> {
     let kubeconfig = Kubeconfig::read_from(kubeconfig).context("reading the lab's kubeconfig")?;
-    kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.context("using the lab's kubeconfig")
+    kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
+        .await
+        .context("using the lab's kubeconfig")
 }
 
 impl Lab {

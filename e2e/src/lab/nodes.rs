@@ -32,7 +32,8 @@ pub(super) async fn prepare_machine(lab: &Lab, options: &LabOptions) -> Result<(
         state.sysctls = sysctl::current();
         for folder in PRIVATE_FOLDERS.map(PathBuf::from) {
             // Its parents as well: all that is missing now is ours to remove.
-            let mut missing: Vec<PathBuf> = folder.ancestors().take_while(|path| !path.exists()).map(Path::to_owned).collect();
+            let mut missing: Vec<PathBuf> =
+                folder.ancestors().take_while(|path| !path.exists()).map(Path::to_owned).collect();
             missing.reverse();
             state.folders.extend(missing);
         }
@@ -49,7 +50,14 @@ pub(super) async fn start(lab: &Lab, plan: &Plan<'_>, authority: &Authority) -> 
     let proxy = config_for(lab, plan, authority, "kube-proxy", "system:kube-proxy", &[])?;
     let images = tokio::task::spawn_blocking(catalog::base).await.context("building images")??;
     for index in 0..plan.options.real_nodes {
-        let mut node = RealNode { index, options: plan.options, tools: plan.tools, lab_dir: &lab.dir, server: &server, holder: None };
+        let mut node = RealNode {
+            index,
+            options: plan.options,
+            tools: plan.tools,
+            lab_dir: &lab.dir,
+            server: &server,
+            holder: None,
+        };
         start_runtime(lab, &mut node).await?;
         for image in &images {
             lab.import_into(index, image).await?;
@@ -62,7 +70,8 @@ pub(super) async fn start(lab: &Lab, plan: &Plan<'_>, authority: &Authority) -> 
     }
     for index in 0..plan.options.real_nodes {
         let kubelet = process_name("kubelet", index);
-        wait_alive(lab, &kubelet, NODE_BOUND, || async { lab.node_offers(index, plan.options.gpus_per_node).await }).await?;
+        wait_alive(lab, &kubelet, NODE_BOUND, || async { lab.node_offers(index, plan.options.gpus_per_node).await })
+            .await?;
     }
     Ok(())
 }
@@ -95,7 +104,9 @@ impl Lab {
 
     fn real_node_count(&self) -> u32 {
         let state = self.state();
-        (0..network::MAX_NODES).take_while(|index| state.processes.contains_key(&process_name("kubelet", *index))).count() as u32
+        (0..network::MAX_NODES)
+            .take_while(|index| state.processes.contains_key(&process_name("kubelet", *index)))
+            .count() as u32
     }
 
     /// Changes the devices of a real node: the device plugin then tells the kubelet, which needs a moment.
@@ -107,7 +118,8 @@ impl Lab {
     /// Runs `ctr -n k8s.io` against a real node's containerd: who wants to know what really runs there asks that.
     pub async fn ctr(&self, node: u32, args: &[&str]) -> Result<String> {
         let socket = node::socket_of(&self.dir, node).to_string_lossy().into_owned();
-        let args: Vec<String> = ["-a", &socket, "-n", "k8s.io"].iter().chain(args).map(|arg| (*arg).to_owned()).collect();
+        let args: Vec<String> =
+            ["-a", &socket, "-n", "k8s.io"].iter().chain(args).map(|arg| (*arg).to_owned()).collect();
         let ctr = tokio::task::spawn_blocking(move || {
             let args: Vec<&str> = args.iter().map(String::as_str).collect();
             checked("ctr", &args)
@@ -130,7 +142,9 @@ impl Lab {
     }
 
     async fn import_into(&self, node: u32, tar: &Path) -> Result<()> {
-        self.ctr(node, &["images", "import", &tar.to_string_lossy()]).await.with_context(|| format!("importing {}", tar.display()))?;
+        self.ctr(node, &["images", "import", &tar.to_string_lossy()])
+            .await
+            .with_context(|| format!("importing {}", tar.display()))?;
         Ok(())
     }
 
@@ -138,8 +152,9 @@ impl Lab {
     /// node and returns their names.
     pub async fn load_product_images(&self, binaries: &Path) -> Result<Vec<&'static str>> {
         let (binaries, into) = (binaries.to_owned(), self.dir.join("images"));
-        let images =
-            tokio::task::spawn_blocking(move || catalog::product(&binaries, &into)).await.context("building images")??;
+        let images = tokio::task::spawn_blocking(move || catalog::product(&binaries, &into))
+            .await
+            .context("building images")??;
         for image in images {
             self.import_image(&image).await?;
         }
@@ -149,15 +164,23 @@ impl Lab {
     /// Whether a real node is Ready and offers exactly so many devices.
     pub async fn node_offers(&self, node: u32, devices: u32) -> Result<bool> {
         let name = node::name_of(node);
-        let node = Api::<Node>::all(self.client()?).get_opt(&name).await.with_context(|| format!("reading node {name}"))?;
+        let node =
+            Api::<Node>::all(self.client()?).get_opt(&name).await.with_context(|| format!("reading node {name}"))?;
         Ok(node.is_some_and(|node| {
-            let offered = node.status.as_ref().and_then(|status| status.allocatable.as_ref()?.get(RESOURCE)).map_or("0", |count| &count.0);
+            let offered = node
+                .status
+                .as_ref()
+                .and_then(|status| status.allocatable.as_ref()?.get(RESOURCE))
+                .map_or("0", |count| &count.0);
             is_ready(&node) && offered == devices.to_string()
         }))
     }
 
     /// The names of processes that belong to a real node, such as `kubelet-0`, for [`Self::stop_process`] and its like.
     pub fn processes_of_node(&self, node: u32) -> BTreeSet<String> {
-        ["node", "containerd", "kubelet", "kube-proxy", "device-plugin"].iter().map(|part| process_name(part, node)).collect()
+        ["node", "containerd", "kubelet", "kube-proxy", "device-plugin"]
+            .iter()
+            .map(|part| process_name(part, node))
+            .collect()
     }
 }

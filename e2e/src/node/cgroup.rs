@@ -31,7 +31,8 @@ pub(crate) fn create(name: &str) -> Result<()> {
             let from = hierarchy.join(file);
             if from.exists() && hierarchy != Path::new(ROOT) {
                 let value = std::fs::read_to_string(&from).with_context(|| format!("reading {}", from.display()))?;
-                std::fs::write(path.join(file), value.trim()).with_context(|| format!("writing {file} of {}", path.display()))?;
+                std::fs::write(path.join(file), value.trim())
+                    .with_context(|| format!("writing {file} of {}", path.display()))?;
             }
         }
     }
@@ -61,7 +62,9 @@ pub(crate) fn destroy(name: &str) -> Result<()> {
         match left {
             None => return Ok(()),
             // A killed process leaves its cgroup a moment later.
-            Some(error) if begun.elapsed() > Duration::from_secs(15) => return Err(error).context(format!("removing the cgroup {name}")),
+            Some(error) if begun.elapsed() > Duration::from_secs(15) => {
+                return Err(error).context(format!("removing the cgroup {name}"));
+            }
             Some(_) => std::thread::sleep(Duration::from_millis(20)),
         }
     }
@@ -73,7 +76,9 @@ fn depth_first(path: &Path) -> Vec<PathBuf> {
     let mut open = vec![path.to_owned()];
     while let Some(dir) = open.pop() {
         let entries = std::fs::read_dir(&dir).into_iter().flatten().flatten();
-        open.extend(entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()));
+        open.extend(
+            entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()),
+        );
         all.push(dir);
     }
     all.reverse();

@@ -15,7 +15,11 @@ pub(super) fn prepare(node: &RealNode<'_>, authority: &Authority) -> Result<Vec<
     let dir = node.dir();
     let name = node.name();
     let pki = dir.join("pki");
-    let identity = authority.server(&format!("system:node:{name}"), &["system:nodes"], &[name.clone(), node.address().to_string()])?;
+    let identity = authority.server(
+        &format!("system:node:{name}"),
+        &["system:nodes"],
+        &[name.clone(), node.address().to_string()],
+    )?;
     identity.write(&pki, "kubelet")?;
     let kubeconfig = dir.join("kubelet.kubeconfig");
     kubeconfig::write(&kubeconfig, node.server, &authority.pair().cert, &identity)?;

@@ -30,7 +30,8 @@ pub(super) fn write_configs(node: &RealNode<'_>) -> Result<PathBuf> {
             {"type": "portmap", "capabilities": {"portMappings": true}},
         ],
     });
-    std::fs::write(dir.join("cni-conf").join("10-lab.conflist"), network.to_string()).context("writing the pod network's configuration")?;
+    std::fs::write(dir.join("cni-conf").join("10-lab.conflist"), network.to_string())
+        .context("writing the pod network's configuration")?;
 
     // restrict_oom_score_adj: a root without CAP_SYS_RESOURCE could not start a container otherwise.
     // netns_mounts_under_state_dir: the pods' network namespaces stay in the node's own folder.

@@ -11,8 +11,11 @@ fn the_last_devices_are_the_broken_ones() {
 
 #[test]
 fn each_container_gets_the_names_of_its_own_devices() {
-    let container = |ids: &[&str]| ContainerAllocateRequest { device_ids: ids.iter().map(|id| (*id).to_owned()).collect() };
-    let answer = allocate(AllocateRequest { container_requests: vec![container(&["lab-gpu-2", "lab-gpu-5"]), container(&["lab-gpu-1"])] });
+    let container =
+        |ids: &[&str]| ContainerAllocateRequest { device_ids: ids.iter().map(|id| (*id).to_owned()).collect() };
+    let answer = allocate(AllocateRequest {
+        container_requests: vec![container(&["lab-gpu-2", "lab-gpu-5"]), container(&["lab-gpu-1"])],
+    });
     let names: Vec<_> = answer.container_responses.iter().map(|one| one.envs["LAB_GPUS"].as_str()).collect();
     assert_eq!(names, ["lab-gpu-2,lab-gpu-5", "lab-gpu-1"]);
 }
