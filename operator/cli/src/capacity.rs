@@ -136,15 +136,21 @@ pub(crate) async fn run(client: &Client, args: &CapacityArgs) -> Result<Capacity
 }
 
 /// Reads: pods before nodes before the ledger, so that what is counted as used or held is known to what is read after it.
-pub(crate) async fn fetch(client: &Client) -> Result<Facts, Error> {
+async fn fetch(client: &Client) -> Result<Facts, Error> {
+    let facts = fetch_objects(client).await?;
+    Ok(Facts { bookings: ledger::read(client, None).await?, ..facts })
+}
+
+/// Reads all but the ledger.
+pub(crate) async fn fetch_objects(client: &Client) -> Result<Facts, Error> {
     let everything = ListParams::default();
     let pools = list(Api::all(client.clone()), &everything, "gpupools.spillway.dev").await?;
     let pods = list(Api::all(client.clone()), &ListParams::default().fields("spec.nodeName!="), "pods").await?;
     let nodes = list(Api::all(client.clone()), &ListParams::default().labels(POOL_LABEL), "nodes").await?;
     let of_owner = ListParams::default().labels(&format!("{ROLE_LABEL}={ROLE_OWNER}"));
     let owners: Vec<Namespace> = list(Api::all(client.clone()), &of_owner, "namespaces").await?;
-    let bookings = ledger::read(client, None).await?;
-    Ok(Facts { pools, nodes, pods, owners: owners.iter().map(ResourceExt::name_any).collect(), bookings })
+    let owners = owners.iter().map(ResourceExt::name_any).collect();
+    Ok(Facts { pools, nodes, pods, owners, bookings: Bookings::default() })
 }
 
 /// Counts.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::{Api, Client, ResourceExt, api::ListParams};
 use serde::Serialize;
-use spillway_crds::{GpuNode, GpuPool, GpuReservation, Tenant};
+use spillway_crds::{GpuNode, GpuPool, GpuReservation, Phase, Tenant};
 use spillway_planner::Booking;
 
 use crate::{
@@ -34,6 +34,8 @@ pub(crate) struct Facts {
     pub(crate) tenants: Option<Vec<Tenant>>,
     /// All pools, nodes, pods on nodes, and the ledger.
     pub(crate) fleet: Option<capacity::Facts>,
+    /// Why the ledger cannot be relied on, if so.
+    pub(crate) ledger_fault: Option<String>,
     /// What the agents saw.
     pub(crate) gpu_nodes: Vec<GpuNode>,
     /// Pods of the namespace.
@@ -222,20 +224,26 @@ async fn fetch(client: &Client, args: &ExplainArgs) -> Result<Facts, Error> {
     let reservations = optional(reservations, "reservations of other namespaces", &mut not_shown)?;
     let gpu_nodes = list(Api::all(client.clone()), &everything, "gpunodes.spillway.dev").await;
     let gpu_nodes = optional(gpu_nodes, "what the nodes' agents saw", &mut not_shown)?.unwrap_or_default();
-    let since = reservation.metadata.creation_timestamp.as_ref().map(|time| time.0.as_millisecond());
-    let fleet = async {
-        let mut fleet = capacity::fetch(client).await?;
-        let over = reservation.status.as_ref().is_some_and(|status| {
-            status.booking.is_some()
-                && matches!(status.phase, spillway_crds::Phase::Ending | spillway_crds::Phase::Ended)
-        });
-        if over {
-            fleet.bookings = ledger::read(client, since).await?;
+    let fleet = capacity::fetch_objects(client).await;
+    let mut fleet = optional(fleet, "pools, nodes and pods on them", &mut not_shown)?;
+    let mut ledger_fault = None;
+    if let Some(fleet) = &mut fleet {
+        match ledger::read(client, archive_since(&reservation)).await {
+            Err(error @ (Error::NoLedger | Error::Ledger { .. })) => ledger_fault = Some(crate::error::report(&error)),
+            result => fleet.bookings = optional(result, "the booking ledger", &mut not_shown)?.unwrap_or_default(),
         }
-        Ok(fleet)
-    };
-    let fleet = optional(fleet.await, "pools, nodes, pods on them and the ledger", &mut not_shown)?;
-    Ok(Facts { now_ms: time::now_ms(), reservation, reservations, tenants, fleet, gpu_nodes, own_pods, not_shown })
+    }
+    let now_ms = time::now_ms();
+    Ok(Facts { now_ms, reservation, reservations, tenants, fleet, ledger_fault, gpu_nodes, own_pods, not_shown })
+}
+
+/// How far back the archive must be read to find the booking of a reservation that is over.
+fn archive_since(reservation: &GpuReservation) -> Option<i64> {
+    let status = reservation.status.as_ref()?;
+    if status.booking.is_none() || !matches!(status.phase, Phase::Ending | Phase::Ended) {
+        return None;
+    }
+    reservation.metadata.creation_timestamp.as_ref().map(|time| time.0.as_millisecond())
 }
 
 /// Answers.
@@ -247,10 +255,9 @@ pub(crate) fn explain(facts: Facts) -> Explanation {
     let rows = facts.pool_rows(&pools);
     let queue = queue::queue(&facts, &pools);
     let quota = queue::quota(&facts, &pools);
-    let nodes = match (booking, &facts.fleet) {
-        (Some(booking), _) => nodes::rows(&facts, booking),
-        (None, None) => nodes::rows_of_status(&status),
-        (None, Some(_)) => Vec::new(),
+    let nodes = match booking {
+        Some(booking) => nodes::rows(&facts, booking),
+        None => nodes::rows_of_status(&facts, &status),
     };
     let waiting_pods = nodes::waiting_pods(&facts, &pools);
     let help = help::help(&facts, &pools, &rows, queue.as_ref(), quota.as_ref(), &waiting_pods);

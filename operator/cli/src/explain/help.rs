@@ -18,6 +18,7 @@ pub(super) fn help(
 ) -> Vec<String> {
     let status = facts.reservation.status.clone().unwrap_or_default();
     let mut help = Vec::new();
+    help.extend(facts.ledger_fault.clone());
     match status.phase {
         Phase::Pending | Phase::Waitlisted => {
             help.extend(no_tenant(facts));

@@ -3,7 +3,7 @@
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::ResourceExt;
 use spillway_crds::{
-    AssignedNode, GpuPool, GpuReservationStatus,
+    AssignedNode, GpuPool, GpuReservationStatus, Phase,
     names::{HOLD_CLOSED, HOLD_UNSOLD, RESERVATION_LABEL},
 };
 use spillway_manifests::{hold, validate};
@@ -24,7 +24,8 @@ pub(super) fn rows(facts: &Facts, booking: &Booking) -> Vec<NodeRow> {
 }
 
 fn row(facts: &Facts, segment: &Segment) -> NodeRow {
-    let over = facts.reservation.status.as_ref().is_some_and(|status| status.phase.is_final());
+    let phase = facts.reservation.status.as_ref().map(|status| status.phase).unwrap_or_default();
+    let over = phase.is_final() || (phase == Phase::Ending && is_given_back(facts, segment));
     let state = match facts.node(segment.uid.as_str()) {
         _ if segment.to.is_some() => "lost".to_owned(),
         _ if over => "given back".to_owned(),
@@ -42,15 +43,30 @@ fn row(facts: &Facts, segment: &Segment) -> NodeRow {
     }
 }
 
-/// The nodes that the status names, where nothing else may be read.
-pub(super) fn rows_of_status(status: &GpuReservationStatus) -> Vec<NodeRow> {
-    let row = |node: &AssignedNode| NodeRow {
-        node: node.name.clone(),
-        devices: u32::try_from(node.devices).unwrap_or_default(),
-        state: "not shown".to_owned(),
+/// While the other nodes of a reservation are still being emptied.
+fn is_given_back(facts: &Facts, segment: &Segment) -> bool {
+    let lands = facts.node(segment.uid.as_str()).map(|node| hold::read_taints(node).0);
+    match lands {
+        Some(Some(HOLD_CLOSED)) => false,
+        Some(Some(holder)) => Some(holder) != own_holder(facts),
+        Some(None) | None => true,
+    }
+}
+
+/// The nodes that the status names, where the ledger may not or cannot be read.
+pub(super) fn rows_of_status(facts: &Facts, status: &GpuReservationStatus) -> Vec<NodeRow> {
+    let nodes = facts.fleet.as_ref().map(|fleet| &fleet.nodes);
+    let row = |assigned: &AssignedNode| NodeRow {
+        node: assigned.name.clone(),
+        devices: u32::try_from(assigned.devices).unwrap_or_default(),
+        state: match nodes.map(|nodes| nodes.iter().find(|node| node.name_any() == assigned.name)) {
+            None => "not shown".to_owned(),
+            Some(None) => "gone".to_owned(),
+            Some(Some(node)) => node_state(facts, node),
+        },
         handed_over: None,
         lost: None,
-        pods: Vec::new(),
+        pods: pods_on(facts, &assigned.name),
     };
     status.nodes.iter().map(row).collect()
 }

@@ -24,6 +24,7 @@ fn facts(reservation: GpuReservation) -> Facts {
             owners: ["house".to_owned()].into(),
             bookings: Bookings { live: vec![booking("b-1", "run", "n1").into()], ended: vec![] },
         }),
+        ledger_fault: None,
         gpu_nodes: vec![],
         own_pods: Some(vec![]),
         not_shown: vec![],
@@ -201,6 +202,35 @@ fn of_a_pool_that_does_not_sell() {
     facts.fleet.as_mut().unwrap().pools[0].spec.sale.paused = true;
     let answer = explain(facts);
     assert!(answer.help.iter().any(|sentence| sentence.contains("sale.paused")), "{:?}", answer.help);
+}
+
+/// Of two nodes one is given back, the other still being emptied.
+#[test]
+fn ending() {
+    let mut facts = facts(reservation("run", "Ending", "TermOver", 200));
+    let mut over = booking("b-1", "run", "n2");
+    over.end = Some(spillway_planner::TimeMs(NOW - HOUR));
+    over.end_reason = Some(spillway_planner::EndReason::TermOver);
+    let mut other = over.segments[0].clone();
+    other.node = "n3".into();
+    other.uid = "uid-n3".into();
+    over.segments.push(other);
+    facts.fleet.as_mut().unwrap().bookings = Bookings { live: vec![], ended: vec![over.into()] };
+    let states: Vec<String> = explain(facts).nodes.into_iter().map(|row| row.state).collect();
+    assert_eq!(states, ["closed: it is being emptied and checked (since 2026-11-21T07:00:00Z)", "given back"]);
+}
+
+#[test]
+fn with_a_lost_ledger() {
+    let mut facts = facts(reservation("run", "Active", "Active", 120));
+    let status = facts.reservation.status.as_mut().unwrap();
+    status.nodes = serde_json::from_value(json!([{"name": "n1", "devices": 8}, {"name": "n9", "devices": 8}])).unwrap();
+    facts.fleet.as_mut().unwrap().bookings = Bookings::default();
+    facts.ledger_fault = Some("there is no booking ledger".to_owned());
+    let answer = explain(facts);
+    assert_eq!(answer.help, ["there is no booking ledger"]);
+    let states: Vec<&str> = answer.nodes.iter().map(|row| row.state.as_str()).collect();
+    assert_eq!(states, ["held by this namespace (since 2026-11-21T07:00:00Z)", "gone"]);
 }
 
 #[test]

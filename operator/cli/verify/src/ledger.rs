@@ -47,6 +47,9 @@ pub struct Booking {
     pub end_reason: Option<EndReason>,
     /// Its nodes, past ones included.
     pub segments: Vec<Segment>,
+    /// When the page that has it was created, in Unix milliseconds: it has not changed since.
+    #[serde(skip)]
+    pub written_at: Option<i64>,
 }
 
 /// Which reservation.

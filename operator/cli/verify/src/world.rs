@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use spillway_crds::{CapacityLedger, CapacityLedgerPage, GpuPool, GpuReservation, Tenant, names};
 
+use crate::ledger::Booking;
+
 /// What is granted.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -61,9 +63,9 @@ impl World {
         self.now_ms.saturating_sub(since_ms) < self.settings.settle_ms
     }
 
-    /// True when the ledger itself changed so lately that its consequences may be on their way.
-    pub(crate) fn ledger_settling(&self) -> bool {
-        self.root.as_ref().is_some_and(|root| self.settling(root.spec.committed_at))
+    /// True when a booking changed so lately that the consequences may be on their way.
+    pub(crate) fn is_fresh(&self, booking: &Booking) -> bool {
+        booking.written_at.is_some_and(|at| self.settling(at))
     }
 
     /// True for namespaces that the policies exempt.

@@ -99,7 +99,7 @@ fn check_devices(
     if open < booking.devices {
         let said = reservation.and_then(|reservation| reservation.status.as_ref()).is_some_and(is_said_to_be_short);
         let message = format!("{} was sold {} devices and holds {open}", booking.owner(), booking.devices);
-        findings.unless(said || world.ledger_settling(), 2, "DevicesShort", booking.object(), message);
+        findings.unless(said || world.is_fresh(booking), 2, "DevicesShort", booking.object(), message);
     }
     for segment in booking.open_segments() {
         if !nodes.contains(segment.uid.as_str()) {
@@ -147,7 +147,7 @@ fn check_reservation(
         Phase::Booked | Phase::Preparing | Phase::Active => match (live, archived) {
             (Some(_), _) => {}
             (None, Some(archived)) => {
-                let excused = archived.end.is_some_and(|end| world.settling(end)) || world.ledger_settling();
+                let excused = world.is_fresh(archived);
                 let message = format!("it is {phase}, and its booking {} ended", archived.id);
                 findings.unless(excused, 2, "StatusBehind", object, message);
             }

@@ -14,10 +14,10 @@ use crate::{
 pub(super) fn check(world: &World, ledger: &Ledger, findings: &mut Findings) {
     let holders = world.holders();
     let open = ledger.open_by_node();
-    let mut past: BTreeMap<&str, Vec<(&Booking, &Segment, bool)>> = BTreeMap::new();
+    let mut past: BTreeMap<&str, Vec<(&Booking, &Segment)>> = BTreeMap::new();
     for (booking, live) in ledger.all() {
         for segment in booking.segments.iter().filter(|segment| !live || segment.to.is_some()) {
-            past.entry(&segment.uid).or_default().push((booking, segment, live));
+            past.entry(&segment.uid).or_default().push((booking, segment));
         }
     }
     for node in world.pool_nodes() {
@@ -70,7 +70,7 @@ fn check_taints<'a>(world: &World, node: PoolNode<'a>, findings: &mut Findings) 
 
 fn check_unsold(world: &World, node: PoolNode<'_>, holds: &[(&Booking, &Segment)], findings: &mut Findings) {
     for (booking, _) in holds {
-        let excused = world.settling(booking.booked_at) || world.ledger_settling();
+        let excused = world.is_fresh(booking);
         let message = format!("it is open to the owner, and {} ({}) has it", booking.owner(), booking.id);
         findings.unless(excused, 4, "SoldButUnsold", node.object(), message);
     }
@@ -91,7 +91,7 @@ fn check_held(
     node: PoolNode<'_>,
     holder: &str,
     holds: &[(&Booking, &Segment)],
-    past: &[(&Booking, &Segment, bool)],
+    past: &[(&Booking, &Segment)],
     findings: &mut Findings,
 ) {
     if let Some((booking, segment)) = holds.first() {
@@ -102,12 +102,11 @@ fn check_held(
         }
         return;
     }
-    let ended = past.iter().rev().find(|(booking, _, _)| node_held_by(world, booking, holder));
+    let ended = past.iter().rev().find(|(booking, _)| node_held_by(world, booking, holder));
     match ended {
         // A booking that ended: its nodes are closed next. A node that was lost: likewise, after the commit that says so.
-        Some((booking, _, live)) => {
-            let since = if *live { None } else { booking.end };
-            let excused = since.is_some_and(|end| world.settling(end)) || world.ledger_settling();
+        Some((booking, _)) => {
+            let excused = world.is_fresh(booking);
             let message =
                 format!("its hold is still that of {} ({}), which has it no more", booking.owner(), booking.id);
             findings.unless(excused, 4, "HoldAfterEnd", node.object(), message);

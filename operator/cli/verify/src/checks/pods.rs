@@ -68,7 +68,10 @@ fn misplaced(world: &World, pod: &Pod, node: PoolNode<'_>, hold: &str, findings:
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
     let state = match hold {
         names::HOLD_UNSOLD => "which is not sold and open to the owner only".to_owned(),
-        holder => format!("whose holder is {holder}"),
+        holder => match world.holders().into_iter().find(|(_, uid)| *uid == holder) {
+            Some((name, _)) => format!("which namespace {name} holds"),
+            None => format!("whose holder {holder} is no namespace"),
+        },
     };
     let message = format!("it is on {}, {state}: namespace {namespace} holds nothing there", node.name);
     findings.unless(excused, 4, "PodWithoutHold", object(pod), message);

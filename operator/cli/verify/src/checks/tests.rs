@@ -28,6 +28,8 @@ struct Setup {
     pods: Value,
     namespaces: Value,
     now_ms: i64,
+    /// When the pages were written.
+    written: i64,
     /// What becomes of the pages at the last moment.
     bend_pages: fn(&mut Vec<Value>),
 }
@@ -143,6 +145,7 @@ impl Setup {
                 {"metadata": {"name": "kube-system", "uid": "uid-kube-system"}},
                 {"metadata": {"name": "elsewhere", "uid": "uid-elsewhere"}}]),
             now_ms: NOW,
+            written: ACTIVE + HOUR,
             bend_pages: |_| {},
         }
     }
@@ -150,7 +153,7 @@ impl Setup {
     fn world(self) -> World {
         let page = |name: &str, kind: &str, data: &Value| {
             json!({
-                "metadata": {"name": name},
+                "metadata": {"name": name, "creationTimestamp": time(self.written)},
                 "spec": {"format": 1, "kind": kind, "pool": "lab", "data": data.to_string()},
             })
         };
@@ -230,6 +233,7 @@ fn end_run(setup: &mut Setup, end: i64) {
     push(&mut setup.archive["bookings"], run);
     setup.index["archived"] = json!(2);
     setup.root["spec"]["committedAt"] = json!(end);
+    setup.written = end;
     setup.reservations[0]["status"]["phase"] = json!("Ending");
 }
 
@@ -416,6 +420,7 @@ fn a_node_may_be_sold_again_the_instant_it_came_back() {
     |s: &mut Setup| {
         s.live["bookings"][0]["devices"] = json!(16);
         s.root["spec"]["committedAt"] = json!(NOW - 1000);
+        s.written = NOW - 1000;
     },
     &["warning 2 DevicesShort Booking/b-run"]
 )]
@@ -493,6 +498,7 @@ fn commitments(#[case] bend: fn(&mut Setup), #[case] expected: &[&str]) {
         remove(&mut s.live["bookings"][1], "activeAt");
         remove(&mut s.live["bookings"][1], "end");
         s.root["spec"]["committedAt"] = json!(NOW - 1000);
+        s.written = NOW - 1000;
     },
     &["warning 4 SoldButUnsold Node/free"]
 )]

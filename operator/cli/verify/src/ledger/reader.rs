@@ -50,6 +50,8 @@ struct Continued {
     booking: String,
     first: usize,
     segments: Vec<Segment>,
+    #[serde(skip)]
+    written_at: Option<i64>,
 }
 
 /// Bookings of pages that belong together, before their parts are joined.
@@ -61,10 +63,10 @@ struct Parts {
 }
 
 impl Parts {
-    fn add(&mut self, data: BookingsData) {
-        self.bookings.extend(data.bookings);
+    fn add(&mut self, data: BookingsData, written_at: Option<i64>) {
+        self.bookings.extend(data.bookings.into_iter().map(|booking| Booking { written_at, ..booking }));
         self.split.extend(data.split);
-        self.continued.extend(data.continued);
+        self.continued.extend(data.continued.into_iter().map(|part| Continued { written_at, ..part }));
     }
 }
 
@@ -104,11 +106,11 @@ impl<'a> Reader<'a> {
     }
 
     fn read_pool(&mut self, pool: &str, index: &str, ledger: &mut Ledger) {
-        let Some(index_data) = self.page::<IndexData>(index, PageKind::Index, pool) else { return };
+        let Some((index_data, _)) = self.page::<IndexData>(index, PageKind::Index, pool) else { return };
         let mut live = Parts::default();
         for name in &index_data.bookings {
-            if let Some(data) = self.page::<BookingsData>(name, PageKind::Bookings, pool) {
-                live.add(data);
+            if let Some((data, written_at)) = self.page::<BookingsData>(name, PageKind::Bookings, pool) {
+                live.add(data, written_at);
             }
         }
         let live = self.join(pool, live);
@@ -131,7 +133,7 @@ impl<'a> Reader<'a> {
         let mut broken = false;
         let mut day_after: Option<String> = None;
         while let Some(name) = next {
-            let Some(data) = self.page::<ArchiveData>(&name, PageKind::Archive, pool) else {
+            let Some((data, written_at)) = self.page::<ArchiveData>(&name, PageKind::Archive, pool) else {
                 broken = true;
                 break;
             };
@@ -141,7 +143,7 @@ impl<'a> Reader<'a> {
             }
             day_after = Some(data.day);
             next = data.previous;
-            archive.add(data.content);
+            archive.add(data.content, written_at);
         }
         let archived = self.join(pool, archive);
         if !broken && archived.len() != count {
@@ -154,8 +156,8 @@ impl<'a> Reader<'a> {
         archived
     }
 
-    /// Reads one page that must be of a kind and a pool, and that no other page may name.
-    fn page<T: DeserializeOwned>(&mut self, name: &str, kind: PageKind, pool: &str) -> Option<T> {
+    /// Reads one page that must be of a kind and a pool, and that no other page may name. Gives when it was created as well.
+    fn page<T: DeserializeOwned>(&mut self, name: &str, kind: PageKind, pool: &str) -> Option<(T, Option<i64>)> {
         let object = page_object(name);
         let Some((key, page)) = self.pages.get_key_value(name).map(|(key, page)| (*key, *page)) else {
             let message = format!("{kind:?} page of pool {pool}: the ledger names it and it does not exist");
@@ -185,7 +187,10 @@ impl<'a> Reader<'a> {
             return None;
         }
         match serde_json::from_str(&spec.data) {
-            Ok(data) => Some(data),
+            Ok(data) => {
+                let created = page.metadata.creation_timestamp.as_ref();
+                Some((data, created.map(|time| time.0.as_millisecond())))
+            }
             Err(error) => {
                 self.fault("PageUnreadable", &object, format!("its data cannot be read: {error}"));
                 None
@@ -207,6 +212,7 @@ impl<'a> Reader<'a> {
             for part in parts {
                 sound &= part.first == booking.segments.len();
                 booking.segments.extend(part.segments);
+                booking.written_at = booking.written_at.max(part.written_at);
             }
             sound &= split.get(&booking.id).is_none_or(|total| *total == booking.segments.len());
             if !sound {
