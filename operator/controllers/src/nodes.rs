@@ -171,7 +171,7 @@ impl Look {
         }
         let sound = self.sound();
         NodeInput {
-            closed_for_ms: self.now_ms.saturating_sub(hold::hold_since(&self.node).unwrap_or(0)),
+            closed_for_ms: self.now_ms.saturating_sub(self.closed_since(context)),
             check: self.check(context, tenants_only),
             hold,
             wanted,
@@ -180,6 +180,12 @@ impl Look {
             cordoned: sound.cordoned,
             device_count_ok: sound.wrong_devices.is_none(),
         }
+    }
+
+    /// Since when it is closed. A policy that closes a new node notes no time: then since it was first asked something.
+    fn closed_since(&self, context: &Context) -> i64 {
+        let asked = || context.node_memory().asked.get(&self.uid).map(|asked| asked.first);
+        hold::hold_since(&self.node).or_else(asked).unwrap_or(self.now_ms)
     }
 
     fn hold_since(&self) -> i64 {
@@ -285,7 +291,7 @@ impl Look {
             NodeStep::Broken(reason, ms) => {
                 // A booking that waits for this node takes another one, once the node has been away for as long as a lost one may be.
                 let repair = parse_duration_ms(&self.pool.spec.sale.repair_after).unwrap_or(300_000);
-                if self.now_ms.saturating_sub(self.hold_since()) > repair {
+                if self.now_ms.saturating_sub(self.closed_since(context)) > repair {
                     self.give_up(context, &reason.message).await;
                 }
                 Ok(after(ms))

@@ -47,6 +47,12 @@ pub async fn reconcile(object: Arc<GpuPool>, context: Arc<Context>) -> Result<Ac
         call("adding a pool's finalizer", api.patch(&name, &PatchParams::default(), &Patch::Merge(&patch))).await?;
         return Ok(Action::await_change());
     }
+    // Nodes may have come before their pool, and what it says of them may have changed.
+    if object.status.as_ref().and_then(|status| status.observed_generation) != object.metadata.generation {
+        for node in context.stores.nodes.state().iter().filter(|node| node.labels().get(POOL_LABEL) == Some(&name)) {
+            context.queues.nodes.push(&node.name_any()).await;
+        }
+    }
     let view = context.view();
     let facts = facts(&context, &view, &object);
     let status = build_status(&object, &facts, Timestamp::now());

@@ -41,8 +41,8 @@ use crate::{
     http, leader,
     metrics::Metrics,
     nodes,
-    pods::PodIndex,
-    pools, reservations, tenants,
+    pods::{self, PodIndex},
+    pools, reservations, snapshot, tenants,
     view::View,
     watches::{self, Queue, object, slim, slim_node, watch},
 };
@@ -268,15 +268,27 @@ fn watch_all(
     });
 
     let (q, w, v) = (queues.clone(), Arc::clone(&wake), view.clone());
+    let mut seen: HashMap<String, u64> = HashMap::new();
     let (nodes, node_feed) = watch::<Node, _, _>(Api::all(client.clone()), any(), slim_node, move |event| {
         let (q, w) = (q.clone(), Arc::clone(&w));
-        let about = object(&event).map(|node| {
+        // A heartbeat is a write of the node as well: ten thousand nodes would keep everybody awake.
+        let news = match &event {
+            watcher::Event::Apply(node) | watcher::Event::InitApply(node) => {
+                let print = snapshot::fingerprint(node);
+                seen.insert(node.uid().unwrap_or_default(), print) != Some(print)
+            }
+            watcher::Event::Delete(node) => seen.remove(&node.uid().unwrap_or_default()).is_some(),
+            watcher::Event::Init | watcher::Event::InitDone => true,
+        };
+        let about = object(&event).filter(|_| news).map(|node| {
             let booking = hold::annotation(node, BOOKING_ANNOTATION)
                 .and_then(|id| v.borrow().booking(&BookingId::from(id)).map(|booking| booking.reservation.clone()));
             (node.name_any(), node.labels().get(POOL_LABEL).cloned(), booking)
         });
         async move {
-            w.notify_one();
+            if news {
+                w.notify_one();
+            }
             if let Some((name, pool, reservation)) = about {
                 q.nodes.push(&name).await;
                 if let Some(pool) = pool {
@@ -310,10 +322,14 @@ fn watch_all(
         while let Some(event) = stream.next().await {
             match event {
                 Ok(event) => {
+                    // Only pods with devices change what can be sold.
+                    let devices = object(&event).is_none_or(|pod| !pods::devices(pod, &prefixes).is_empty());
                     for node in index.take(&event, &prefixes) {
                         q.nodes.push(&node).await;
                     }
-                    w.notify_one();
+                    if devices {
+                        w.notify_one();
+                    }
                 }
                 Err(error) => tracing::warn!(kind = "Pod", %error, "a watch failed; it is tried again"),
             }

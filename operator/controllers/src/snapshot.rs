@@ -62,6 +62,30 @@ pub fn soundness(node: &KubeNode, pool: &GpuPool) -> Soundness {
     }
 }
 
+/// A number that changes with whatever of a node anybody here looks at, and not with its heartbeats.
+pub fn fingerprint(node: &KubeNode) -> u64 {
+    use std::hash::{DefaultHasher, Hash, Hasher};
+    let mut hasher = DefaultHasher::new();
+    let meta = &node.metadata;
+    (&meta.uid, &meta.labels, &meta.annotations, meta.deletion_timestamp.is_some()).hash(&mut hasher);
+    if let Some(spec) = &node.spec {
+        spec.unschedulable.hash(&mut hasher);
+        for taint in spec.taints.iter().flatten() {
+            (&taint.key, &taint.value, &taint.effect).hash(&mut hasher);
+        }
+    }
+    if let Some(status) = &node.status {
+        for (key, quantity) in status.allocatable.iter().flatten() {
+            (key, &quantity.0).hash(&mut hasher);
+        }
+        for condition in status.conditions.iter().flatten().filter(|condition| condition.type_ == "Ready") {
+            condition.status.hash(&mut hasher);
+        }
+        status.node_info.as_ref().map(|info| &info.boot_id).hash(&mut hasher);
+    }
+    hasher.finish()
+}
+
 /// Devices that the owner's pods use on a node.
 pub fn owner_devices(pods: &[PodFacts], owners: &Owners, resource: &str) -> u32 {
     pods.iter()
