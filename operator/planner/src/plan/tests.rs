@@ -479,10 +479,11 @@ fn the_owner_may_use_the_internal_tier() {
     |s: &mut Snapshot| sell(s, Booking { end: Some(TimeMs(5000)), ..booking("old", &["a-1"]) }),
     "a-2"
 )]
-#[case::booked_by_a_clock_that_runs_ahead(
-    |s: &mut Snapshot| sell(s, Booking { booked_at: NOW.plus(HOUR), segments: vec![segment("a-1")], ..booking("old", &["a-1"]) }),
-    "a-2"
-)]
+#[case::booked_by_a_clock_that_runs_ahead(|s: &mut Snapshot| {
+    let mut early = booking("old", &["a-1"]);
+    (early.booked_at, early.segments[0].from, early.end) = (NOW.plus(HOUR), None, Some(NOW.plus(1)));
+    sell(s, early);
+}, "a-2")]
 #[case::another_device_count(|s: &mut Snapshot| s.nodes[0].capacity.gpu = MilliGpu::whole(7), "a-2")]
 #[case::of_another_pool(|s: &mut Snapshot| s.nodes[0].pool = "b".into(), "a-2")]
 #[case::held_once_but_no_more(|s: &mut Snapshot| {

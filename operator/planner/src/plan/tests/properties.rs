@@ -147,7 +147,8 @@ fn requests() -> impl Strategy<Value = Vec<Request>> {
 
 /// Snapshots in which no node is sold twice.
 fn snapshots() -> impl Strategy<Value = Snapshot> {
-    let limits = prop::collection::vec((tiers(), prop::sample::select(vec!["h200", "l40s"]), 0..6u32), 0..3);
+    let limited = prop::sample::select(vec![Tier::OnDemand, Tier::OnDemand, Tier::Committed, Tier::Spot]);
+    let limits = prop::collection::vec((limited, prop::sample::select(vec!["h200", "h200", "l40s"]), 0..4u32), 0..3);
     (nodes(), bookings(), requests(), limits, prop::bool::weighted(0.1)).prop_map(
         |(seeds, bookings, requests, limits, elsewhere)| {
             let mut snapshot = Snapshot {
@@ -512,7 +513,12 @@ proptest! {
 
     /// No tenant gets more than its quota.
     #[test]
-    fn quotas_hold(snapshot in snapshots()) {
+    fn quotas_hold(mut snapshot in snapshots(), nodes in 0..4u32) {
+        // Many that want the same of one tenant.
+        quota(&mut snapshot, nodes * 8);
+        for request in &mut snapshot.requests {
+            (request.tenant, request.tier, request.shape) = (Some("acme".into()), Tier::OnDemand, whole(8));
+        }
         let held = |snapshot: &Snapshot, tenant: &Tenant, quota: &Quota| -> u64 {
             snapshot
                 .bookings
