@@ -21,6 +21,9 @@ mod nodes;
 mod queue;
 mod show;
 
+/// The ledger, where it may not be read.
+const LEDGER: &str = "the booking ledger";
+
 /// All that the answer depends on. What may not be read is not there.
 #[derive(Debug)]
 pub(crate) struct Facts {
@@ -230,7 +233,7 @@ async fn fetch(client: &Client, args: &ExplainArgs) -> Result<Facts, Error> {
     if let Some(fleet) = &mut fleet {
         match ledger::read(client, archive_since(&reservation)).await {
             Err(error @ (Error::NoLedger | Error::Ledger { .. })) => ledger_fault = Some(crate::error::report(&error)),
-            result => fleet.bookings = optional(result, "the booking ledger", &mut not_shown)?.unwrap_or_default(),
+            result => fleet.bookings = optional(result, LEDGER, &mut not_shown)?.unwrap_or_default(),
         }
     }
     let now_ms = time::now_ms();
@@ -314,6 +317,11 @@ fn asked(reservation: &GpuReservation) -> String {
 }
 
 impl Facts {
+    /// Whether the ledger is there: without it nothing can be said of what is sold.
+    fn is_ledger_known(&self) -> bool {
+        self.fleet.is_some() && self.ledger_fault.is_none() && !self.not_shown.contains(&LEDGER)
+    }
+
     /// The booking of the reservation, live or ended.
     fn booking(&self) -> Option<&Booking> {
         let uid = self.reservation.metadata.uid.as_deref()?;
@@ -337,7 +345,7 @@ impl Facts {
     }
 
     fn pool_rows(&self, pools: &[&GpuPool]) -> Vec<PoolRow> {
-        let Some(fleet) = &self.fleet else { return Vec::new() };
+        let Some(fleet) = self.fleet.as_ref().filter(|_| self.is_ledger_known()) else { return Vec::new() };
         let mut rows = capacity::capacity(fleet).pools;
         rows.retain(|row| pools.iter().any(|pool| pool.name_any() == row.pool));
         rows

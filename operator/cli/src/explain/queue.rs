@@ -69,7 +69,7 @@ pub(super) fn quota(facts: &Facts, pools: &[&GpuPool]) -> Option<QuotaRow> {
     let spec = &facts.reservation.spec;
     let sku = spec.sku.clone().or_else(|| pools.first().map(|pool| pool.spec.sku.clone()))?;
     let limit = tenant.spec.quotas.iter().find(|quota| quota.sku == sku && quota.tier == spec.tier);
-    let held = facts.fleet.as_ref().map(|fleet| {
+    let held = facts.fleet.as_ref().filter(|_| facts.is_ledger_known()).map(|fleet| {
         fleet
             .bookings
             .live

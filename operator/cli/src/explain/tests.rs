@@ -229,6 +229,8 @@ fn with_a_lost_ledger() {
     facts.ledger_fault = Some("there is no booking ledger".to_owned());
     let answer = explain(facts);
     assert_eq!(answer.help, ["there is no booking ledger"]);
+    assert!(answer.pools.is_empty(), "what is sold is not known");
+    assert_eq!(answer.quota.as_ref().unwrap().held, None);
     let states: Vec<&str> = answer.nodes.iter().map(|row| row.state.as_str()).collect();
     assert_eq!(states, ["held by this namespace (since 2026-11-21T07:00:00Z)", "gone"]);
 }
