@@ -221,6 +221,13 @@ async fn a_node_lab_runs_real_containers_and_leaves_nothing() -> Result<()> {
     assert_eq!(lab.kubectl(&["exec", "server", "--", "cat", "/tmp/index.html"]).await?, seen);
     assert!(lab.ctr(0, &["containers", "list"]).await?.contains("localhost/busybox:dev"));
 
+    // Pods that ask the container runtime find it where it is on any node.
+    let host_path = r#"{apiVersion: v1, kind: Pod, metadata: {name: runtime}, spec: {restartPolicy: Never, nodeName: lab-node-1,
+      containers: [{name: c, image: 'localhost/busybox:dev', command: [test, -S, /cri/containerd.sock], volumeMounts: [{name: cri, mountPath: /cri}]}],
+      volumes: [{name: cri, hostPath: {path: /run/containerd, type: Directory}}]}}"#;
+    lab.apply_yaml(host_path).await?;
+    wait_for_phase(&lab, "runtime", "Succeeded").await?;
+
     // Devices that break or vanish are seen; a kubelet that starts again gets them back.
     lab.set_devices(1, 6, 2)?;
     lab.wait_for("the node to offer 4 devices", Duration::from_secs(60), || lab.node_offers(1, 4)).await?;

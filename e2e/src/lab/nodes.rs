@@ -127,7 +127,7 @@ impl Lab {
         tokio::time::timeout(NODE_BOUND, ctr).await.context("ctr does not end")?.context("running ctr")?
     }
 
-    /// The path of a real node's containerd socket on this machine.
+    /// The path of a real node's containerd socket on this machine. Inside a node it is `/run/containerd/containerd.sock`, as anywhere.
     pub fn containerd_socket(&self, node: u32) -> PathBuf {
         node::socket_of(&self.dir, node)
     }

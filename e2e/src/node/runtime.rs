@@ -8,8 +8,10 @@ use serde_json::json;
 use super::{RealNode, network};
 use crate::image::catalog::PAUSE;
 
+/// Its path on this machine. The folder is the node's own `/run/containerd`, so pods of any node find the socket where products expect it.
+/// containerd itself is told the long path: so its shims can be told from others on this machine.
 pub(super) fn socket(node_dir: &Path) -> PathBuf {
-    node_dir.join("containerd.sock")
+    node_dir.join("run-containerd").join("containerd.sock")
 }
 
 /// Writes containerd's and the pod network's configuration, and returns the former's path.
