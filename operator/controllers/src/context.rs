@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{Arc, Mutex},
+    time::{Duration, Instant},
 };
 
 use k8s_openapi::api::core::v1::{Namespace, Node};
@@ -80,6 +81,32 @@ pub struct Asked {
     pub first: i64,
 }
 
+/// Spaces out what would be done at each of many changes: at once the first time, then at most once in a gap.
+#[derive(Debug)]
+pub struct Throttle {
+    gap: Duration,
+    last: Mutex<HashMap<String, Instant>>,
+}
+
+impl Throttle {
+    /// One that lets a key pass once in `gap`.
+    pub fn new(gap: Duration) -> Self {
+        Self { gap, last: Mutex::default() }
+    }
+
+    /// How long the key must wait still; `None`: it passes, and the gap starts anew.
+    pub fn wait(&self, key: &str) -> Option<Duration> {
+        let mut last = self.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let now = Instant::now();
+        if let Some(left) = last.get(key).and_then(|at| self.gap.checked_sub(now.duration_since(*at))) {
+            return Some(left.max(Duration::from_millis(10)));
+        }
+        last.retain(|_, at| now.duration_since(*at) < self.gap);
+        last.insert(key.to_owned(), now);
+        None
+    }
+}
+
 /// What the controllers share.
 pub struct Context {
     /// The API server.
@@ -106,8 +133,12 @@ pub struct Context {
     pub recorder: Recorder,
     /// What nodes are being asked.
     pub nodes: Mutex<NodeMemory>,
-    /// When a reservation's status was last written for its wording alone, by UID. It only spares writes.
-    pub worded: Mutex<HashMap<String, jiff::Timestamp>>,
+    /// Lets a reservation's status be written for its wording alone once a minute.
+    pub wording: Throttle,
+    /// Lets a pool's status be reckoned once in five seconds while its nodes come and go.
+    pub statements: Throttle,
+    /// Lets a tenant be looked at once a second while its bookings come and go.
+    pub tenancies: Throttle,
 }
 
 impl Context {
@@ -169,3 +200,6 @@ pub fn owners(tenants: &[Arc<Tenant>], config: &Config) -> BTreeMap<String, (Ten
     }
     owners
 }
+
+#[cfg(test)]
+mod tests;

@@ -28,6 +28,9 @@ use crate::{
     view::View,
 };
 
+/// A pool's status is reckoned at most this often, but for changes of the pool itself.
+pub const STATEMENTS: Duration = Duration::from_secs(5);
+
 /// Looks at a pool.
 ///
 /// # Errors
@@ -47,13 +50,16 @@ pub async fn reconcile(object: Arc<GpuPool>, context: Arc<Context>) -> Result<Ac
         call("adding a pool's finalizer", api.patch(&name, &PatchParams::default(), &Patch::Merge(&patch))).await?;
         return Ok(Action::await_change());
     }
+    let view = context.view();
+    let wait = context.statements.wait(&name);
     // Nodes may have come before their pool, and what it says of them may have changed.
     if object.status.as_ref().and_then(|status| status.observed_generation) != object.metadata.generation {
         for node in context.stores.nodes.state().iter().filter(|node| node.labels().get(POOL_LABEL) == Some(&name)) {
             context.queues.nodes.push(&node.name_any()).await;
         }
+    } else if let Some(wait) = wait.filter(|_| !deleting && view.blocked.is_none()) {
+        return Ok(Action::requeue(wait));
     }
-    let view = context.view();
     let facts = facts(&context, &view, &object);
     let status = build_status(&object, &facts, Timestamp::now());
     for (state, value) in [

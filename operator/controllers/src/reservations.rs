@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// A status whose wording alone changed is written at most this often.
-const WORDING: Duration = Duration::from_secs(60);
+pub const WORDING: Duration = Duration::from_secs(60);
 /// Time for the node check and more beside the grace cap, after which a reservation is over even if a node of it is stuck in turnover.
 const TURNOVER: Duration = Duration::from_secs(120);
 
@@ -76,7 +76,7 @@ pub async fn reconcile(object: Arc<GpuReservation>, context: Arc<Context>) -> Re
     let previous = object.status.clone().unwrap_or_default();
     let substance = differs_in_substance(&previous, &status);
     if substance || status != previous {
-        if substance || wording_is_due(&context, &object, now) {
+        if substance || context.wording.wait(uid.as_str()).is_none() {
             kill::point("reservation.before-status");
             write_status(&api, &object, &status).await?;
             kill::point("reservation.after-status");
@@ -128,20 +128,6 @@ fn given_back(context: &Context, view: &View, booking: &Booking, now: Timestamp)
         // Closed for everybody is what a tenant can be promised; a node that never gets clean is the operator's problem, not the tenant's.
         overdue && hold::read_taints(&node) == (Some(HOLD_CLOSED), Some(HOLD_CLOSED))
     })
-}
-
-/// True at most once in [`WORDING`] for a reservation.
-fn wording_is_due(context: &Context, object: &GpuReservation, now: Timestamp) -> bool {
-    let limit = i64::try_from(WORDING.as_millis()).unwrap_or(i64::MAX);
-    let mut worded = context.worded.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    worded.retain(|_, at| now.as_millisecond() - at.as_millisecond() < limit);
-    match worded.entry(object.uid().unwrap_or_default()) {
-        std::collections::hash_map::Entry::Occupied(_) => false,
-        std::collections::hash_map::Entry::Vacant(entry) => {
-            entry.insert(now);
-            true
-        }
-    }
 }
 
 async fn add_finalizer(api: &Api<GpuReservation>, object: &GpuReservation) -> Result<Action, Error> {

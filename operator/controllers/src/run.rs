@@ -34,7 +34,7 @@ use tokio::{
 
 use crate::{
     config::{Config, MAX_GAP},
-    context::{Context, NodeMemory, Queues, Stores},
+    context::{Context, NodeMemory, Queues, Stores, Throttle},
     engine::Engine,
     error::Error,
     fence::{Fence, Pulse},
@@ -115,7 +115,9 @@ fn start(client: Client, config: Config, metrics: Arc<Metrics>, tasks: &mut Join
         pulse: Arc::clone(&pulse),
         metrics,
         nodes: std::sync::Mutex::new(NodeMemory::default()),
-        worded: std::sync::Mutex::default(),
+        wording: Throttle::new(reservations::WORDING),
+        statements: Throttle::new(pools::STATEMENTS),
+        tenancies: Throttle::new(tenants::TENANCIES),
     });
     tasks.spawn(async move {
         pulse.beat(MAX_GAP).await;
@@ -139,40 +141,21 @@ fn start(client: Client, config: Config, metrics: Arc<Metrics>, tasks: &mut Join
         engine.run().await;
         Err(Error::TaskEnded("engine"))
     });
-    let second = Duration::from_secs(1);
-    control("nodes", &context, context.stores.nodes.clone(), node_stream, 32, Duration::ZERO, nodes::reconcile, tasks);
-    control(
-        "reservations",
-        &context,
-        context.stores.reservations.clone(),
-        reservation_stream,
-        16,
-        Duration::ZERO,
-        reservations::reconcile,
-        tasks,
-    );
-    control("pools", &context, context.stores.pools.clone(), pool_stream, 4, second, pools::reconcile, tasks);
-    control(
-        "tenants",
-        &context,
-        context.stores.tenants.clone(),
-        tenant_stream,
-        4,
-        second / 5,
-        tenants::reconcile,
-        tasks,
-    );
+    let Stores { nodes: node_store, reservations: reservation_store, pools: pool_store, tenants: tenant_store, .. } =
+        context.stores.clone();
+    control("nodes", &context, node_store, node_stream, 32, nodes::reconcile, tasks);
+    control("reservations", &context, reservation_store, reservation_stream, 16, reservations::reconcile, tasks);
+    control("pools", &context, pool_store, pool_stream, 4, pools::reconcile, tasks);
+    control("tenants", &context, tenant_store, tenant_stream, 4, tenants::reconcile, tasks);
 }
 
 /// Runs one controller: its queue, with back-off on errors and a bound on what is under way at once.
-#[expect(clippy::too_many_arguments, reason = "one call for each controller, side by side, reads better than a struct")]
 fn control<K, Fut>(
     name: &'static str,
     context: &Arc<Context>,
     store: Store<K>,
     stream: impl Stream<Item = Result<ObjectRef<K>, std::convert::Infallible>> + Send + 'static,
     concurrency: u16,
-    debounce: Duration,
     reconcile: impl Fn(Arc<K>, Arc<Context>) -> Fut + Send + Sync + 'static,
     tasks: &mut JoinSet<Result<(), Error>>,
 ) where
@@ -207,7 +190,7 @@ fn control<K, Fut>(
         Arc::clone(context),
         store,
         stream,
-        controller::Config::default().concurrency(concurrency).debounce(debounce),
+        controller::Config::default().concurrency(concurrency),
     );
     tasks.spawn(async move {
         let mut applier = Box::pin(applier);

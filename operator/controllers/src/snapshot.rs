@@ -108,6 +108,20 @@ fn plannable(reservation: &GpuReservation) -> bool {
     !finished && reservation.finalizers().iter().any(|name| name == FINALIZER)
 }
 
+/// A node that is held and whose pool is not there: it lives, and cannot be sold.
+fn unpooled(node: &KubeNode, uid: NodeUid, pool: &str) -> Node {
+    Node {
+        name: node.name_any().into(),
+        uid,
+        pool: pool.into(),
+        capacity: Resources::default(),
+        domains: Vec::new(),
+        sale: NodeSale::NotNow,
+        health: NodeHealth::Sound,
+        owner_use: Resources::default(),
+    }
+}
+
 /// Builds the snapshot.
 pub fn build(
     context: &Context,
@@ -128,7 +142,13 @@ pub fn build(
         // A node that holds something is looked at whatever its label says: it is not lost because somebody relabelled it.
         let label = node.labels().get(POOL_LABEL).cloned();
         let Some(pool_name) = label.or_else(|| held.map(|booking| booking.pool.to_string())) else { continue };
-        let Some(pool) = api_pools.get(&pool_name) else { continue };
+        let Some(pool) = api_pools.get(&pool_name) else {
+            // A pool that somebody forced away takes no booking with it: to leave a held node out would say that it is lost.
+            if held.is_some() {
+                nodes.push(unpooled(&node, uid, &pool_name));
+            }
+            continue;
+        };
         let sound = soundness(&node, pool);
         let repair = parse_duration_ms(&pool.spec.sale.repair_after).unwrap_or(300_000);
         let mut health = NodeHealth::Sound;

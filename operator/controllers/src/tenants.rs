@@ -26,6 +26,9 @@ use crate::{
     kill,
 };
 
+/// A tenant is looked at at most this often, but for changes of the tenant itself.
+pub const TENANCIES: Duration = Duration::from_secs(1);
+
 /// Looks at a tenant.
 ///
 /// # Errors
@@ -44,6 +47,10 @@ pub async fn reconcile(object: Arc<Tenant>, context: Arc<Context>) -> Result<Act
         let patch = json!({"metadata": {"resourceVersion": object.resource_version(), "finalizers": finalizers}});
         call("adding a tenant's finalizer", api.patch(&name, &PatchParams::default(), &Patch::Merge(&patch))).await?;
         return Ok(Action::await_change());
+    }
+    let known = object.status.as_ref().and_then(|status| status.observed_generation) == object.metadata.generation;
+    if let Some(wait) = context.tenancies.wait(&name).filter(|_| known && !deleting) {
+        return Ok(Action::requeue(wait));
     }
     let view = context.view();
     let Some(ledger) = view.ledger.as_ref() else { return Ok(Action::requeue(Duration::from_secs(2))) };
