@@ -185,3 +185,33 @@ fn every_chapter_is_in_the_summary() -> Result<()> {
     ensure!(missing.is_empty(), "SUMMARY.md does not name {missing:?}");
     Ok(())
 }
+
+/// Each paragraph of the invariants names files and, after each, tests in it.
+#[test]
+fn every_guard_of_an_invariant_exists() -> Result<()> {
+    let architecture = read("docs/ARCHITECTURE.md")?;
+    let section = architecture.split("\n## Invariants\n").nth(1).context("a section Invariants")?;
+    let section = section.split("\n## ").next().unwrap_or(section);
+    let (mut wrong, mut named) = (Vec::new(), 0);
+    let mut source = None;
+    for word in section.split('`').skip(1).step_by(2) {
+        if Path::new(word).extension().is_some_and(|extension| extension == "rs") {
+            match read(word) {
+                Ok(text) => source = Some((word, text)),
+                Err(_) => wrong.push(format!("there is no {word}")),
+            }
+        } else if let Some((path, text)) = &source
+            && word.contains('_')
+            && word.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
+            && word != "float_arithmetic"
+        {
+            named += 1;
+            if !text.contains(&format!("fn {word}(")) && !text.contains(&format!("    {word}: ")) {
+                wrong.push(format!("there is no {word} in {path}"));
+            }
+        }
+    }
+    ensure!(wrong.is_empty(), "docs/ARCHITECTURE.md, Invariants: {}", wrong.join("; "));
+    ensure!(named > 20, "only {named} tests are named: does this test still understand the section?");
+    Ok(())
+}
