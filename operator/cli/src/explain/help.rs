@@ -20,6 +20,13 @@ pub(super) fn help(
     let mut help = Vec::new();
     help.extend(facts.ledger_fault.clone());
     match status.phase {
+        Phase::Pending | Phase::Waitlisted if facts.booking().is_some() => {
+            help.push(
+                "The ledger has a booking of it, and that is what counts: the status is behind. If that lasts for more than a few seconds, see \
+                 whether the operator runs: kubectl get pods -n spillway-system."
+                    .to_owned(),
+            );
+        }
         Phase::Pending | Phase::Waitlisted => {
             help.extend(no_tenant(facts));
             help.extend(quota_used(facts, quota));

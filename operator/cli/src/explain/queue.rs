@@ -11,7 +11,7 @@ const MAX_AHEAD: usize = 10;
 /// Where the reservation stands among those that want the same pools, if it waits.
 pub(super) fn queue(facts: &Facts, pools: &[&GpuPool]) -> Option<Queue> {
     let reservation = &facts.reservation;
-    if !is_waiting(reservation) {
+    if !is_waiting(reservation) || facts.booking().is_some() {
         return None;
     }
     let mine = age(reservation);

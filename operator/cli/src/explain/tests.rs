@@ -221,6 +221,13 @@ fn ending() {
 }
 
 #[test]
+fn with_a_status_that_is_behind() {
+    let answer = explain(facts(reservation("run", "Pending", "Pending", 120)));
+    assert!(answer.queue.is_none(), "what is booked is not in line");
+    assert!(matches!(answer.help.as_slice(), [only] if only.contains("the status is behind")), "{:?}", answer.help);
+}
+
+#[test]
 fn with_a_lost_ledger() {
     let mut facts = facts(reservation("run", "Active", "Active", 120));
     let status = facts.reservation.status.as_mut().unwrap();
