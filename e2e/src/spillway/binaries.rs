@@ -52,18 +52,14 @@ impl Binaries {
         }
     }
 
-    /// Cargo gives both kinds of operator one name, so the one with kill points is built first and copied away.
+    /// With the words of `e2e/test.sh`, so that nothing is compiled once more with other features. One operator plays both: without
+    /// `SPILLWAY_KILL_AT` its kill points do nothing.
     fn build() -> Result<Self> {
         let dir = binaries_dir()?;
-        let binaries = Self::in_folder(&dir);
-        say("building operator and command line tool for the tests");
-        cargo(&["build", "--quiet", "-p", "spillway-operator", "--features", "kill-points"])?;
-        // Another test process may be about to start the copy: it is replaced, never written to.
-        let fresh = dir.join(format!("{WITH_KILL_POINTS}.{}", std::process::id()));
-        std::fs::copy(&binaries.operator, &fresh).with_context(|| format!("copying {}", binaries.operator.display()))?;
-        std::fs::rename(&fresh, &binaries.operator_with_kill_points).context("moving the operator with kill points")?;
-        cargo(&["build", "--quiet", "-p", "spillway-operator", "-p", "spillway-cli"])?;
-        Ok(binaries)
+        say("building Spillway for the tests");
+        cargo(&["build", "--quiet", "--workspace", "--features", "spillway-operator/kill-points", "--bins"])?;
+        let operator = dir.join("spillway-operator");
+        Ok(Self { operator_with_kill_points: operator.clone(), operator, cli: dir.join("spillway") })
     }
 }
 
