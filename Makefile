@@ -20,7 +20,7 @@ KILLS ?= 1000
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@printf '\n%s\n' \
+	@printf '%s\n' '' \
 	  '  make demo NODES=nodes.csv      pools from your own list of nodes (sn,cpu_milli,memory_mib,gpu,model)' \
 	  '  make demo KUBECONFIG=~/.kube/config HELM_ARGS="--set image.operator.repository=..."' \
 	  '                                 an existing cluster: only install the chart and show'

@@ -12,6 +12,7 @@ mod claim;
 mod cluster_spec;
 mod command;
 mod control_plane;
+pub mod demo;
 pub mod device_plugin;
 pub mod fake_node;
 pub mod guard;

@@ -153,7 +153,8 @@ fn real_graph() -> Result<Graph> {
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
     // Only what was downloaded for this machine: the answer for others would be the same, and need the network.
     let platform = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
-    let metadata = run(&cargo, &["metadata", "--format-version=1", "--locked", "--all-features", "--filter-platform", &platform])?;
+    let metadata =
+        run(&cargo, &["metadata", "--format-version=1", "--locked", "--all-features", "--filter-platform", &platform])?;
     Graph::read(&serde_json::from_slice(&metadata).context("the metadata's JSON")?)
 }
 
