@@ -99,8 +99,8 @@ pub struct SalePolicy {
     /// Sell nothing new. What is sold stays sold.
     #[serde(default)]
     pub paused: bool,
-    /// Longest time that pods of an ended reservation are given to stop, as a Go duration. At least the cap that the cluster's
-    /// admission policies enforce, at most an hour.
+    /// Longest time that pods may take to stop when a reservation ends, as a Go duration of at most an hour: two minutes more than this lie
+    /// between two bookings of a device. Not below the cap that the cluster's admission policies enforce, else nothing is sold.
     #[serde(default = "default_grace_cap")]
     #[schemars(length(min = 2, max = 32), regex(pattern = r"^([0-9]+(\.[0-9]+)?(h|m|s|ms))+$"))]
     #[x_kube(validation = ("duration(self) >= duration('1s') && duration(self) <= duration('1h')", "graceCap must be from 1s to 1h"))]

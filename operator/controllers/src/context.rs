@@ -147,9 +147,10 @@ impl Context {
         Arc::clone(&self.view.borrow())
     }
 
-    /// Tells the engine something. It is told again after a restart, so a full queue may wait.
-    pub async fn tell(&self, message: engine::Message) {
-        let _ = self.engine.send(message).await;
+    /// Tells the engine something. What does not fit into its queue is told again at the next look: to wait here while the engine waits for
+    /// a controller's queue would stop both.
+    pub fn tell(&self, message: engine::Message) {
+        let _ = self.engine.try_send(message);
     }
 
     /// Writes an Event; one that cannot be written is logged, no more.

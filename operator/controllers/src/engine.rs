@@ -21,7 +21,8 @@ use tokio::sync::{Notify, mpsc, watch};
 use crate::{
     context::{Context, owners},
     error::{Error, call},
-    kill, snapshot,
+    kill,
+    snapshot::{self, Past},
     store::{LedgerStore, Swap, new_name},
     view::View,
 };
@@ -68,6 +69,7 @@ pub struct Engine {
     ended: Arc<HashMap<ReservationUid, Arc<Booking>>>,
     outcomes: Arc<HashMap<ReservationUid, Outcome>>,
     released: Arc<HashSet<ReservationUid>>,
+    refused: HashMap<ReservationUid, Outcome>,
     blocked: Option<(&'static str, String)>,
     handed: HashMap<BookingId, BTreeSet<NodeUid>>,
     given_up: HashMap<NodeUid, BookingId>,
@@ -99,6 +101,7 @@ impl Engine {
             ended: Arc::default(),
             outcomes: Arc::default(),
             released: Arc::default(),
+            refused: HashMap::new(),
             blocked: None,
             handed: HashMap::new(),
             given_up: HashMap::new(),
@@ -155,7 +158,8 @@ impl Engine {
         let Some(ledger) = self.current().await? else { return Ok(RETRY) };
         let now = now();
         let owners = owners(&self.context.stores.tenants.state(), &self.context.config);
-        let look = snapshot::build(&self.context, &ledger, &owners, &self.ended, &self.given_up, now);
+        let past = Past { ended: &self.ended, refused: &self.refused, given_up: &self.given_up };
+        let look = snapshot::build(&self.context, &ledger, &owners, &past, now);
         let started = Instant::now();
         let plan = plan(&look.snapshot, now);
         self.context.metrics.plan_seconds.observe(started.elapsed().as_secs_f64());
@@ -167,14 +171,11 @@ impl Engine {
         }
         let mut changed = self.answers(&plan);
         changed.extend(self.release(&look.snapshot, &ledger));
-        if !changes.is_empty() {
-            if !self.commit(&ledger, &changes, now).await? {
-                return Ok(Duration::ZERO);
-            }
-        } else if changed.is_empty() {
-            self.tidy(&ledger).await?;
-            self.forget();
+        if !changes.is_empty() && !self.commit(&ledger, &changes, now).await? {
+            return Ok(Duration::ZERO);
         }
+        self.tidy().await?;
+        self.forget();
         self.publish_view();
         for (namespace, name) in changed {
             self.context.queues.reservations.push_in(&namespace, &name).await;
@@ -354,7 +355,13 @@ impl Engine {
 
     /// Takes in the plan's answers; gives the reservations whose answer changed.
     fn answers(&mut self, plan: &Plan) -> Vec<(String, String)> {
-        let fresh: HashMap<ReservationUid, Outcome> = plan.outcomes.iter().cloned().collect();
+        let mut fresh: HashMap<ReservationUid, Outcome> = plan.outcomes.iter().cloned().collect();
+        for (uid, outcome) in &fresh {
+            if !matches!(outcome, Outcome::Waitlisted(_)) {
+                self.refused.insert(uid.clone(), outcome.clone());
+            }
+        }
+        fresh.extend(self.refused.iter().map(|(uid, outcome)| (uid.clone(), outcome.clone())));
         if fresh == *self.outcomes {
             return Vec::new();
         }
@@ -460,12 +467,13 @@ impl Engine {
     }
 
     /// Collects garbage when there is enough of it or it is time.
-    async fn tidy(&mut self, ledger: &Ledger) -> Result<(), Error> {
+    async fn tidy(&mut self) -> Result<(), Error> {
+        let Some(ledger) = self.ledger.clone() else { return Ok(()) };
         if self.garbage == 0 || (self.garbage < GARBAGE && self.collected.elapsed() < COLLECT) {
             return Ok(());
         }
         self.collected = Instant::now();
-        match self.store.collect(ledger, now()).await? {
+        match self.store.collect(&ledger, now()).await? {
             Some((next, deleted)) => {
                 self.context.metrics.collected.inc_by(u64::try_from(deleted).unwrap_or(0));
                 self.garbage = 0;
@@ -476,9 +484,9 @@ impl Engine {
         Ok(())
     }
 
-    /// Forgets ended bookings whose reservation is gone or has been told.
+    /// Forgets ended bookings and refusals whose reservation is gone or has been told.
     fn forget(&mut self) {
-        if self.ended.is_empty() {
+        if self.ended.is_empty() && self.refused.is_empty() {
             return;
         }
         let waiting: HashSet<ReservationUid> = self
@@ -493,6 +501,7 @@ impl Engine {
             })
             .map(|object| ReservationUid::from(object.uid().unwrap_or_default()))
             .collect();
+        self.refused.retain(|uid, _| waiting.contains(uid));
         if self.ended.keys().any(|uid| !waiting.contains(uid)) {
             let mut ended = (*self.ended).clone();
             ended.retain(|uid, _| waiting.contains(uid));

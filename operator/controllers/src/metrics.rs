@@ -15,13 +15,6 @@ pub struct PoolState {
     pub state: &'static str,
 }
 
-/// A phase of reservations.
-#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
-pub struct PhaseLabel {
-    /// The phase.
-    pub phase: &'static str,
-}
-
 /// A controller and how a look at an object ended.
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
 pub struct Reconcile {
@@ -54,8 +47,6 @@ pub struct Metrics {
     pub bookings: Gauge,
     /// Devices by pool and state.
     pub devices: Family<PoolState, Gauge>,
-    /// Reservations by phase.
-    pub reservations: Family<PhaseLabel, Gauge>,
     /// Looks at objects.
     pub reconciles: Family<Reconcile, Counter>,
     /// Writes of nodes' taints and labels.
@@ -82,7 +73,6 @@ impl Default for Metrics {
             commit_seconds: seconds(),
             bookings: Gauge::default(),
             devices: Family::default(),
-            reservations: Family::default(),
             reconciles: Family::default(),
             node_writes: Counter::default(),
             fenced: Counter::default(),
@@ -117,7 +107,6 @@ impl Metrics {
         );
         registry.register("bookings", "Live bookings", self.bookings.clone());
         registry.register("pool_devices", "Devices by pool and state", self.devices.clone());
-        registry.register("reservations", "Reservations by phase", self.reservations.clone());
         registry.register("reconciles", "Looks at objects by controller and result", self.reconciles.clone());
         registry.register("node_writes", "Writes of nodes' hold taints and labels", self.node_writes.clone());
         registry.register(

@@ -37,6 +37,8 @@ use crate::{
 
 /// A node that needs nothing is looked at again after so long.
 const RESYNC: Duration = Duration::from_secs(300);
+/// A question that the watch has not brought back for so long is asked again.
+const LOST_QUESTION_MS: i64 = 5_000;
 /// Containers that a message names.
 const NAMED: usize = 6;
 
@@ -202,10 +204,18 @@ impl Look {
         else {
             return Check::NotAsked;
         };
-        let answer = context
-            .stores
-            .gpu_nodes
-            .get(&ObjectRef::new(&self.node.name_any()))
+        let object = context.stores.gpu_nodes.get(&ObjectRef::new(&self.node.name_any()));
+        let stands =
+            object.as_ref().is_some_and(|object| object.spec.check.as_ref().is_some_and(|check| check.id == asked.id));
+        if !stands {
+            // It is on its way, or somebody deleted it.
+            return if self.now_ms.saturating_sub(asked.at) > LOST_QUESTION_MS {
+                Check::NotAsked
+            } else {
+                Check::Waiting
+            };
+        }
+        let answer = object
             .and_then(|object| object.status.as_ref().and_then(|status| status.check.clone()))
             .filter(|answer| answer.id == asked.id && answer.node_uid == self.uid.as_str());
         let Some(answer) = answer else { return Check::Waiting };
@@ -251,7 +261,7 @@ impl Look {
                         .any(|segment| segment.uid == self.uid && segment.to.is_none() && segment.from.is_none())
                 {
                     let node = self.uid.clone();
-                    context.tell(Message::HandedOver { booking: booking.id.clone(), node }).await;
+                    context.tell(Message::HandedOver { booking: booking.id.clone(), node });
                     return Ok(Action::requeue(Duration::from_secs(5)));
                 }
                 Ok(Action::requeue(RESYNC))
@@ -285,24 +295,24 @@ impl Look {
             }
             NodeStep::Wait(_, ms) => Ok(after(ms)),
             NodeStep::GiveUp(reason) => {
-                self.give_up(context, &reason.message).await;
+                self.give_up(context, &reason.message);
                 Ok(after(1000))
             }
             NodeStep::Broken(reason, ms) => {
                 // A booking that waits for this node takes another one, once the node has been away for as long as a lost one may be.
                 let repair = parse_duration_ms(&self.pool.spec.sale.repair_after).unwrap_or(300_000);
                 if self.now_ms.saturating_sub(self.closed_since(context)) > repair {
-                    self.give_up(context, &reason.message).await;
+                    self.give_up(context, &reason.message);
                 }
                 Ok(after(ms))
             }
         }
     }
 
-    async fn give_up(&self, context: &Context, why: &str) {
+    fn give_up(&self, context: &Context, why: &str) {
         if let Some(booking) = &self.booking {
             tracing::info!(node = %self.node.name_any(), booking = %booking.id, why, "the booking takes another node");
-            context.tell(Message::GiveUp { booking: booking.id.clone(), node: self.uid.clone() }).await;
+            context.tell(Message::GiveUp { booking: booking.id.clone(), node: self.uid.clone() });
         }
     }
 
@@ -357,7 +367,7 @@ impl Look {
         .await;
         let view: Option<Arc<View>> = caught_up.ok().and_then(Result::ok);
         let Some(view) = view else {
-            context.tell(Message::Reload).await;
+            context.tell(Message::Reload);
             return Err(fenced);
         };
         let same = view.generation == found

@@ -78,7 +78,7 @@ pub async fn reconcile(object: Arc<GpuPool>, context: Arc<Context>) -> Result<Ac
         call("writing a pool's status", api.patch_status(&name, &PatchParams::default(), &Patch::Merge(&patch)))
             .await?;
     }
-    if deleting && facts.live.is_empty() && view.ledger.is_some() && view.blocked.is_none() {
+    if deleting && facts.sold.is_some_and(|(_, live)| live.is_empty()) && view.blocked.is_none() {
         let finalizers: Vec<&String> = object.finalizers().iter().filter(|finalizer| *finalizer != FINALIZER).collect();
         let patch = json!({"metadata": {"finalizers": finalizers}});
         call("removing a pool's finalizer", api.patch(&name, &PatchParams::default(), &Patch::Merge(&patch))).await?;
@@ -99,15 +99,16 @@ fn facts(context: &Context, view: &View, pool: &GpuPool) -> Facts {
         .map(|node| node_facts(context, view, pool, node, &owners))
         .collect();
     nodes.sort_by(|a, b| a.name.cmp(&b.name));
-    let mut live = Vec::new();
-    let mut sold = 0;
-    if let Some(ledger) = &view.ledger {
-        for booking in ledger.bookings().filter(|booking| booking.pool.as_str() == name) {
-            sold += spillway_manifests::reservation::open_devices(booking);
-            live.push(format!("{}/{}", booking.reservation.namespace, booking.reservation.name));
-        }
-    }
-    live.sort();
+    let sold = view.ledger.as_ref().map(|ledger| {
+        let bookings: Vec<_> = ledger.bookings().filter(|booking| booking.pool.as_str() == name).collect();
+        let mut live: Vec<String> = bookings
+            .iter()
+            .map(|booking| format!("{}/{}", booking.reservation.namespace, booking.reservation.name))
+            .collect();
+        live.sort();
+        (bookings.iter().map(|booking| spillway_manifests::reservation::open_devices(booking)).sum(), live)
+    });
+    let live = sold.as_ref().map(|(_, live)| live.as_slice()).unwrap_or_default();
     let planned = validate::pool(pool, context.config.grace_cap_seconds);
     let not_selling = match (&view.blocked, planned.not_selling) {
         (Some((reason, message)), _) => Some((*reason, message.clone())),
@@ -131,7 +132,7 @@ fn facts(context: &Context, view: &View, pool: &GpuPool) -> Facts {
         }
         (None, None) => None,
     };
-    Facts { nodes, sold, live, not_selling }
+    Facts { nodes, sold, not_selling }
 }
 
 fn node_facts(

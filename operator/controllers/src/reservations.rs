@@ -46,16 +46,24 @@ pub async fn reconcile(object: Arc<GpuReservation>, context: Arc<Context>) -> Re
     if !has_finalizer {
         return add_finalizer(&api, &object).await;
     }
-    let finished = object.status.as_ref().is_some_and(|status| status.phase.is_final());
-    if finished && !deleting {
-        return Ok(Action::await_change());
-    }
-
     let view = context.view();
+    if view.ledger.is_none() && view.blocked.is_none() {
+        // Nothing is known yet, so nothing is said: what the status promises stands.
+        return Ok(Action::requeue(Duration::from_millis(500)));
+    }
     let uid = ReservationUid::from(object.uid().unwrap_or_default());
     let now = Timestamp::now();
     let live = view.booking_of(&uid).cloned();
     let ended = view.ended.get(&uid).cloned();
+    let phase = object.status.as_ref().map_or(Phase::Pending, |status| status.phase);
+    if phase.is_final() && live.is_none() && ended.is_none() {
+        if deleting && view.blocked.is_none() {
+            kill::point("reservation.before-finalizer");
+            remove_finalizer(&api, &object).await?;
+        }
+        return Ok(Action::await_change());
+    }
+
     let mut again = Duration::from_secs(300);
     let facts = match (&live, &ended) {
         (Some(booking), _) => Facts::Live { booking, preparing: preparing(&context, booking) },
@@ -69,6 +77,10 @@ pub async fn reconcile(object: Arc<GpuReservation>, context: Arc<Context>) -> Re
         (None, None) => match (&view.blocked, view.outcomes.get(&uid)) {
             (Some((reason, message)), _) => Facts::Blocked(reason, message),
             (None, Some(outcome)) => Facts::Answer(outcome),
+            // A new leader has not planned yet: what its predecessor said stands.
+            (None, None) if phase != Phase::Pending && !view.released.contains(&uid) => {
+                return Ok(Action::requeue(Duration::from_secs(1)));
+            }
             (None, None) => Facts::NotYet,
         },
     };

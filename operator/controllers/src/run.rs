@@ -44,7 +44,7 @@ use crate::{
     pods::{self, PodIndex},
     pools, reservations, snapshot, tenants,
     view::View,
-    watches::{self, Queue, object, slim, slim_node, watch},
+    watches::{self, Queue, Synced, object, slim, slim_node, watch},
 };
 
 /// Runs the operator until it leads no more, or a part of it fails. It is then started again by who started it: nothing is true only in memory.
@@ -92,7 +92,9 @@ fn start(client: Client, config: Config, metrics: Arc<Metrics>, tasks: &mut Join
         Queues { nodes: node_queue, reservations: reservation_queue, pools: pool_queue, tenants: tenant_queue };
     let (publish, view) = watch::channel(Arc::new(View::default()));
     let pods = Arc::new(PodIndex::default());
-    let (stores, feeds) = watch_all(&client, &config, &queues, &wake, &pods, &view);
+    let synced = Synced::default();
+    let (stores, feeds) = watch_all(&client, &config, &queues, &wake, &pods, &view, &synced);
+    let watches = feeds.len();
     for feed in feeds {
         tasks.spawn(async move {
             feed.await;
@@ -124,20 +126,9 @@ fn start(client: Client, config: Config, metrics: Arc<Metrics>, tasks: &mut Join
         Ok(())
     });
     let engine = Engine::new(Arc::clone(&context), publish, wake, messages);
-    let stores = context.stores.clone();
     tasks.spawn(async move {
         // Deciding on half of the cluster would sell what is sold: the engine waits for the first list of everything.
-        let lists = tokio::try_join!(
-            stores.pools.wait_until_ready(),
-            stores.reservations.wait_until_ready(),
-            stores.tenants.wait_until_ready(),
-            stores.nodes.wait_until_ready(),
-            stores.gpu_nodes.wait_until_ready(),
-            stores.namespaces.wait_until_ready(),
-        );
-        if lists.is_err() {
-            return Err(Error::TaskEnded("watch"));
-        }
+        synced.wait(watches).await;
         engine.run().await;
         Err(Error::TaskEnded("engine"))
     });
@@ -212,12 +203,13 @@ fn watch_all(
     wake: &Arc<Notify>,
     pods: &Arc<PodIndex>,
     view: &watch::Receiver<Arc<View>>,
+    synced: &Synced,
 ) -> (Stores, Vec<watches::Feed>) {
     let any = || watcher::Config::default().any_semantic();
     let (queues, wake) = (queues.clone(), Arc::clone(wake));
 
     let (q, w) = (queues.clone(), Arc::clone(&wake));
-    let (pools, pool_feed) = watch::<GpuPool, _, _>(Api::all(client.clone()), any(), slim, move |event| {
+    let (pools, pool_feed) = watch::<GpuPool, _, _>(Api::all(client.clone()), any(), slim, synced, move |event| {
         let (q, w) = (q.clone(), Arc::clone(&w));
         async move {
             w.notify_one();
@@ -229,7 +221,7 @@ fn watch_all(
 
     let (q, w) = (queues.clone(), Arc::clone(&wake));
     let (reservations, reservation_feed) =
-        watch::<GpuReservation, _, _>(Api::all(client.clone()), any(), slim, move |event| {
+        watch::<GpuReservation, _, _>(Api::all(client.clone()), any(), slim, synced, move |event| {
             let (q, w) = (q.clone(), Arc::clone(&w));
             async move {
                 w.notify_one();
@@ -240,7 +232,7 @@ fn watch_all(
         });
 
     let (q, w) = (queues.clone(), Arc::clone(&wake));
-    let (tenants, tenant_feed) = watch::<Tenant, _, _>(Api::all(client.clone()), any(), slim, move |event| {
+    let (tenants, tenant_feed) = watch::<Tenant, _, _>(Api::all(client.clone()), any(), slim, synced, move |event| {
         let (q, w) = (q.clone(), Arc::clone(&w));
         async move {
             w.notify_one();
@@ -252,7 +244,7 @@ fn watch_all(
 
     let (q, w, v) = (queues.clone(), Arc::clone(&wake), view.clone());
     let mut seen: HashMap<String, u64> = HashMap::new();
-    let (nodes, node_feed) = watch::<Node, _, _>(Api::all(client.clone()), any(), slim_node, move |event| {
+    let (nodes, node_feed) = watch::<Node, _, _>(Api::all(client.clone()), any(), slim_node, synced, move |event| {
         let (q, w) = (q.clone(), Arc::clone(&w));
         // A heartbeat is a write of the node as well: ten thousand nodes would keep everybody awake.
         let news = match &event {
@@ -285,20 +277,22 @@ fn watch_all(
     });
 
     let q = queues.clone();
-    let (gpu_nodes, gpu_node_feed) = watch::<GpuNode, _, _>(Api::all(client.clone()), any(), slim, move |event| {
-        let q = q.clone();
-        async move {
-            if let Some(node) = object(&event) {
-                q.nodes.push(&node.name_any()).await;
+    let (gpu_nodes, gpu_node_feed) =
+        watch::<GpuNode, _, _>(Api::all(client.clone()), any(), slim, synced, move |event| {
+            let q = q.clone();
+            async move {
+                if let Some(node) = object(&event) {
+                    q.nodes.push(&node.name_any()).await;
+                }
             }
-        }
-    });
+        });
 
-    let (namespaces, namespace_feed) = namespaces(client, &queues, &wake);
+    let (namespaces, namespace_feed) = namespaces(client, &queues, &wake, synced);
 
     let (index, prefixes, q, w) = (Arc::clone(pods), config.device_prefixes.clone(), queues, wake);
     let bound = any().fields("spec.nodeName!=,status.phase!=Succeeded,status.phase!=Failed");
     let stream = watcher(Api::<Pod>::all(client.clone()), bound);
+    let mut mark = synced.mark();
     let pod_feed: watches::Feed = Box::pin(async move {
         use kube::runtime::WatchStreamExt;
         let mut stream = Box::pin(stream.default_backoff());
@@ -310,6 +304,7 @@ fn watch_all(
                     for node in index.take(&event, &prefixes) {
                         q.nodes.push(&node).await;
                     }
+                    mark(matches!(event, watcher::Event::InitDone));
                     if devices {
                         w.notify_one();
                     }
@@ -326,7 +321,12 @@ fn watch_all(
 type NamespaceMeta = PartialObjectMeta<Namespace>;
 
 /// Namespaces are watched without their specs; a change concerns every tenant that lists the namespace or whose label it carries.
-fn namespaces(client: &Client, queues: &Queues, wake: &Arc<Notify>) -> (Store<NamespaceMeta>, watches::Feed) {
+fn namespaces(
+    client: &Client,
+    queues: &Queues,
+    wake: &Arc<Notify>,
+    synced: &Synced,
+) -> (Store<NamespaceMeta>, watches::Feed) {
     use kube::runtime::{WatchStreamExt, reflector};
     let (store, writer) = reflector::store::<NamespaceMeta>();
     let (q, w) = (queues.clone(), Arc::clone(wake));
@@ -335,12 +335,14 @@ fn namespaces(client: &Client, queues: &Queues, wake: &Arc<Notify>) -> (Store<Na
         .modify(slim)
         .reflect(writer);
     let tenants: Api<Tenant> = Api::all(client.clone());
+    let mut mark = synced.mark();
     let feed = Box::pin(async move {
         let mut stream = Box::pin(stream);
         while let Some(event) = stream.next().await {
             match event {
                 Ok(event) => {
                     w.notify_one();
+                    mark(matches!(event, watcher::Event::InitDone));
                     let Some(namespace) = object(&event) else { continue };
                     let label = namespace.labels().get(spillway_crds::names::TENANT_LABEL).cloned();
                     if let Some(tenant) = label {

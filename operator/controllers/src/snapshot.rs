@@ -14,8 +14,8 @@ use spillway_crds::{
 };
 use spillway_manifests::{hold, validate};
 use spillway_planner::{
-    Booking, BookingId, MilliGpu, Node, NodeHealth, NodeSale, NodeUid, ReservationUid, Resources, Snapshot, TenantName,
-    TimeMs, ledger::Ledger,
+    Booking, BookingId, MilliGpu, Node, NodeHealth, NodeSale, NodeUid, Outcome, ReservationUid, Resources, Snapshot,
+    TenantName, TimeMs, ledger::Ledger,
 };
 
 use crate::{context::Context, pods::PodFacts};
@@ -102,10 +102,28 @@ pub struct Look {
     pub next_loss: Option<TimeMs>,
 }
 
-/// Whether a reservation can be planned: ours to end properly, and not over.
-fn plannable(reservation: &GpuReservation) -> bool {
+/// Whether a reservation can be planned: ours to end properly, and not over or refused; one that has a booking always is.
+fn plannable(reservation: &GpuReservation, ledger: &Ledger, past: &Past<'_>) -> bool {
+    let uid = ReservationUid::from(reservation.uid().unwrap_or_default());
+    if ledger.booking_of(&uid).is_some() {
+        return true;
+    }
+    let deleting = reservation.metadata.deletion_timestamp.is_some();
     let finished = reservation.status.as_ref().is_some_and(|status| status.phase.is_final());
-    !finished && reservation.finalizers().iter().any(|name| name == FINALIZER)
+    !finished
+        && !past.ended.contains_key(&uid)
+        && (deleting || !past.refused.contains_key(&uid))
+        && reservation.finalizers().iter().any(|name| name == FINALIZER)
+}
+
+/// What was decided before and is not in the ledger's live pages.
+pub struct Past<'a> {
+    /// Bookings that ended.
+    pub ended: &'a HashMap<ReservationUid, Arc<Booking>>,
+    /// Reservations that were refused: once said, it is not taken back, even while the status is on its way.
+    pub refused: &'a HashMap<ReservationUid, Outcome>,
+    /// Nodes that a booking gave up.
+    pub given_up: &'a HashMap<NodeUid, BookingId>,
 }
 
 /// A node that is held and whose pool is not there: it lives, and cannot be sold.
@@ -123,14 +141,7 @@ fn unpooled(node: &KubeNode, uid: NodeUid, pool: &str) -> Node {
 }
 
 /// Builds the snapshot.
-pub fn build(
-    context: &Context,
-    ledger: &Ledger,
-    owners: &Owners,
-    ended: &HashMap<ReservationUid, Arc<Booking>>,
-    given_up: &HashMap<NodeUid, BookingId>,
-    now: TimeMs,
-) -> Look {
+pub fn build(context: &Context, ledger: &Ledger, owners: &Owners, past: &Past<'_>, now: TimeMs) -> Look {
     let grace = context.config.grace_cap_seconds;
     let api_pools: HashMap<String, Arc<GpuPool>> =
         context.stores.pools.state().into_iter().map(|pool| (pool.name_any(), pool)).collect();
@@ -152,15 +163,15 @@ pub fn build(
         let sound = soundness(&node, pool);
         let repair = parse_duration_ms(&pool.spec.sale.repair_after).unwrap_or(300_000);
         let mut health = NodeHealth::Sound;
-        if held.is_some() && (!sound.ready || sound.deleting) {
+        if held.is_some() && !sound.ready {
             let due = sound.not_ready_since.plus(repair);
             if due <= now {
                 health = NodeHealth::Lost(sound.healthy_at);
-            } else if !sound.ready {
+            } else {
                 next_loss = Some(next_loss.map_or(due, |next| next.min(due)));
             }
         }
-        if given_up.get(&uid).is_some_and(|id| held.is_some_and(|booking| booking.id == *id)) {
+        if past.given_up.get(&uid).is_some_and(|id| held.is_some_and(|booking| booking.id == *id)) {
             health = NodeHealth::Lost(now);
         }
         let unsold = hold::read_taints(&node) == (Some(HOLD_UNSOLD), None);
@@ -194,8 +205,7 @@ pub fn build(
         .reservations
         .state()
         .iter()
-        .filter(|reservation| plannable(reservation))
-        .filter(|reservation| !ended.contains_key(&ReservationUid::from(reservation.uid().unwrap_or_default())))
+        .filter(|reservation| plannable(reservation, ledger, past))
         .map(|reservation| {
             let tenant = owners.get(&reservation.namespace().unwrap_or_default()).map(|(tenant, _)| tenant.clone());
             let alive = |name: &TenantName| {

@@ -58,11 +58,46 @@ where
     }
 }
 
+/// Counts the watches whose first list is complete. kube's own `wait_until_ready` wakes one waiter only, and each controller waits for its
+/// store already: a second waiter may wait for ever.
+#[derive(Clone, Debug)]
+pub struct Synced(tokio::sync::watch::Sender<usize>);
+
+impl Default for Synced {
+    fn default() -> Self {
+        Self(tokio::sync::watch::Sender::new(0))
+    }
+}
+
+impl Synced {
+    /// A mark that one watch makes once, when its first list is complete.
+    pub fn mark(&self) -> impl FnMut(bool) + Send + 'static {
+        let mut open = Some(self.0.clone());
+        move |done| {
+            if done && let Some(count) = open.take() {
+                count.send_modify(|count| *count += 1);
+            }
+        }
+    }
+
+    /// Waits until so many watches have their first list.
+    pub async fn wait(&self, watches: usize) {
+        // The sender is ours, so the channel cannot be closed.
+        let _ = self.0.subscribe().wait_for(|count| *count >= watches).await;
+    }
+}
+
 /// A watch in the making: its store, and the task that feeds it.
 pub type Feed = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Watches a kind; `slim` drops what nobody reads, `on` hears every change after the store has it.
-pub fn watch<K, F, Fut>(api: Api<K>, config: watcher::Config, slim: fn(&mut K), mut on: F) -> (Store<K>, Feed)
+pub fn watch<K, F, Fut>(
+    api: Api<K>,
+    config: watcher::Config,
+    slim: fn(&mut K),
+    synced: &Synced,
+    mut on: F,
+) -> (Store<K>, Feed)
 where
     K: Resource + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
     K::DynamicType: Default + Eq + Hash + Clone + Send + Sync + Unpin,
@@ -71,11 +106,16 @@ where
 {
     let (store, writer) = reflector::store();
     let stream = kube::runtime::watcher(api, config).default_backoff().modify(slim).reflect(writer);
+    let mut mark = synced.mark();
     let feed = async move {
         let mut stream = Box::pin(stream);
         while let Some(event) = stream.next().await {
             match event {
-                Ok(event) => on(event).await,
+                Ok(event) => {
+                    let listed = matches!(event, Event::InitDone);
+                    on(event).await;
+                    mark(listed);
+                }
                 Err(error) => {
                     tracing::warn!(kind = %K::kind(&K::DynamicType::default()), %error, "a watch failed; it is tried again");
                 }

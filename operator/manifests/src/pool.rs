@@ -38,10 +38,9 @@ pub struct NodeFacts {
 pub struct Facts {
     /// Its nodes, in order of name.
     pub nodes: Vec<NodeFacts>,
-    /// Devices in live bookings.
-    pub sold: u32,
-    /// Live bookings as `namespace/name`, in order.
-    pub live: Vec<String>,
+    /// Devices in live bookings, and the bookings as `namespace/name`, in order; none while the ledger is not known: then what was said
+    /// last stands, because a pool with bookings must not look as if it could go.
+    pub sold: Option<(u32, Vec<String>)>,
     /// Why it sells nothing, if so: a CamelCase word and a sentence.
     pub not_selling: Option<(&'static str, String)>,
 }
@@ -60,7 +59,7 @@ pub fn build_status(pool: &GpuPool, facts: &Facts, now: Timestamp) -> GpuPoolSta
     };
     let devices = PoolCapacity {
         owned: i32::try_from(facts.nodes.iter().map(|node| node.devices).sum::<u32>()).unwrap_or(i32::MAX),
-        sold: i32::try_from(facts.sold).unwrap_or(i32::MAX),
+        sold: facts.sold.as_ref().map_or(previous.devices.sold, |(sold, _)| i32::try_from(*sold).unwrap_or(i32::MAX)),
         held: devices_of(NodeClass::Held),
         unsold: devices_of(NodeClass::Unsold),
         turnover: devices_of(NodeClass::Turnover),
@@ -109,8 +108,11 @@ pub fn build_status(pool: &GpuPool, facts: &Facts, now: Timestamp) -> GpuPoolSta
         conditions,
         nodes,
         devices,
-        live_booking_count: count(facts.live.len()),
-        live_bookings: facts.live.iter().take(16).cloned().collect(),
+        live_booking_count: facts.sold.as_ref().map_or(previous.live_booking_count, |(_, live)| count(live.len())),
+        live_bookings: facts
+            .sold
+            .as_ref()
+            .map_or(previous.live_bookings, |(_, live)| live.iter().take(16).cloned().collect()),
     }
 }
 

@@ -51,7 +51,7 @@ pub fn pool(pool: &GpuPool, cluster_grace_cap_s: u32) -> Pool {
         Some(format!("pool {name} is being deleted"))
     } else if grace_ms < cluster_ms {
         Some(format!(
-            "sale.graceCap {} of pool {name} is below the cap of {cluster_grace_cap_s}s that the admission policies enforce: raise it, or lower gracePeriod.capSeconds of the chart",
+            "sale.graceCap {} of pool {name} is below the cap of {cluster_grace_cap_s}s that the admission policies enforce: raise it, or lower graceCapSeconds of the chart",
             spec.sale.grace_cap
         ))
     } else if spec.sale.paused {

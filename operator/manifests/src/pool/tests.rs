@@ -25,8 +25,7 @@ fn states_add_up() {
             node("c", NodeClass::Turnover, None),
             node("d", NodeClass::Broken, Some("it is cordoned")),
         ],
-        sold: 16,
-        live: vec!["acme/train".to_owned()],
+        sold: Some((16, vec!["acme/train".to_owned()])),
         not_selling: None,
     };
     let status = build_status(&pool(), &facts, Timestamp::UNIX_EPOCH);
@@ -49,4 +48,14 @@ fn a_paused_pool_is_healthy_and_a_lost_ledger_is_not() {
     };
     assert_eq!(status_of("Paused"), (ConditionStatus::True, ConditionStatus::False));
     assert_eq!(status_of("LedgerLost"), (ConditionStatus::False, ConditionStatus::True));
+}
+
+#[test]
+fn while_the_ledger_is_not_known_what_was_said_stands() {
+    let known = Facts { sold: Some((8, vec!["acme/train".to_owned()])), ..Facts::default() };
+    let before = build_status(&pool(), &known, Timestamp::UNIX_EPOCH);
+    let again = GpuPool { status: Some(before), ..pool() };
+    let status = build_status(&again, &Facts::default(), Timestamp::UNIX_EPOCH);
+    assert_eq!((status.devices.sold, status.live_booking_count), (8, 1));
+    assert_eq!(status.live_bookings, ["acme/train"]);
 }
