@@ -37,14 +37,14 @@ fn word(step: &NodeStep) -> String {
 }
 
 #[rstest]
-#[case(Hold::None, "WriteClosedBoth", "WriteClosedBoth")]
+#[case(Hold::None, "WriteClosedNoSchedule", "WriteClosedNoSchedule")]
 #[case(Hold::Other, "WriteClosedBoth", "WriteClosedBoth")]
 #[case(holder("ns-2", "b-2"), "WriteClosedBoth", "WriteClosedBoth")]
 #[case(holder("ns-1", "b-0"), "WriteClosedBoth", "WriteClosedBoth")]
 #[case(Hold::Holder { holder: "ns-1".into(), booking: None }, "WriteClosedBoth", "WriteClosedBoth")]
 #[case(holder("ns-1", "b-1"), "WriteClosedBoth", "Nothing")]
 #[case(Hold::Unsold, "Nothing", "WriteClosedNoSchedule")]
-#[case(CLOSING, "WriteClosedBoth", "WriteClosedBoth")]
+#[case(CLOSING, "WriteUnsold", "WriteClosedBoth")]
 #[case(CLOSED, "WriteUnsold", "WriteHolder")]
 fn table(#[case] hold: Hold, #[case] open: &str, #[case] wanted_held: &str) {
     assert_eq!(word(&node_step(&input(hold.clone(), Wanted::Open))), open);
@@ -53,10 +53,16 @@ fn table(#[case] hold: Hold, #[case] open: &str, #[case] wanted_held: &str) {
 
 #[rstest]
 #[case::settles(NodeInput { closed_for_ms: 400, ..input(CLOSING, held()) }, "Wait Settling 600")]
-#[case::opening_does_not_settle(NodeInput { closed_for_ms: 0, ..input(CLOSING, Wanted::Open) }, "WriteClosedBoth")]
+#[case::opening_does_not_settle(NodeInput { closed_for_ms: 0, ..input(CLOSING, Wanted::Open) }, "WriteUnsold")]
 #[case::gives_up(NodeInput { pods: pods("o"), closed_for_ms: 0, ..input(CLOSING, held()) }, "GiveUp OwnerPods")]
 #[case::stays_the_owners(NodeInput { pods: pods("o"), ..input(CLOSING, Wanted::Open) }, "WriteUnsold")]
-#[case::but_nobody_elses(NodeInput { pods: pods("or"), ..input(CLOSING, Wanted::Open) }, "Drain")]
+#[case::but_no_tenants(NodeInput { pods: pods("or"), ..input(CLOSING, Wanted::Open) }, "WriteClosedBoth")]
+#[case::nor_its_leaving_pods(NodeInput { pods: pods("l"), ..input(CLOSING, Wanted::Open) }, "WriteClosedBoth")]
+#[case::nor_its_containers(NodeInput { check: dirty(0), ..input(CLOSING, Wanted::Open) }, "WriteClosedBoth")]
+#[case::opens_when_asked(NodeInput { check: Check::NotAsked, ..input(CLOSING, Wanted::Open) }, "AskCheck")]
+#[case::opens_when_answered(NodeInput { check: Check::Waiting, ..input(CLOSING, Wanted::Open) }, "Wait NodeCheck 1000")]
+#[case::opens_when_ready(NodeInput { ready: false, ..input(CLOSING, Wanted::Open) }, "Wait NotReady 1000")]
+#[case::opens_when_uncordoned(NodeInput { cordoned: true, ..input(CLOSING, Wanted::Open) }, "Broken Cordoned")]
 #[case::drains_first(NodeInput { pods: pods("r"), ..input(CLOSING, held()) }, "Drain")]
 #[case::told_to_go(NodeInput { pods: pods("l"), ..input(CLOSING, held()) }, "WriteClosedBoth")]
 #[case::drains_late_pods(NodeInput { pods: pods("rl"), ..input(CLOSED, held()) }, "Drain")]
