@@ -23,6 +23,11 @@ const REAL_GPUS: u32 = 8;
 /// Longest time from the chart's install to policies in force.
 const POLICY_BOUND: Duration = Duration::from_secs(30);
 
+/// Fake nodes that are created at a time: two cores keep up with their heartbeats, their agents' pods and the operator's checks.
+const BATCH: usize = 100;
+/// Lines of each answer among the logs of a failure.
+const LOG_LINES: usize = 40;
+
 /// The cluster with Spillway in it and a fleet that nobody has bought of yet.
 pub(super) struct Stage {
     pub(super) lab: Lab,
@@ -121,7 +126,10 @@ impl Stage {
         teller.command("kubectl apply -f pools.yaml", "");
         self.commands.quiet(&["kubectl", "apply", "-f", "-"], &self.fleet.manifests(&self.real)).await?;
         let wait = teller.wait("creating the fake nodes");
-        self.lab.add_fake_nodes(&self.fleet.nodes).await?;
+        for (number, batch) in self.fleet.nodes.chunks(BATCH).enumerate() {
+            wait.at(&format!("{} of {fakes} fake nodes have joined", number * BATCH));
+            self.lab.add_fake_nodes(batch).await?;
+        }
         teller.done(wait, &format!("{fakes} fake nodes have joined"));
         for node in self.lab.real_nodes() {
             let label = format!("{}={}", spillway_crds::names::POOL_LABEL, self.real.name);
@@ -170,20 +178,40 @@ impl Stage {
 
     /// What the operator, the agent and the cluster said last.
     pub(super) async fn logs(&self) -> String {
+        let selector = format!("--field-selector=spec.nodeName={}", self.real_node().unwrap_or_default());
+        let agent = [
+            "kubectl",
+            "get",
+            "pods",
+            "-n",
+            NAMESPACE,
+            "-l",
+            "app.kubernetes.io/component=agent",
+            &selector,
+            "-o",
+            "name",
+        ];
+        // Without one its log is not there either, and says so.
+        let agent = self.commands.quiet(&agent, "").await.unwrap_or_default();
         let mut text = String::new();
         for line in [
-            ["kubectl", "logs", "-n", NAMESPACE, "-l", "app.kubernetes.io/component=operator", "--tail=30", "--prefix"]
+            ["kubectl", "logs", "-n", NAMESPACE, "-l", "app.kubernetes.io/component=operator", "--tail=15", "--prefix"]
                 .as_slice(),
-            ["kubectl", "logs", "-n", NAMESPACE, "-l", "app.kubernetes.io/component=agent", "--tail=10", "--prefix"]
-                .as_slice(),
+            ["kubectl", "logs", "-n", NAMESPACE, agent.trim(), "--tail=10"].as_slice(),
             ["kubectl", "get", "gpupools,tenants"].as_slice(),
-            ["kubectl", "get", "gpures,pods", "-A", "-o", "wide"].as_slice(),
+            ["kubectl", "get", "gpures", "-A"].as_slice(),
+            // There is an agent on every node, fake ones included.
+            ["kubectl", "get", "pods", "-A", "-o", "wide", "-l", "app.kubernetes.io/component!=agent"].as_slice(),
             ["kubectl", "get", "events", "-A", "--field-selector=type=Warning"].as_slice(),
         ] {
             text.push_str(&format!("--- {}\n", line.join(" ")));
-            match self.commands.run(line, "").await {
-                Ok(answer) => text.push_str(&format!("{}{}\n", answer.out, answer.err)),
-                Err(error) => text.push_str(&format!("{error:#}\n")),
+            let said = match self.commands.run(line, "").await {
+                Ok(answer) => answer.out + &answer.err,
+                Err(error) => format!("{error:#}"),
+            };
+            let lines: Vec<&str> = said.lines().collect();
+            for line in lines.iter().skip(lines.len().saturating_sub(LOG_LINES)) {
+                text.push_str(&format!("{line}\n"));
             }
         }
         text.push_str(&format!("--- logs of the cluster's own parts are in {}/logs\n", self.lab.dir().display()));
