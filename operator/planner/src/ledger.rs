@@ -177,7 +177,7 @@ pub struct Page {
 }
 
 /// One step in the life of a booking.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub enum Change {
     /// A new booking.
     Book(Booking),

@@ -5,8 +5,8 @@
 //! What the caller owes:
 //! - every `Write*` is made with the precondition that the node is the object that was looked at, after the root was read again and found at
 //!   the generation that `wanted` stands on, and stamps that generation;
-//! - [`Check::Clean`] only for an answer to a question that was asked *in this closing*: the question carries an id that is new with each write
-//!   of `closed` in both effects, and so does the answer. An answer from before is [`Check::NotAsked`];
+//! - an answer of the node counts only if it was asked since the node's taints were last written: the question carries an id that is new with
+//!   each such write, and so does the answer. Any other answer is [`Check::NotAsked`];
 //! - a booking's node counts as handed over only once its holder taint was read back from the API server.
 
 use crate::{plan::Reason, types::BookingId};
@@ -62,13 +62,13 @@ pub enum Wanted {
 pub enum Check {
     /// The pool has no agents: the API server's word is enough.
     NotNeeded,
-    /// It was not asked in this closing.
+    /// It was not asked since its taints were last written.
     NotAsked,
     /// It was asked and has not answered.
     Waiting,
-    /// It was asked in this closing and has nothing but infrastructure.
+    /// It was asked since, and has nothing but infrastructure.
     Clean,
-    /// It was asked in this closing and has more.
+    /// It was asked since, and has more.
     Dirty {
         /// What it has, for people.
         found: Vec<String>,
@@ -116,7 +116,7 @@ pub enum NodeStep {
     Nothing,
     /// Write `closed` in NoSchedule alone: nobody lands, and what runs is not touched yet.
     WriteClosedNoSchedule,
-    /// Write `closed` in both effects, with a new id for the node check; holder labels go in the same write.
+    /// Write `closed` in both effects; holder labels go in the same write.
     WriteClosedBoth,
     /// Write `unsold`: open to the owner, and to be sold.
     WriteUnsold,

@@ -8,76 +8,63 @@ use std::{
 };
 
 use spillway_planner::{
-    BookingId, NodeUid,
-    ledger::{ArchiveWalk, Ledger, LoadError, Page, PageKind, PageName, Root},
+    Booking, BookingId, NodeUid,
+    ledger::{ArchiveWalk, Ledger, LoadError, Page, PageName, Root},
     node::{Check, Hold},
 };
 
-/// A page, hashed once.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Stored {
-    pub page: Page,
-    digest: u64,
-}
-
-impl Stored {
-    pub fn new(page: Page) -> Arc<Self> {
-        let mut hasher = DefaultHasher::new();
-        page.hash(&mut hasher);
-        Arc::new(Self { digest: hasher.finish(), page })
-    }
-}
-
-impl Hash for Stored {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.digest.hash(state);
-    }
+/// A hash that is the same in each run.
+pub fn digest(value: &impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    value.hash(&mut hasher);
+    hasher.finish()
 }
 
 /// What follows from the root and its pages, worked out once.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Committed {
     pub ledger: Ledger,
-    pub archived: BTreeSet<BookingId>,
+    /// What has ended, and whether it was ever active.
+    pub archived: BTreeMap<BookingId, bool>,
     /// All pages that must not be deleted.
     pub pages: BTreeSet<PageName>,
+    /// Of all that the ledger says, names of pages left out.
+    digest: u64,
 }
 
 impl Committed {
-    pub fn read(root: &Root, pages: &BTreeMap<PageName, Arc<Stored>>) -> Result<Self, LoadError> {
-        let ledger = Ledger::decode(root, &mut |name| pages.get(name).map(|stored| stored.page.clone()))?;
-        let (mut archived, mut all) = (BTreeSet::new(), ledger.reachable());
+    pub fn read(root: &Root, pages: &BTreeMap<PageName, Arc<Page>>) -> Result<Self, LoadError> {
+        let ledger = Ledger::decode(root, &mut |name| pages.get(name).map(|page| Page::clone(page)))?;
+        let (mut ended, mut all) = (Vec::new(), ledger.reachable());
         for pool in root.pools.keys() {
             let mut walk = ArchiveWalk::new(pool.clone(), ledger.archive_head(pool).cloned());
             while let Some(name) = walk.wanted() {
                 let page = pages.get(name).ok_or_else(|| LoadError::MissingPage { name: name.clone() })?;
-                archived.extend(walk.take(&page.page)?.1.into_iter().map(|booking| booking.id.clone()));
+                ended.extend(walk.take(page)?.1);
             }
             all.extend(walk.seen().iter().cloned());
         }
-        Ok(Self { ledger, archived, pages: all })
+        let mut live: Vec<&Arc<Booking>> = ledger.bookings().collect();
+        live.sort_by_key(|booking| &booking.id);
+        let digest = digest(&(root.generation, root.epoch, root.committed_at, live, &ended));
+        let archived = ended.iter().map(|booking| (booking.id.clone(), booking.active_at.is_some())).collect();
+        Ok(Self { ledger, archived, pages: all, digest })
     }
 }
 
-/// Something that follows from the rest of the state.
-#[derive(Clone)]
-pub struct Derived<T>(pub T);
-
-impl<T> Hash for Derived<T> {
-    fn hash<H: Hasher>(&self, _: &mut H) {}
+/// The ledger as it stands in the API server.
+#[derive(Clone, Debug)]
+pub struct Api {
+    pub root: Root,
+    pub pages: BTreeMap<PageName, Arc<Page>>,
+    pub committed: Arc<Committed>,
 }
 
-impl<T> PartialEq for Derived<T> {
-    fn eq(&self, _: &Self) -> bool {
-        true
-    }
-}
-
-impl<T> Eq for Derived<T> {}
-
-impl<T> fmt::Debug for Derived<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("..")
+impl Api {
+    pub fn new(root: Root) -> Arc<Self> {
+        let pages = BTreeMap::new();
+        let committed = Arc::new(Committed::read(&root, &pages).unwrap());
+        Arc::new(Self { root, pages, committed })
     }
 }
 
@@ -100,13 +87,19 @@ impl Pod {
     }
 }
 
+/// Tenants, and the owner.
+pub const PARTIES: usize = 4;
+
 /// What the agent was asked and answered.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub enum Asked {
     No,
     Waiting,
-    Clean,
-    Dirty,
+    /// Whose containers there are.
+    Answered {
+        tenants: bool,
+        owner: bool,
+    },
 }
 
 /// A node object and the machine behind it.
@@ -115,13 +108,11 @@ pub struct NodeObject {
     /// How often it was re-created.
     pub incarnation: u8,
     pub hold: Hold,
-    /// Generation of the last write.
-    pub stamp: i64,
     pub asked: Asked,
-    /// Whether `asked` is about this closing.
+    /// Whether `asked` is about the taints as they are.
     pub asked_now: bool,
     /// By party: the tenants, then the owner.
-    pub pods: Vec<Pod>,
+    pub pods: [Pod; PARTIES],
 }
 
 impl NodeObject {
@@ -129,17 +120,33 @@ impl NodeObject {
         format!("n{place}.{}", self.incarnation).into()
     }
 
-    pub fn check(&self, trust_old_answers: bool) -> Check {
+    /// What a decision looks at: with any taint but `closed`, that is all.
+    pub fn reduced(&self) -> Self {
+        let mut seen = self.clone();
+        if !matches!(seen.hold, Hold::Closed { .. }) {
+            seen.asked = Asked::No;
+            seen.asked_now = false;
+            seen.pods.fill(Pod::None);
+        }
+        // Containers without a pod are not to be seen.
+        for pod in seen.pods.iter_mut().filter(|pod| **pod == Pod::Ghost) {
+            *pod = Pod::None;
+        }
+        seen
+    }
+
+    /// What the agent says, about tenants only where a node is opened with the owner's pods on it.
+    pub fn check(&self, trust_old_answers: bool, tenants_only: bool) -> Check {
         if !self.asked_now && !trust_old_answers {
             return Check::NotAsked;
         }
         match self.asked {
             Asked::No => Check::NotAsked,
             Asked::Waiting => Check::Waiting,
-            Asked::Clean => Check::Clean,
-            Asked::Dirty => {
+            Asked::Answered { tenants, owner } if tenants || owner && !tenants_only => {
                 Check::Dirty { found: vec!["a container".to_owned()], age_ms: spillway_planner::node::RECHECK_MS }
             }
+            Asked::Answered { .. } => Check::Clean,
         }
     }
 }
@@ -161,15 +168,16 @@ pub enum Write {
 }
 
 /// What an operator is doing, between two API calls.
-#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+#[derive(Clone, Debug)]
 pub enum Task {
     Idle,
     /// It looked at the nodes, and will read the ledger and plan.
     Planning(Vec<Seen>),
-    /// It creates pages, then swaps the root.
+    /// It creates pages, then swaps the root. `changes`: a digest of what it commits; 0 once that can only fail.
     Committing {
         base: i64,
-        todo: Vec<Arc<Stored>>,
+        changes: u64,
+        todo: Vec<Arc<Page>>,
         created: Vec<PageName>,
         root: Root,
     },
@@ -182,14 +190,12 @@ pub enum Task {
     /// With the safeguard taken away: it read the root, and will read a node.
     Trusting {
         node: usize,
-        root: Root,
-        committed: Derived<Arc<Committed>>,
+        committed: Arc<Committed>,
     },
     /// It will write a node. `unfounded`: for a booking that was not live when the node was read or later.
     Writing {
         node: usize,
         write: Write,
-        generation: i64,
         current: bool,
         unfounded: bool,
     },
@@ -214,57 +220,118 @@ pub enum Bad {
     BookingLost,
     HolderOfNobody,
     WrongPodDeleted,
+    OwnerDisplaced,
 }
 
-/// The modelled world.
-#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+/// The modelled world. Its hash, by which states are told apart, has no names of pages: what a page is to the root and to the tasks stands
+/// in their place. And operators are alike, so that their order is no part of it.
+#[derive(Clone, Debug)]
 pub struct State {
-    pub root: Root,
-    pub pages: BTreeMap<PageName, Arc<Stored>>,
-    pub committed: Derived<Arc<Committed>>,
+    pub api: Arc<Api>,
     pub nodes: Vec<NodeObject>,
-    pub tasks: Vec<Task>,
+    pub tasks: [Task; 2],
     pub recreations: u8,
     pub collections: u8,
-    pub losses: u8,
-    pub crashes: u8,
     pub bad: Option<Bad>,
-    /// Tenants whose pods ran.
-    pub served: u8,
-    /// A collection came to its end.
-    pub collected: bool,
-    /// A write was refused because its target had changed.
-    pub fenced: bool,
 }
 
 impl State {
-    /// The smallest page name that occurs nowhere.
-    pub fn fresh(&self, kind: PageKind, taken: &mut BTreeSet<PageName>) -> PageName {
-        if taken.is_empty() {
-            taken.extend(self.pages.keys().chain(self.root.pools.values()).cloned());
-            for task in &self.tasks {
-                match task {
-                    Task::Committing { todo, created, root, .. } => {
-                        taken.extend(todo.iter().map(|stored| stored.page.name.clone()));
-                        taken.extend(created.iter().chain(root.pools.values()).cloned());
-                    }
-                    Task::Collecting { listed } => taken.extend(listed.iter().cloned()),
-                    Task::Deleting { names } => taken.extend(names.iter().cloned()),
-                    _ => {}
+    /// Whether a page name occurs anywhere.
+    pub fn knows(&self, name: &PageName) -> bool {
+        self.api.pages.contains_key(name)
+            || self.tasks.iter().any(|task| match task {
+                Task::Committing { todo, created, .. } => {
+                    created.contains(name) || todo.iter().any(|stored| stored.name == *name)
                 }
-            }
-        }
-        let name = (0..).map(|n| PageName::from(format!("{kind:?}-{n}"))).find(|name| !taken.contains(name)).unwrap();
-        taken.insert(name.clone());
-        name
+                Task::Collecting { listed } => listed.contains(name),
+                Task::Deleting { names } => names.contains(name),
+                _ => false,
+            })
     }
 
-    /// Operators are alike, so their order is no part of the state.
-    pub fn sort(&mut self) {
-        self.tasks.sort_by_cached_key(|task| {
-            let mut hasher = DefaultHasher::new();
-            task.hash(&mut hasher);
-            hasher.finish()
+    /// Whether two operators do the same.
+    pub fn same_task(&self, one: usize, other: usize) -> bool {
+        self.digest_task(&self.tasks[one]) == self.digest_task(&self.tasks[other])
+    }
+
+    /// What a page is, whatever its name.
+    fn role(&self, name: &PageName) -> Role {
+        let in_flight = self.tasks.iter().find_map(|task| match task {
+            Task::Committing { created, .. } => created.iter().position(|created| created == name),
+            _ => None,
         });
+        match in_flight {
+            Some(place) => Role::InFlight(place),
+            None => match self.api.committed.pages.iter().position(|named| named == name) {
+                // There are few pages in a modelled ledger: their order is by kind.
+                Some(place) => Role::Named(place),
+                None => Role::Garbage,
+            },
+        }
+    }
+
+    fn digest_task(&self, task: &Task) -> u64 {
+        let roles = |names: &mut dyn Iterator<Item = &PageName>| -> BTreeSet<Role> {
+            names.map(|name| self.role(name)).filter(|role| *role != Role::Garbage).collect()
+        };
+        match task {
+            Task::Idle => 0,
+            Task::Planning(seen) => digest(&(1, seen)),
+            Task::Committing { base, changes, todo, created, .. } => {
+                let there: Vec<bool> = created.iter().map(|name| self.api.pages.contains_key(name)).collect();
+                digest(&(2, if *changes == 0 { 0 } else { *base }, changes, todo.len(), there))
+            }
+            Task::Deciding { node, seen, current } => digest(&(3, node, seen, current)),
+            Task::Trusting { node, committed } => digest(&(4, node, committed.digest)),
+            Task::Writing { node, write, current, unfounded } => digest(&(5, node, write, current, unfounded)),
+            Task::Collecting { listed } => digest(&(6, roles(&mut listed.iter()))),
+            Task::Listing => 7,
+            Task::Deleting { names } => digest(&(8, roles(&mut names.iter()))),
+        }
+    }
+}
+
+/// What a page is to the root and to the tasks.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+enum Role {
+    Named(usize),
+    InFlight(usize),
+    Garbage,
+}
+
+impl Hash for State {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let mut tasks: Vec<u64> = self.tasks.iter().map(|task| self.digest_task(task)).collect();
+        tasks.sort_unstable();
+        let Self { api, nodes, recreations, collections, bad, tasks: _ } = self;
+        (api.committed.digest, nodes, tasks, recreations, collections, bad).hash(state);
+    }
+}
+
+impl PartialEq for State {
+    fn eq(&self, other: &Self) -> bool {
+        digest(self) == digest(other)
+    }
+}
+
+/// In short, for those who read a counterexample.
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let live: Vec<String> = self.api.committed.ledger.bookings().map(|booking| booking.id.to_string()).collect();
+        write!(f, "generation {} live {live:?} ended {:?}", self.api.root.generation, self.api.committed.archived)?;
+        for node in &self.nodes {
+            let NodeObject { incarnation, hold, asked, asked_now, pods } = node;
+            write!(f, "; node.{incarnation} {hold:?} {asked:?} {asked_now} {pods:?}")?;
+        }
+        for task in &self.tasks {
+            match task {
+                Task::Committing { base, todo, root, .. } => {
+                    write!(f, "; committing {} on {base}, {} to create", root.generation, todo.len())?;
+                }
+                Task::Trusting { node, .. } => write!(f, "; trusting for node {node}")?,
+                task => write!(f, "; {task:?}")?,
+            }
+        }
+        Ok(())
     }
 }
