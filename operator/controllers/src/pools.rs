@@ -51,6 +51,10 @@ pub async fn reconcile(object: Arc<GpuPool>, context: Arc<Context>) -> Result<Ac
         return Ok(Action::await_change());
     }
     let view = context.view();
+    if view.ledger.is_none() && view.blocked.is_none() {
+        // A new leader that has not read the ledger: what its predecessor said stands.
+        return Ok(Action::requeue(Duration::from_secs(1)));
+    }
     let wait = context.statements.wait(&name);
     // Nodes may have come before their pool, and what it says of them may have changed.
     if object.status.as_ref().and_then(|status| status.observed_generation) != object.metadata.generation {
@@ -74,7 +78,8 @@ pub async fn reconcile(object: Arc<GpuPool>, context: Arc<Context>) -> Result<Ac
         context.metrics.devices.get_or_create(&PoolState { pool: name.clone(), state }).set(i64::from(value));
     }
     if object.status.as_ref() != Some(&status) {
-        let patch = json!({"metadata": {"resourceVersion": object.resource_version()}, "status": status});
+        let patch =
+            spillway_manifests::status::build_patch(object.resource_version(), &json!(object.status), json!(status));
         call("writing a pool's status", api.patch_status(&name, &PatchParams::default(), &Patch::Merge(&patch)))
             .await?;
     }
@@ -147,7 +152,9 @@ fn node_facts(
     let sound = soundness(node, pool);
     let booking = view.booking_on(&uid);
     let (no_schedule, _) = hold::read_taints(node);
-    let held = booking.is_some_and(|booking| hold::annotation(node, BOOKING_ANNOTATION) == Some(booking.id.as_str()))
+    // Without a ledger the taints alone say who holds it, and go on doing so.
+    let held = (view.ledger.is_none()
+        || booking.is_some_and(|booking| hold::annotation(node, BOOKING_ANNOTATION) == Some(booking.id.as_str())))
         && !matches!(no_schedule, Some(HOLD_CLOSED | HOLD_UNSOLD) | None);
     let problem = if let Some(devices) = sound.wrong_devices.filter(|_| sound.ready) {
         Some(format!("it offers {devices} devices and the pool says {}", pool.spec.devices.per_node))

@@ -173,7 +173,8 @@ async fn write_status(
     object: &GpuReservation,
     status: &GpuReservationStatus,
 ) -> Result<(), Error> {
-    let patch = json!({"metadata": {"resourceVersion": object.resource_version()}, "status": status});
+    let patch =
+        spillway_manifests::status::build_patch(object.resource_version(), &json!(object.status), json!(status));
     call(
         "writing a reservation's status",
         api.patch_status(&object.name_any(), &PatchParams::default(), &Patch::Merge(&patch)),

@@ -65,7 +65,8 @@ pub async fn reconcile(object: Arc<Tenant>, context: Arc<Context>) -> Result<Act
     }
     let status = build_status(&object, &facts, Timestamp::now());
     if object.status.as_ref() != Some(&status) {
-        let patch = json!({"metadata": {"resourceVersion": object.resource_version()}, "status": status});
+        let patch =
+            spillway_manifests::status::build_patch(object.resource_version(), &json!(object.status), json!(status));
         call("writing a tenant's status", api.patch_status(&name, &PatchParams::default(), &Patch::Merge(&patch)))
             .await?;
     }

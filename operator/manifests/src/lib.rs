@@ -3,11 +3,12 @@
 //! - [`validate`]: API objects into the planner's types.
 //! - [`hold`]: a node's hold taints and labels, read and written.
 //! - [`conditions`]: `status.conditions` by kstatus, without changing what did not change.
-//! - [`reservation`], [`pool`], [`tenant`]: statuses.
+//! - [`reservation`], [`pool`], [`tenant`]: statuses; [`status`]: how one is written.
 
 pub mod conditions;
 pub mod hold;
 pub mod pool;
 pub mod reservation;
+pub mod status;
 pub mod tenant;
 pub mod validate;
