@@ -14,17 +14,21 @@ use spillway_crds::names::{HOLD_TAINT, HOLD_UNSOLD};
 use super::LAB;
 use super::commands::Commands;
 use super::fleet::{Fleet, Pool};
-use super::teller::Teller;
+use super::teller::{Teller, Wait};
 use crate::spillway::{CHART, NAMESPACE};
-use crate::{Lab, LabOptions, Size, paths, wait_for_value};
+use crate::{Lab, LabOptions, Size, fake_node, paths, wait_for_value};
 
 /// Devices of the real node.
 const REAL_GPUS: u32 = 8;
 /// Longest time from the chart's install to policies in force.
 const POLICY_BOUND: Duration = Duration::from_secs(30);
 
-/// Fake nodes that are created at a time: two cores keep up with their heartbeats, their agents' pods and the operator's checks.
+/// Fake nodes that are created at a time.
 const BATCH: usize = 100;
+/// Nodes that may be on their way: two cores keep up with the heartbeats, agents' pods and checks of so many.
+const IN_FLIGHT: usize = 300;
+/// How long a batch, or the last nodes, may take.
+const JOIN_BOUND: Duration = Duration::from_secs(180);
 /// Lines of each answer among the logs of a failure.
 const LOG_LINES: usize = 40;
 
@@ -125,40 +129,39 @@ impl Stage {
         ));
         teller.command("kubectl apply -f pools.yaml", "");
         self.commands.quiet(&["kubectl", "apply", "-f", "-"], &self.fleet.manifests(&self.real)).await?;
-        let wait = teller.wait("creating the fake nodes");
-        for (number, batch) in self.fleet.nodes.chunks(BATCH).enumerate() {
-            wait.at(&format!("{} of {fakes} fake nodes have joined", number * BATCH));
-            self.lab.add_fake_nodes(batch).await?;
-        }
-        teller.done(wait, &format!("{fakes} fake nodes have joined"));
         for node in self.lab.real_nodes() {
             let label = format!("{}={}", spillway_crds::names::POOL_LABEL, self.real.name);
             self.commands.show(teller, &["kubectl", "label", "node", &node, &label], "").await?;
         }
-        let wait = teller.wait("each node that joins a pool is closed, checked, then open to the owner");
+        let wait = teller.wait("nodes join; each is closed at once, checked, then opened to the owner");
+        let mut created = 0;
+        for batch in self.fleet.nodes.chunks(BATCH) {
+            fake_node::create(self.lab.client()?, batch).await?;
+            created += batch.len();
+            self.wait_unsold(created.saturating_sub(IN_FLIGHT), &wait).await?;
+        }
         let total = fakes + self.real.nodes;
-        let bound = Duration::from_secs(90) + Duration::from_millis(200) * u32::try_from(total).unwrap_or(u32::MAX);
-        wait_for_value("all nodes to be unsold", bound, || async {
-            let (unsold, all) = self.count_unsold().await?;
-            wait.at(&format!("{unsold} of {all} nodes are checked and open"));
-            Ok((unsold == total).then_some(()))
-        })
-        .await?;
+        self.wait_unsold(total, &wait).await?;
         teller.done(wait, &format!("all {total} nodes can be sold"));
         self.commands.show(teller, &["kubectl", "get", "gpupools"], "").await?;
         Ok(())
     }
 
-    async fn count_unsold(&self) -> Result<(usize, usize)> {
-        let pools =
-            Api::<GpuPool>::all(self.lab.client()?).list(&ListParams::default()).await.context("listing the pools")?;
-        let mut unsold = 0;
-        let mut all = 0;
-        for status in pools.into_iter().filter_map(|pool| pool.status) {
-            unsold += usize::try_from(status.nodes.unsold).unwrap_or_default();
-            all += usize::try_from(status.nodes.total).unwrap_or_default();
-        }
-        Ok((unsold, all))
+    /// Waits until so many nodes are unsold. Asks the pools, whose status is small, and not for a thousand nodes each time.
+    async fn wait_unsold(&self, count: usize, wait: &Wait) -> Result<()> {
+        wait_for_value(&format!("{count} nodes to be unsold"), JOIN_BOUND, || async {
+            let unsold = self.count_unsold().await?;
+            wait.at(&format!("{unsold} nodes are checked and open"));
+            Ok((unsold >= count).then_some(()))
+        })
+        .await
+    }
+
+    async fn count_unsold(&self) -> Result<usize> {
+        let pools = Api::<GpuPool>::all(self.lab.client()?);
+        let pools = pools.list(&ListParams::default()).await.context("listing the pools")?;
+        let unsold = pools.into_iter().filter_map(|pool| usize::try_from(pool.status?.nodes.unsold).ok());
+        Ok(unsold.sum())
     }
 
     /// Whether a node is open to the owner.

@@ -18,10 +18,13 @@ use crate::wait_for_value;
 
 /// Most that any one thing of the story may take; each takes seconds.
 const BOUND: Duration = Duration::from_secs(90);
-/// How long acme buys the real node. The story must come to the waitlist within it.
-const TERM_SECONDS: u64 = 45;
 /// Width of text that is wrapped.
 const WIDTH: usize = 110;
+
+/// How long acme buys the real node: the story comes to the waitlist within it, also where a thousand nodes make everything slower.
+fn term_seconds(stage: &Stage) -> u64 {
+    45 + 5 * (stage.fleet.nodes.len() as u64 / 100)
+}
 
 pub(super) async fn tell(teller: &mut Teller, stage: &Stage) -> Result<()> {
     let shared = stage.fleet.largest()?.clone();
@@ -58,7 +61,8 @@ async fn a_tenant_buys(teller: &mut Teller, stage: &Stage) -> Result<()> {
     let message = pending_message(stage, "acme", "app=inference").await?;
     teller.say(&format!("It holds nothing yet, so its pods are Pending:\n{}", wrap(&message, WIDTH)));
 
-    let spec = format!("pool: lab, devices: {{count: 8}}, tier: Committed, term: {{duration: {TERM_SECONDS}s}}");
+    let term = term_seconds(stage);
+    let spec = format!("pool: lab, devices: {{count: 8}}, tier: Committed, term: {{duration: {term}s}}");
     reserve(teller, stage, "anna", "acme", "train", &spec).await?;
     let train = follow(teller, stage, "acme", "train", Phase::Active).await?;
     let active = Instant::now();
@@ -146,7 +150,10 @@ async fn the_owner_uses_the_rest(teller: &mut Teller, stage: &Stage, shared: &Po
 
 async fn the_term_ends(teller: &mut Teller, stage: &Stage) -> Result<()> {
     let node = stage.real_node()?;
-    teller.step(&format!("acme's {TERM_SECONDS} s end; the node is closed, emptied, checked, and goes to who waited"));
+    teller.step(&format!(
+        "acme's {} s end; the node is closed, emptied, checked, and goes to who waited",
+        term_seconds(stage)
+    ));
     let train = follow(teller, stage, "acme", "train", Phase::Ended).await?;
     let next = follow(teller, stage, "cobalt", "next", Phase::Active).await?;
     ensure!(nodes_of(&next) == [node.clone()], "cobalt was given {:?}", nodes_of(&next));
@@ -190,15 +197,13 @@ async fn the_bill(teller: &mut Teller, stage: &Stage) -> Result<()> {
     let train = rows.iter().find(|row| row["namespace"] == "acme" && row["reservation"] == "train");
     let metered =
         train.and_then(|row| row["deviceMilliseconds"].as_str()).context("acme's reservation in the usage")?;
-    let expected = 8 * TERM_SECONDS * 1000;
+    let term = term_seconds(stage);
+    let expected = 8 * term * 1000;
     ensure!(
         metered == expected.to_string(),
         "acme/train is metered with {metered} device-milliseconds, not {expected}"
     );
-    teller.fine(&format!(
-        "acme owes for 8 GPUs x {TERM_SECONDS} s = {} GPU-seconds, to the millisecond",
-        8 * TERM_SECONDS
-    ));
+    teller.fine(&format!("acme owes for 8 GPUs x {term} s = {} GPU-seconds, to the millisecond", 8 * term));
     stage.commands.show(teller, &["kubectl", "get", "gpures", "-A"], "").await?;
     stage.commands.show(teller, &["spillway", "verify"], "").await?;
     teller.fine("nothing was sold twice, nobody is where they hold nothing, and the ledger explains every millisecond");
@@ -238,7 +243,7 @@ async fn follow(teller: &Teller, stage: &Stage, namespace: &str, name: &str, unt
     // The end of a term is waited for longest.
     let wait = if until == Phase::Ended { teller.wait(waiting) } else { teller.wait_briefly(waiting) };
     let begun = Instant::now();
-    let bound = BOUND + Duration::from_secs(TERM_SECONDS);
+    let bound = BOUND + Duration::from_secs(term_seconds(stage));
     let mut phases: Vec<Phase> = Vec::new();
     loop {
         let reservation = api.get(name).await.with_context(|| format!("reading {what}"))?;

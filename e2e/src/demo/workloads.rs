@@ -60,7 +60,10 @@ kind: Pod
 metadata: {{name: {name}, labels: {{app: {name}}}}}
 spec:
   containers:
-    - {{name: work, image: '{image}', command: [sleep, 1h], resources: {{limits: {{nvidia.com/gpu: {gpus}}}}}}}
+    - name: work
+      image: {image}
+      command: [sh, -c, 'trap exit TERM; while sleep 0.2; do :; done']
+      resources: {{limits: {{nvidia.com/gpu: {gpus}}}}}
   {line}
 "
     )
