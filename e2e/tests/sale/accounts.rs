@@ -5,8 +5,9 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use kube::api::{Api, ListParams};
 use serde_json::Value;
-use spillway_crds::Phase;
+use spillway_crds::{Phase, Tenant};
 use spillway_lab::spillway::{LedgerView, Segment, holds};
 use spillway_lab::wait_for;
 use tokio::process::Command;
@@ -38,7 +39,32 @@ pub(crate) async fn audit(stage: &Stage<'_>) -> Result<()> {
     capacity(stage).await?;
     let ledger = stage.spillway.ledger().await?;
     ensure!(ledger.live.is_empty(), "bookings are left: {:?}", ledger.live);
+    nothing_is_held(stage).await?;
     usage(stage, &ledger).await
+}
+
+/// Pool and tenants say that nothing of theirs is booked.
+async fn nothing_is_held(stage: &Stage<'_>) -> Result<()> {
+    wait_for("pool and tenants to say that nothing is booked", Duration::from_secs(10), || async {
+        let pool = stage.spillway.pool(POOL).await?.status.context("the pool has no status")?;
+        ensure!(
+            pool.live_booking_count == 0 && pool.live_bookings.is_empty(),
+            "the pool says {:?}",
+            pool.live_bookings
+        );
+        let tenants = Api::<Tenant>::all(stage.spillway.client()).list(&ListParams::default()).await?;
+        for tenant in tenants {
+            let status = tenant.status.context("a tenant has no status")?;
+            ensure!(
+                status.live_booking_count == 0 && status.live_bookings.is_empty(),
+                "a tenant says {:?}",
+                status.live_bookings
+            );
+            ensure!(status.held.is_empty(), "a tenant says that it holds {:?}", status.held);
+        }
+        Ok(true)
+    })
+    .await
 }
 
 /// `spillway verify` has nothing to say.

@@ -12,7 +12,7 @@ use crate::stage::{GPUS, Stage, is_unschedulable, list, node_of, nodes_of};
 use crate::workloads::{Work, deployment, job, no_disruption, pod};
 
 /// Length of the term in seconds: the pods must run before it is over.
-const TERM: i64 = 25;
+const TERM: i64 = 20;
 /// Seconds that the deaf ones are given.
 const GRACE: u32 = 3;
 /// Longest time from the end of the term to the node's next state: the grace, and what two busy cores need.

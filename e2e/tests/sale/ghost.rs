@@ -12,7 +12,7 @@ use crate::stage::{GPUS, Stage};
 use crate::workloads::{Work, pod};
 
 /// Seconds that the deaf pod is given first. A kubelet keeps the first grace that it was given, whatever comes later.
-const GRACE: u32 = 20;
+const GRACE: u32 = 14;
 /// The ghost must have been seen for at least so long after the sale ended, or this test has shown nothing.
 const SEEN: Duration = Duration::from_secs(4);
 

@@ -16,12 +16,14 @@ mod loss;
 mod owner;
 mod quota;
 mod stage;
+mod unfit;
 mod witness;
 mod workloads;
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
+use spillway_crds::names::POOL_LABEL;
 use spillway_lab::{Lab, LabOptions, Size};
 
 use crate::stage::Stage;
@@ -32,11 +34,11 @@ const BOUND: Duration = Duration::from_secs(60);
 const NODE_MONITOR_GRACE: &str = "--node-monitor-grace-period=24s";
 
 /// The stories, in order.
-const STORIES: [&str; 7] = ["buy", "quota", "ends", "owner", "down", "ghost", "loss"];
+const STORIES: [&str; 8] = ["buy", "quota", "ends", "owner", "down", "ghost", "unfit", "loss"];
 
 #[tokio::test]
 async fn what_was_bought_is_used_and_comes_back() -> Result<()> {
-    let mut options = LabOptions::new(Size::Node).real_nodes(2);
+    let mut options = LabOptions::new(Size::Node).real_nodes(2).node_label(POOL_LABEL, stage::POOL);
     options.controller_manager_args = vec![NODE_MONITOR_GRACE.to_owned()];
     let begun = Instant::now();
     let lab = Lab::start(options).await?;
@@ -62,6 +64,7 @@ async fn tell(lab: &Lab) -> Result<()> {
             "owner" => owner::tell(&stage).await,
             "down" => down::tell(&stage).await,
             "ghost" => ghost::tell(&stage).await,
+            "unfit" => unfit::tell(&stage).await,
             _ => loss::tell(&stage).await,
         };
         told.with_context(|| format!("story {story}"))?;

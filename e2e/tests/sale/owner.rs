@@ -9,9 +9,11 @@ use spillway_lab::wait_for;
 
 use crate::BOUND;
 use crate::accounts::{capacity, cli, verify};
-use crate::stage::{GPUS, POOL, Stage, is_running, list, node_of, uids};
+use crate::stage::{GPUS, POOL, Stage, is_running, is_unschedulable, list, node_of, uids};
 use crate::workloads::deployment;
 
+/// How often a sale and the owner meet.
+const ROUNDS: u32 = 2;
 /// A sale that would displace somebody has done so by then.
 const PATIENCE: Duration = Duration::from_secs(3);
 
@@ -57,5 +59,37 @@ pub(crate) async fn tell(stage: &Stage<'_>) -> Result<()> {
         "the end of a sale displaced the owner: {}",
         list(&last)
     );
+    stage.lab.kubectl(&["delete", "deployment", "research", "-n", "house", "--cascade=foreground"]).await?;
+    for round in 0..ROUNDS {
+        at_the_same_moment(stage, round).await?;
+    }
     Ok(())
+}
+
+/// A sale and a pod of the owner's want the same node at once: whoever gets it, no pod of the owner's that was bound is ended.
+async fn at_the_same_moment(stage: &Stage<'_>, round: u32) -> Result<()> {
+    let (sale, app) = (format!("race-{round}"), format!("race-{round}"));
+    let before = stage.witness.leaving("house");
+    let workload = [deployment(&app, 2, 8)];
+    let (made, reserved) =
+        tokio::join!(stage.create("house", &workload), stage.reserve("acme", &sale, GPUS, json!({})));
+    made?;
+    reserved?;
+    wait_for("one of the three to wait and two to be served", BOUND, || async {
+        let pods = stage.pods("house").await?;
+        let running = pods.iter().filter(|pod| is_running(pod)).count();
+        let waiting = pods.iter().filter(|pod| is_unschedulable(pod)).count();
+        let sale = stage.spillway.reservation("acme", &sale).await?.context("it is gone")?;
+        let phase = sale.status.as_ref().map(|status| status.phase).unwrap_or_default();
+        let settled =
+            (running == 2 && phase == Phase::Waitlisted) || (running == 1 && waiting == 1 && phase == Phase::Active);
+        ensure!(settled && pods.len() == 2, "the sale is {}, {}", phase.as_str(), list(&pods));
+        Ok(true)
+    })
+    .await?;
+    let ended: Vec<String> = stage.witness.leaving("house").into_iter().filter(|pod| !before.contains(pod)).collect();
+    ensure!(ended.is_empty(), "a sale ended pods of the owner's: {ended:?}");
+    stage.give_up("acme", &sale).await?;
+    stage.lab.kubectl(&["delete", "deployment", &app, "-n", "house", "--cascade=foreground"]).await?;
+    stage.wait_unsold().await
 }

@@ -49,9 +49,6 @@ impl<'lab> Stage<'lab> {
             .spillway
             .create_pool(POOL, json!({"sku": SKU, "nodeCheck": "Agent", "topology": ["kubernetes.io/hostname"]}))
             .await?;
-        for node in lab.real_nodes() {
-            lab.kubectl(&["label", "node", &node, &format!("spillway.dev/pool={POOL}")]).await?;
-        }
         for tenant in TENANTS {
             let spec = match tenant {
                 "beta" => json!({"quotas": [{"sku": SKU, "tier": "OnDemand", "limit": BETAS_QUOTA}]}),

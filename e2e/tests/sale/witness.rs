@@ -1,11 +1,11 @@
-//! Writes down through which phases reservations go, and which taints nodes have, as any client could see it.
+//! Writes down through which phases reservations go, which taints nodes have, and which bound pods were asked to go, as any client could see it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures::StreamExt as _;
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client, ResourceExt as _};
 use serde::de::DeserializeOwned;
@@ -20,13 +20,14 @@ pub(crate) type Hold = (Option<String>, Option<String>);
 struct Book {
     phases: BTreeMap<String, Vec<Phase>>,
     holds: BTreeMap<String, Vec<Hold>>,
+    leaving: BTreeSet<String>,
 }
 
 /// Watches until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Witness {
     book: Arc<Mutex<Book>>,
-    tasks: [JoinHandle<()>; 2],
+    tasks: [JoinHandle<()>; 3],
 }
 
 impl Drop for Witness {
@@ -40,7 +41,7 @@ impl Drop for Witness {
 impl Witness {
     pub(crate) fn start(client: &Client) -> Self {
         let book = Arc::new(Mutex::new(Book::default()));
-        let (one, other) = (Arc::clone(&book), Arc::clone(&book));
+        let (one, other, third) = (Arc::clone(&book), Arc::clone(&book), Arc::clone(&book));
         let tasks = [
             watch(Api::<GpuReservation>::all(client.clone()), move |object| {
                 let name = format!("{}/{}", object.namespace().unwrap_or_default(), object.name_any());
@@ -49,6 +50,12 @@ impl Witness {
             }),
             watch(Api::<Node>::all(client.clone()), move |node| {
                 push(lock(&other).holds.entry(node.name_any()).or_default(), holds(&node));
+            }),
+            watch(Api::<Pod>::all(client.clone()), move |pod| {
+                let bound = pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_some());
+                if bound && pod.metadata.deletion_timestamp.is_some() {
+                    lock(&third).leaving.insert(format!("{}/{}", pod.namespace().unwrap_or_default(), pod.name_any()));
+                }
             }),
         ];
         Self { book, tasks }
@@ -62,6 +69,12 @@ impl Witness {
     /// The hold taints that a node was seen with, in order.
     pub(crate) fn holds(&self, node: &str) -> Vec<Hold> {
         lock(&self.book).holds.get(node).cloned().unwrap_or_default()
+    }
+
+    /// Pods of a namespace that were on a node when somebody asked them to go.
+    pub(crate) fn leaving(&self, namespace: &str) -> Vec<String> {
+        let mine = |name: &&String| name.starts_with(&format!("{namespace}/"));
+        lock(&self.book).leaving.iter().filter(mine).cloned().collect()
     }
 }
 
