@@ -5,7 +5,7 @@
 //! - [`calendar`]: what of a node is free over an interval.
 //! - [`placement`]: which nodes a gang gets.
 //! - [`node`]: the next step of a node on its way to what the ledger wants.
-//! - [`plan`]: the decision over a whole [`Snapshot`]: bookings, ends, replacements, and an answer for every request.
+//! - [`mod@plan`]: the decision over a whole [`Snapshot`]: bookings, ends, replacements, and an answer for every request.
 //! - [`ledger`]: the format and the protocol of the booking ledger. The operator and the model check run the same transition function.
 
 pub mod calendar;
