@@ -25,7 +25,9 @@ async fn delete_node(spillway: &Spillway<'_>, name: &str) -> Result<()> {
 
 async fn patch_node(client: Client, name: &str, patch: Value) -> Result<()> {
     let api = Api::<Node>::all(client);
-    api.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await.with_context(|| format!("changing node {name}"))?;
+    api.patch(name, &PatchParams::default(), &Patch::Merge(patch))
+        .await
+        .with_context(|| format!("changing node {name}"))?;
     Ok(())
 }
 
@@ -33,8 +35,13 @@ async fn patch_node(client: Client, name: &str, patch: Value) -> Result<()> {
 async fn wait_whole(spillway: &Spillway<'_>, name: &str, without: &str) -> Result<Booking> {
     wait_for_value(&format!("{name} to be whole without {without}"), SWAP, || async {
         let ledger = spillway.ledger().await?;
-        let booking = ledger.live.into_iter().find(|booking| booking.reservation.name == name).context("it is not booked")?;
-        let open: i64 = booking.open().filter(|segment| segment.from.is_some() && segment.node != without).map(|segment| segment.devices).sum();
+        let booking =
+            ledger.live.into_iter().find(|booking| booking.reservation.name == name).context("it is not booked")?;
+        let open: i64 = booking
+            .open()
+            .filter(|segment| segment.from.is_some() && segment.node != without)
+            .map(|segment| segment.devices)
+            .sum();
         ensure!(open == booking.devices, "{open} of {} devices: {booking:?}", booking.devices);
         Ok(Some(booking))
     })
@@ -56,7 +63,8 @@ async fn wait_unsound(spillway: &Spillway<'_>, pool: &str, about: &[&str]) -> Re
     spillway
         .wait_for(&format!("pool {pool} to say {about:?}"), SWAP, || async {
             let conditions = spillway.pool(pool).await?.status.context("no status")?.conditions;
-            let sound = conditions.into_iter().find(|condition| condition.type_ == "NodesSound").context("no condition")?;
+            let sound =
+                conditions.into_iter().find(|condition| condition.type_ == "NodesSound").context("no condition")?;
             let said = sound.status == ConditionStatus::False && about.iter().all(|text| sound.message.contains(text));
             ensure!(said, "it says {:?}: {}", sound.status, sound.message);
             Ok(true)
@@ -67,7 +75,8 @@ async fn wait_unsound(spillway: &Spillway<'_>, pool: &str, about: &[&str]) -> Re
 async fn wait_reason(spillway: &Spillway<'_>, name: &str, phase: Phase, reason: &str) -> Result<()> {
     spillway
         .wait_for(&format!("{name} to be {} ({reason})", phase.as_str()), SWAP, || async {
-            let status = spillway.reservation("acme", name).await?.and_then(|object| object.status).context("no status")?;
+            let status =
+                spillway.reservation("acme", name).await?.and_then(|object| object.status).context("no status")?;
             ensure!(status.phase == phase && status.reason.as_deref() == Some(reason), "it is {status:?}");
             Ok(true)
         })
@@ -87,7 +96,9 @@ async fn lost_nodes_are_replaced_and_come_back_empty() -> Result<()> {
     let mut operator = spillway.start_operator("operator-a")?;
     furnish(&spillway, "h200", 4, &["acme"]).await?;
     spillway.patch_pool("h200", json!({"sale": {"repairAfter": "2s"}})).await?;
-    spillway.reserve("acme", "pair", json!({"devices": {"count": 16}, "tier": "Committed", "term": {"duration": "1h"}})).await?;
+    spillway
+        .reserve("acme", "pair", json!({"devices": {"count": 16}, "tier": "Committed", "term": {"duration": "1h"}}))
+        .await?;
     let pair = spillway.wait_phase("acme", "pair", Phase::Active, BOUND).await?.status.context("status")?;
 
     // The object goes: a spare takes its place within seconds, and the meter of what is gone stops.
@@ -123,9 +134,13 @@ async fn lost_nodes_are_replaced_and_come_back_empty() -> Result<()> {
     spillway.set_ready(&silent, "False").await?;
     let booking = wait_whole(&spillway, "pair", &silent).await?;
     let condition = spillway.node(&silent).await?.status.and_then(|status| status.conditions).context("conditions")?;
-    let since = condition.iter().find(|condition| condition.type_ == "Ready").and_then(|ready| ready.last_transition_time.clone());
+    let since = condition
+        .iter()
+        .find(|condition| condition.type_ == "Ready")
+        .and_then(|ready| ready.last_transition_time.clone());
     let since = since.context("a time")?.0.as_millisecond();
-    let segment = booking.segments.iter().filter(|segment| segment.node == silent).next_back().context("its segment")?;
+    let segment =
+        booking.segments.iter().filter(|segment| segment.node == silent).next_back().context("its segment")?;
     ensure!(segment.to == Some(since.max(segment.from.unwrap())), "metered to {:?}, healthy until {since}", segment.to);
     wait_hold(&spillway, &silent, "closed").await?;
     spillway.set_ready(&silent, "True").await?;
@@ -198,9 +213,9 @@ async fn nodes_that_are_not_what_they_should_be_are_not_sold() -> Result<()> {
     }
     // The label is gone and the booking ends: nobody may keep the node.
     spillway.delete_reservation("acme", "all").await?;
-    spillway.wait_gone("acme", "all", BOUND).await?;
     wait_hold(&spillway, &one, "closed").await?;
     patch_node(spillway.client(), &one, json!({"metadata": {"labels": {POOL_LABEL: "h200"}}})).await?;
+    spillway.wait_gone("acme", "all", BOUND).await?;
     spillway.wait_unsold("h200", 2, BOUND).await?;
 
     // Cordoned.

@@ -66,12 +66,11 @@ pub async fn reconcile(node: Arc<Node>, context: Arc<Context>) -> Result<Action,
     let uid = NodeUid::from(node.uid().unwrap_or_default());
     let booking = view.booking_on(&uid).cloned();
     let label = node.labels().get(POOL_LABEL).cloned();
-    let Some(pool_name) = label.or_else(|| booking.as_ref().map(|booking| booking.pool.to_string())) else {
-        return Ok(Action::await_change());
-    };
-    let Some(pool) = context.stores.pools.get(&ObjectRef::new(&pool_name)) else {
-        // The policy has closed it; it stays closed until somebody makes the pool.
-        return Ok(Action::requeue(RESYNC));
+    let pool = label
+        .or_else(|| booking.as_ref().map(|booking| booking.pool.to_string()))
+        .and_then(|name| context.stores.pools.get(&ObjectRef::new(&name)));
+    let Some(pool) = pool else {
+        return close_stray(&context, &Writer { node: &node, uid: &uid, booking: booking.as_ref(), gaps }).await;
     };
     let look = Look { node, uid, pool, booking, gaps, now_ms: jiff::Timestamp::now().as_millisecond() };
     let pods = context.pods.on(&look.node.name_any());
@@ -86,6 +85,16 @@ pub async fn reconcile(node: Arc<Node>, context: Arc<Context>) -> Result<Action,
     }
     look.note_problem(&context, &step).await;
     look.take(&context, step).await
+}
+
+/// A node of no pool that is there, such as one that lost its label while it was held. It is not ours to sell, and the policy has closed one
+/// that is new; but who held it keeps it no longer than the booking lasts.
+async fn close_stray(context: &Context, writer: &Writer<'_>) -> Result<Action, Error> {
+    let kept = writer.booking.is_some() || !matches!(read_hold(writer.node), Hold::Holder { .. } | Hold::Other);
+    if kept {
+        return Ok(Action::requeue(RESYNC));
+    }
+    writer.write(context, &Target::ClosedBoth { booking: None }).await
 }
 
 /// The pods that the API server has on a node now.
@@ -118,17 +127,26 @@ fn whose(context: &Context, namespace: &str) -> Whose {
     }
 }
 
+/// What the hold taints of a node say.
+fn read_hold(node: &Node) -> Hold {
+    let booking = hold::annotation(node, BOOKING_ANNOTATION).map(BookingId::from);
+    match hold::read_taints(node) {
+        (None, None) => Hold::None,
+        (Some(HOLD_CLOSED), None) => Hold::Closed { no_execute: false },
+        (Some(HOLD_CLOSED), Some(HOLD_CLOSED)) => Hold::Closed { no_execute: true },
+        (Some(HOLD_UNSOLD), None) => Hold::Unsold,
+        (Some(a), Some(b)) if a == b && a != HOLD_UNSOLD => Hold::Holder { holder: a.to_owned(), booking },
+        _ => Hold::Other,
+    }
+}
+
 impl Look {
     fn hold(&self) -> Hold {
-        let booking = hold::annotation(&self.node, BOOKING_ANNOTATION).map(BookingId::from);
-        match hold::read_taints(&self.node) {
-            (None, None) => Hold::None,
-            (Some(HOLD_CLOSED), None) => Hold::Closed { no_execute: false },
-            (Some(HOLD_CLOSED), Some(HOLD_CLOSED)) => Hold::Closed { no_execute: true },
-            (Some(HOLD_UNSOLD), None) => Hold::Unsold,
-            (Some(a), Some(b)) if a == b && a != HOLD_UNSOLD => Hold::Holder { holder: a.to_owned(), booking },
-            _ => Hold::Other,
-        }
+        read_hold(&self.node)
+    }
+
+    fn writer(&self) -> Writer<'_> {
+        Writer { node: &self.node, uid: &self.uid, booking: self.booking.as_ref(), gaps: self.gaps }
     }
 
     fn sound(&self) -> Soundness {
@@ -268,17 +286,17 @@ impl Look {
             }
             NodeStep::WriteClosedNoSchedule => {
                 kill::point("node.before-closed");
-                self.write(context, &Target::ClosedNoSchedule { booking: id }).await
+                self.writer().write(context, &Target::ClosedNoSchedule { booking: id }).await
             }
             NodeStep::WriteClosedBoth => {
                 kill::point("node.before-closed");
-                let done = self.write(context, &Target::ClosedBoth { booking: id }).await;
+                let done = self.writer().write(context, &Target::ClosedBoth { booking: id }).await;
                 kill::point("node.after-closed");
                 done
             }
             NodeStep::WriteUnsold => {
                 kill::point("node.before-unsold");
-                let done = self.write(context, &Target::Unsold).await;
+                let done = self.writer().write(context, &Target::Unsold).await;
                 kill::point("node.after-unsold");
                 done
             }
@@ -332,49 +350,9 @@ impl Look {
             reservation: &booking.reservation.name,
             booking: booking.id.as_str(),
         };
-        let done = self.write(context, &target).await;
+        let done = self.writer().write(context, &target).await;
         kill::point("node.after-hold");
         done
-    }
-
-    /// Writes taints, labels and annotations in one patch, if what the ledger wants of the node is still the same.
-    async fn write(&self, context: &Context, target: &Target<'_>) -> Result<Action, Error> {
-        let generation = self.permitted(context, "writing a node").await?;
-        let patch = hold::build_patch(&self.node, target, generation, jiff::Timestamp::now().as_millisecond());
-        let api: Api<Node> = Api::all(context.client.clone());
-        call(
-            "writing a node",
-            api.patch_metadata(&self.node.name_any(), &PatchParams::default(), &Patch::Merge(&patch)),
-        )
-        .await?;
-        context.metrics.node_writes.inc();
-        if matches!(target, Target::Unsold | Target::Holder { .. }) {
-            context.node_memory().asked.remove(&self.uid);
-        }
-        // The write comes back by the watch, with the resourceVersion that the next step needs.
-        Ok(Action::requeue(Duration::from_secs(5)))
-    }
-
-    /// The generation on which a write may stand: the root is read after the node was, and what it wants of the node is what was decided on.
-    async fn permitted(&self, context: &Context, action: &'static str) -> Result<i64, Error> {
-        let expected = context.view().generation;
-        let found = context.fence.generation().await?;
-        let fenced = Error::Fenced { action, expected, found };
-        let mut views = context.view.clone();
-        let caught_up = tokio::time::timeout(Duration::from_millis(500), async {
-            views.wait_for(|view| view.generation >= found).await.map(|view| Arc::clone(&view))
-        })
-        .await;
-        let view: Option<Arc<View>> = caught_up.ok().and_then(Result::ok);
-        let Some(view) = view else {
-            context.tell(Message::Reload);
-            return Err(fenced);
-        };
-        let same = view.generation == found
-            && view.blocked.is_none()
-            && view.booking_on(&self.uid).map(|booking| &booking.id)
-                == self.booking.as_ref().map(|booking| &booking.id);
-        if same && context.pulse.gaps() == self.gaps { Ok(found) } else { Err(fenced) }
     }
 
     /// Asks every foreign pod to go, with a grace that the cap bounds. The first grace that a kubelet is given is final, so a pod is asked once.
@@ -394,7 +372,7 @@ impl Look {
         if going.is_empty() {
             return Ok(());
         }
-        self.permitted(context, "emptying a node").await?;
+        self.writer().permitted(context, "emptying a node").await?;
         let cap = i64::from(context.config.grace_cap_seconds);
         stream::iter(going)
             .map(|pod| async move {
@@ -447,6 +425,56 @@ impl Look {
             context.node_memory().asked.remove(&self.uid);
         }
         asked.map(|_| ())
+    }
+}
+
+/// Writes a node, as long as what was decided on is still so.
+struct Writer<'a> {
+    node: &'a Node,
+    uid: &'a NodeUid,
+    booking: Option<&'a Arc<Booking>>,
+    /// Number of pauses of the process before the look.
+    gaps: u64,
+}
+
+impl Writer<'_> {
+    /// Writes taints, labels and annotations in one patch, if what the ledger wants of the node is still the same.
+    async fn write(&self, context: &Context, target: &Target<'_>) -> Result<Action, Error> {
+        let generation = self.permitted(context, "writing a node").await?;
+        let patch = hold::build_patch(self.node, target, generation, jiff::Timestamp::now().as_millisecond());
+        let api: Api<Node> = Api::all(context.client.clone());
+        call(
+            "writing a node",
+            api.patch_metadata(&self.node.name_any(), &PatchParams::default(), &Patch::Merge(&patch)),
+        )
+        .await?;
+        context.metrics.node_writes.inc();
+        if matches!(target, Target::Unsold | Target::Holder { .. }) {
+            context.node_memory().asked.remove(self.uid);
+        }
+        // The write comes back by the watch, with the resourceVersion that the next step needs.
+        Ok(Action::requeue(Duration::from_secs(5)))
+    }
+
+    /// The generation on which a write may stand: the root is read after the node was, and what it wants of the node is what was decided on.
+    async fn permitted(&self, context: &Context, action: &'static str) -> Result<i64, Error> {
+        let expected = context.view().generation;
+        let found = context.fence.generation().await?;
+        let fenced = Error::Fenced { action, expected, found };
+        let mut views = context.view.clone();
+        let caught_up = tokio::time::timeout(Duration::from_millis(500), async {
+            views.wait_for(|view| view.generation >= found).await.map(|view| Arc::clone(&view))
+        })
+        .await;
+        let view: Option<Arc<View>> = caught_up.ok().and_then(Result::ok);
+        let Some(view) = view else {
+            context.tell(Message::Reload);
+            return Err(fenced);
+        };
+        let same = view.generation == found
+            && view.blocked.is_none()
+            && view.booking_on(self.uid).map(|booking| &booking.id) == self.booking.map(|booking| &booking.id);
+        if same && context.pulse.gaps() == self.gaps { Ok(found) } else { Err(fenced) }
     }
 }
 
