@@ -76,8 +76,12 @@ impl<'lab> Spillway<'lab> {
         }
         lab.helm(&arguments).await?;
         let groups = ["system:serviceaccounts", "system:serviceaccounts:spillway-system"];
-        let spillway =
-            Self { lab, client: lab.client()?, binaries, operator_kubeconfig: lab.kubeconfig_for(OPERATOR_USER, &groups)? };
+        let spillway = Self {
+            lab,
+            client: lab.client()?,
+            binaries,
+            operator_kubeconfig: lab.kubeconfig_for(OPERATOR_USER, &groups)?,
+        };
         spillway.wait_for_policies().await?;
         Ok(spillway)
     }

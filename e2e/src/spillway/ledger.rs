@@ -141,8 +141,11 @@ fn page<T: DeserializeOwned>(pages: &HashMap<String, String>, name: &str) -> Res
 impl LedgerCopy {
     /// Reads it; none: the root names a page that is not here, because the ledger moved on between the reads.
     pub fn read(&self) -> Result<Option<LedgerView>> {
-        let pages: HashMap<String, String> =
-            self.pages.iter().map(|page| (page.metadata.name.clone().unwrap_or_default(), page.spec.data.clone())).collect();
+        let pages: HashMap<String, String> = self
+            .pages
+            .iter()
+            .map(|page| (page.metadata.name.clone().unwrap_or_default(), page.spec.data.clone()))
+            .collect();
         let mut view = LedgerView { generation: self.root.spec.generation, live: Vec::new(), archived: Vec::new() };
         for pool in &self.root.spec.pools {
             let Some(index) = page::<Index>(&pages, &pool.index)? else { return Ok(None) };
@@ -166,8 +169,12 @@ impl LedgerCopy {
 impl Spillway<'_> {
     /// Root and pages as they stand; pages are read after the root, so they may be newer.
     pub async fn copy_ledger(&self) -> Result<LedgerCopy> {
-        let root = Api::<CapacityLedger>::all(self.client()).get(LEDGER_NAME).await.context("reading the ledger's root")?;
-        let pages = Api::<CapacityLedgerPage>::all(self.client()).list(&ListParams::default()).await.context("listing pages")?;
+        let root =
+            Api::<CapacityLedger>::all(self.client()).get(LEDGER_NAME).await.context("reading the ledger's root")?;
+        let pages = Api::<CapacityLedgerPage>::all(self.client())
+            .list(&ListParams::default())
+            .await
+            .context("listing pages")?;
         Ok(LedgerCopy { root, pages: pages.items })
     }
 
@@ -194,7 +201,8 @@ impl Spillway<'_> {
         for page in &copy.pages {
             let mut page = page.clone();
             let name = page.metadata.name.clone().unwrap_or_default();
-            page.metadata = kube::api::ObjectMeta { name: page.metadata.name, labels: page.metadata.labels, ..Default::default() };
+            page.metadata =
+                kube::api::ObjectMeta { name: page.metadata.name, labels: page.metadata.labels, ..Default::default() };
             match pages.create(&PostParams::default(), &page).await {
                 Err(kube::Error::Api(status)) if status.code == 409 => {}
                 result => drop(result.with_context(|| format!("restoring page {name}"))?),

@@ -9,7 +9,7 @@ use kube::api::{Api, DeleteParams, ListParams, ObjectMeta, Patch, PatchParams, P
 use serde_json::{Value, json};
 use spillway_crds::{
     GpuPool, GpuReservation, Phase, Tenant,
-    names::{HOLDER_LABEL, HOLD_TAINT, POOL_LABEL},
+    names::{HOLD_TAINT, HOLDER_LABEL, POOL_LABEL},
 };
 
 use super::Spillway;
@@ -57,7 +57,10 @@ impl Spillway<'_> {
             "topology": ["topology.kubernetes.io/zone", "kubernetes.io/hostname"],
         });
         let pool = GpuPool::new(name, serde_json::from_value(merged(base, &spec)).context("a pool's spec")?);
-        Api::all(self.client()).create(&PostParams::default(), &pool).await.with_context(|| format!("making pool {name}"))
+        Api::all(self.client())
+            .create(&PostParams::default(), &pool)
+            .await
+            .with_context(|| format!("making pool {name}"))
     }
 
     /// Changes a pool's spec by a merge patch.
@@ -77,7 +80,9 @@ impl Spillway<'_> {
     pub async fn add_nodes(&self, pool: &str, names: &[impl AsRef<str>]) -> Result<()> {
         let nodes: Vec<FakeNode> = names
             .iter()
-            .map(|name| FakeNode::new(name.as_ref(), "H200").label(POOL_LABEL, pool).label("topology.kubernetes.io/zone", "z1"))
+            .map(|name| {
+                FakeNode::new(name.as_ref(), "H200").label(POOL_LABEL, pool).label("topology.kubernetes.io/zone", "z1")
+            })
             .collect();
         if self.lab().size() >= Size::Cluster {
             return self.lab().add_fake_nodes(&nodes).await;
@@ -86,7 +91,9 @@ impl Spillway<'_> {
         futures::stream::iter(&nodes)
             .map(|node| async {
                 let object = node.to_object();
-                api.create(&PostParams::default(), &object).await.with_context(|| format!("making node {}", node.name))?;
+                api.create(&PostParams::default(), &object)
+                    .await
+                    .with_context(|| format!("making node {}", node.name))?;
                 self.set_ready(&node.name, "True").await?;
                 let status = json!({"status": {"capacity": object.status.as_ref().map(|status| &status.capacity),
                     "allocatable": object.status.as_ref().map(|status| &status.allocatable)}});
@@ -109,7 +116,9 @@ impl Spillway<'_> {
     pub async fn patch_node_status(&self, node: &str, patch: Value) -> Result<()> {
         let api = Api::<Node>::all(self.client());
         let params = PatchParams::default();
-        api.patch_status(node, &params, &Patch::Strategic(patch)).await.with_context(|| format!("writing the status of node {node}"))?;
+        api.patch_status(node, &params, &Patch::Strategic(patch))
+            .await
+            .with_context(|| format!("writing the status of node {node}"))?;
         Ok(())
     }
 
@@ -127,10 +136,15 @@ impl Spillway<'_> {
     /// Waits until so many nodes of a pool are unsold.
     pub async fn wait_unsold(&self, pool: &str, count: usize, timeout: Duration) -> Result<()> {
         self.wait_for(&format!("{count} unsold nodes in pool {pool}"), timeout, || async {
-            let unsold = self.nodes().await?.iter().filter(|node| {
-                node.metadata.labels.as_ref().and_then(|all| all.get(POOL_LABEL)).is_some_and(|of| of == pool)
-                    && holds(node) == (Some("unsold".to_owned()), None)
-            }).count();
+            let unsold = self
+                .nodes()
+                .await?
+                .iter()
+                .filter(|node| {
+                    node.metadata.labels.as_ref().and_then(|all| all.get(POOL_LABEL)).is_some_and(|of| of == pool)
+                        && holds(node) == (Some("unsold".to_owned()), None)
+                })
+                .count();
             ensure!(unsold == count, "{unsold} are");
             Ok(true)
         })
@@ -140,14 +154,23 @@ impl Spillway<'_> {
     /// Makes a tenant and its namespaces; `spec` says what is more.
     pub async fn create_tenant(&self, name: &str, namespaces: &[&str], spec: Value) -> Result<Tenant> {
         for namespace in namespaces {
-            let object = Namespace { metadata: ObjectMeta { name: Some((*namespace).to_owned()), ..Default::default() }, ..Default::default() };
+            let object = Namespace {
+                metadata: ObjectMeta { name: Some((*namespace).to_owned()), ..Default::default() },
+                ..Default::default()
+            };
             match Api::all(self.client()).create(&PostParams::default(), &object).await {
                 Err(kube::Error::Api(status)) if status.code == 409 => {}
                 result => drop(result.with_context(|| format!("making namespace {namespace}"))?),
             }
         }
-        let tenant = Tenant::new(name, serde_json::from_value(merged(json!({"namespaces": namespaces}), &spec)).context("a tenant's spec")?);
-        Api::all(self.client()).create(&PostParams::default(), &tenant).await.with_context(|| format!("making tenant {name}"))
+        let tenant = Tenant::new(
+            name,
+            serde_json::from_value(merged(json!({"namespaces": namespaces}), &spec)).context("a tenant's spec")?,
+        );
+        Api::all(self.client())
+            .create(&PostParams::default(), &tenant)
+            .await
+            .with_context(|| format!("making tenant {name}"))
     }
 
     /// Waits until the operator has labelled a namespace, so that its pods can land on what it holds; returns its holder id.
@@ -189,7 +212,9 @@ impl Spillway<'_> {
         let Some(object) = self.reservation(namespace, name).await? else { return Ok(()) };
         let uid = object.metadata.uid.unwrap_or_default();
         let patch = Patch::Merge(json!({"metadata": {"annotations": {spillway_crds::names::ALLOW_EARLY_END: uid}}}));
-        api.patch_metadata(name, &PatchParams::default(), &patch).await.with_context(|| format!("allowing {namespace}/{name} to end"))?;
+        api.patch_metadata(name, &PatchParams::default(), &patch)
+            .await
+            .with_context(|| format!("allowing {namespace}/{name} to end"))?;
         match api.delete(name, &DeleteParams::default()).await {
             Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
             result => result.map(drop).with_context(|| format!("deleting reservation {namespace}/{name}")),
@@ -197,10 +222,17 @@ impl Spillway<'_> {
     }
 
     /// Waits until a reservation is in a phase, and returns it. One that is over in another phase fails at once.
-    pub async fn wait_phase(&self, namespace: &str, name: &str, phase: Phase, timeout: Duration) -> Result<GpuReservation> {
+    pub async fn wait_phase(
+        &self,
+        namespace: &str,
+        name: &str,
+        phase: Phase,
+        timeout: Duration,
+    ) -> Result<GpuReservation> {
         let what = format!("reservation {namespace}/{name} to be {}", phase.as_str());
         let found = wait_for_value(&what, timeout, || async {
-            let found = self.reservation(namespace, name).await?.with_context(|| format!("there is no {namespace}/{name}"))?;
+            let found =
+                self.reservation(namespace, name).await?.with_context(|| format!("there is no {namespace}/{name}"))?;
             let status = found.status.clone().unwrap_or_default();
             if status.phase == phase || status.phase.is_final() {
                 return Ok(Some(found));
@@ -209,7 +241,12 @@ impl Spillway<'_> {
         })
         .await?;
         let status = found.status.clone().unwrap_or_default();
-        ensure!(status.phase == phase, "{what}: it is {}: {}", status.phase.as_str(), status.message.unwrap_or_default());
+        ensure!(
+            status.phase == phase,
+            "{what}: it is {}: {}",
+            status.phase.as_str(),
+            status.message.unwrap_or_default()
+        );
         Ok(found)
     }
 

@@ -43,7 +43,11 @@ impl Spillway<'_> {
     fn spawn(&self, program: &Path, identity: &str, env: &[(&str, &str)]) -> Result<Operator> {
         let port = free_port(Ipv4Addr::LOCALHOST)?;
         let log = self.lab().log(identity);
-        let out = OpenOptions::new().create(true).append(true).open(&log).with_context(|| format!("opening {}", log.display()))?;
+        let out = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&log)
+            .with_context(|| format!("opening {}", log.display()))?;
         // The kernel kills it when this process dies.
         let mut command = Command::new("setpriv");
         command
@@ -113,14 +117,18 @@ impl Operator {
 
     /// Waits until it leads.
     pub async fn wait_leading(&self, timeout: Duration) -> Result<()> {
-        wait_for(&format!("{} to lead", self.identity), timeout, || async { Ok(self.metric("spillway_leader").await? == "1") }).await
+        wait_for(&format!("{} to lead", self.identity), timeout, || async {
+            Ok(self.metric("spillway_leader").await? == "1")
+        })
+        .await
     }
 
     /// The text of `/metrics`.
     pub async fn metrics(&self) -> Result<String> {
         let url = format!("http://127.0.0.1:{}/metrics", self.port);
         let client = reqwest::Client::builder().timeout(Duration::from_secs(5)).build().context("an HTTP client")?;
-        let answer = client.get(url).send().await.with_context(|| format!("asking {} for its metrics", self.identity))?;
+        let answer =
+            client.get(url).send().await.with_context(|| format!("asking {} for its metrics", self.identity))?;
         answer.text().await.context("reading metrics")
     }
 

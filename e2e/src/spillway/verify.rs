@@ -45,9 +45,16 @@ impl Verdict {
             .findings
             .iter()
             .filter(|finding| finding.severity == "Violation")
-            .map(|finding| format!("invariant {}: {} {}: {}", finding.invariant, finding.code, finding.object, finding.message))
+            .map(|finding| {
+                format!("invariant {}: {} {}: {}", finding.invariant, finding.code, finding.object, finding.message)
+            })
             .collect();
-        ensure!(self.violations == 0 && list.is_empty(), "spillway verify found {} violations:\n{}", self.violations, list.join("\n"));
+        ensure!(
+            self.violations == 0 && list.is_empty(),
+            "spillway verify found {} violations:\n{}",
+            self.violations,
+            list.join("\n")
+        );
         Ok(())
     }
 }
@@ -66,13 +73,20 @@ impl Spillway<'_> {
             .stdin(Stdio::null())
             .kill_on_drop(true)
             .output();
-        let output = tokio::time::timeout(BOUND, run).await.context("spillway verify does not end")?.context("running spillway verify")?;
+        let output = tokio::time::timeout(BOUND, run)
+            .await
+            .context("spillway verify does not end")?
+            .context("running spillway verify")?;
         let text = String::from_utf8_lossy(&output.stdout);
         let verdict: Verdict = serde_json::from_str(&text).with_context(|| {
             format!("spillway verify ({}) said:\n{text}\n{}", output.status, String::from_utf8_lossy(&output.stderr))
         })?;
         let expected = if verdict.violations > 0 { 1 } else { 0 };
-        ensure!(output.status.code() == Some(expected), "spillway verify ended with {} and found {verdict:?}", output.status);
+        ensure!(
+            output.status.code() == Some(expected),
+            "spillway verify ended with {} and found {verdict:?}",
+            output.status
+        );
         Ok(verdict)
     }
 }

@@ -47,7 +47,7 @@ impl Witness {
             while let Some(event) = events.next().await {
                 match event {
                     Ok(watcher::Event::Apply(object) | watcher::Event::InitApply(object)) => {
-                        note(&book, &object, false)
+                        note(&book, &object, false);
                     }
                     Ok(watcher::Event::Delete(object)) => note(&book, &object, true),
                     _ => {}

@@ -3,7 +3,12 @@
 //!
 //! `SPILLWAY_SOAK_KILLS=1000` makes the random kills long (`make soak`), `SPILLWAY_CHAOS_SEED` repeats a run of them.
 
-#![expect(clippy::unwrap_used, clippy::print_stderr, reason = "tests")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    clippy::indexing_slicing,
+    reason = "a test may fail loudly, and says what it saw"
+)]
 
 mod audit;
 mod churn;

@@ -35,14 +35,18 @@ async fn versions(spillway: &Spillway<'_>) -> Result<BTreeMap<String, Option<Str
         let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind));
         let api = Api::<DynamicObject>::all_with(spillway.client(), &resource);
         for object in api.list(&ListParams::default()).await.with_context(|| format!("listing {kind}s"))? {
-            versions.insert(format!("{kind} {}/{}", object.namespace().unwrap_or_default(), object.name_any()), object.resource_version());
+            versions.insert(
+                format!("{kind} {}/{}", object.namespace().unwrap_or_default(), object.name_any()),
+                object.resource_version(),
+            );
         }
     }
     Ok(versions)
 }
 
 fn difference(before: &BTreeMap<String, Option<String>>, after: &BTreeMap<String, Option<String>>) -> Vec<String> {
-    let changed = after.iter().filter(|(name, version)| before.get(*name) != Some(*version)).map(|(name, _)| name.clone());
+    let changed =
+        after.iter().filter(|(name, version)| before.get(*name) != Some(*version)).map(|(name, _)| name.clone());
     let gone = before.keys().filter(|name| !after.contains_key(*name)).map(|name| format!("{name} (gone)"));
     changed.chain(gone).collect()
 }
@@ -88,7 +92,11 @@ async fn a_settled_cluster_is_not_written_to() -> Result<()> {
 }
 
 /// Waits until nothing was written for as long as [`QUIET`].
-async fn quiet_since(spillway: &Spillway<'_>, operator: &spillway_lab::spillway::Operator, bound: Duration) -> Result<()> {
+async fn quiet_since(
+    spillway: &Spillway<'_>,
+    operator: &spillway_lab::spillway::Operator,
+    bound: Duration,
+) -> Result<()> {
     operator.wait_leading(bound).await?;
     let last = std::sync::Mutex::new((versions(spillway).await?, Instant::now()));
     spillway
