@@ -62,7 +62,7 @@ pub(crate) async fn tell(stage: &Stage<'_>) -> Result<()> {
     wait_for("what a controller re-creates to be Pending again", BOUND, || async {
         let pods = stage.pods("acme").await?;
         let waiting = pods.iter().filter(|pod| is_unschedulable(pod)).count();
-        ensure!(waiting >= 3 && pods.iter().all(|pod| is_unschedulable(pod)), "{}", list(&pods));
+        ensure!(waiting >= 3 && pods.iter().all(is_unschedulable), "{}", list(&pods));
         Ok(true)
     })
     .await
