@@ -41,7 +41,7 @@ e2e: ## The tests on a real Kubernetes, one after the other; TESTS="attacks sale
 	@e2e/test.sh e2e
 
 soak: ## Kill the operator 1000 times while reservations churn, then verify; KILLS=n for another number (as root)
-	@SPILLWAY_KILLS='$(KILLS)' e2e/test.sh soak
+	@SPILLWAY_SOAK_KILLS='$(KILLS)' e2e/test.sh soak
 
 advisories: ## Look the dependencies up in the RustSec advisory database (fetches it from github.com)
 	@e2e/test.sh advisories
