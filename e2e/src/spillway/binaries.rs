@@ -9,16 +9,11 @@ use anyhow::{Context as _, Result, ensure};
 use crate::paths::binaries_dir;
 use crate::progress::say;
 
-/// The operator with kill points, as it is named in `SPILLWAY_BIN_DIR`.
-const WITH_KILL_POINTS: &str = "spillway-operator-kill-points";
-
 /// The binaries under test.
 #[derive(Debug, Clone)]
 pub struct Binaries {
-    /// The operator as it is shipped.
+    /// The operator, with kill points, which do nothing unless `SPILLWAY_KILL_AT` names one.
     pub operator: PathBuf,
-    /// The operator that ends at a kill point.
-    pub operator_with_kill_points: PathBuf,
     /// `spillway`.
     pub cli: PathBuf,
 }
@@ -37,7 +32,7 @@ impl Binaries {
             Some(dir) => Self::in_folder(Path::new(&dir)),
             None => Self::build()?,
         };
-        for path in [&binaries.operator, &binaries.operator_with_kill_points, &binaries.cli] {
+        for path in [&binaries.operator, &binaries.cli] {
             ensure!(path.is_file(), "{} is missing: `make` builds it", path.display());
         }
         *built = Some(binaries.clone());
@@ -45,21 +40,14 @@ impl Binaries {
     }
 
     fn in_folder(dir: &Path) -> Self {
-        Self {
-            operator: dir.join("spillway-operator"),
-            operator_with_kill_points: dir.join(WITH_KILL_POINTS),
-            cli: dir.join("spillway"),
-        }
+        Self { operator: dir.join("spillway-operator"), cli: dir.join("spillway") }
     }
 
-    /// With the words of `e2e/test.sh`, so that nothing is compiled once more with other features. One operator plays both: without
-    /// `SPILLWAY_KILL_AT` its kill points do nothing.
+    /// With the words of `e2e/test.sh`, so that nothing is compiled once more with other features.
     fn build() -> Result<Self> {
-        let dir = binaries_dir()?;
         say("building Spillway for the tests");
         cargo(&["build", "--quiet", "--workspace", "--features", "spillway-operator/kill-points", "--bins"])?;
-        let operator = dir.join("spillway-operator");
-        Ok(Self { operator_with_kill_points: operator.clone(), operator, cli: dir.join("spillway") })
+        Ok(Self::in_folder(&binaries_dir()?))
     }
 }
 

@@ -30,14 +30,14 @@ pub struct Operator {
 }
 
 impl Spillway<'_> {
-    /// Starts the operator as it is shipped. One with the identity of a dead one goes on with its Lease at once.
+    /// Starts the operator. One with the identity of a dead one goes on with its Lease at once.
     pub fn start_operator(&self, identity: &str) -> Result<Operator> {
         self.spawn(&self.binaries().operator, identity, &[])
     }
 
     /// Starts an operator that ends itself with status 137 when it comes to a kill point (`operator/controllers/src/kill.rs`).
     pub fn start_operator_to_die(&self, identity: &str, point: &str) -> Result<Operator> {
-        self.spawn(&self.binaries().operator_with_kill_points, identity, &[("SPILLWAY_KILL_AT", point)])
+        self.spawn(&self.binaries().operator, identity, &[("SPILLWAY_KILL_AT", point)])
     }
 
     fn spawn(&self, program: &Path, identity: &str, env: &[(&str, &str)]) -> Result<Operator> {

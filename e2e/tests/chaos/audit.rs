@@ -66,6 +66,11 @@ impl Witness {
         self.book().clone()
     }
 
+    /// How many reservations are not over yet.
+    pub(crate) fn open(&self) -> usize {
+        self.book().values().filter(|seen| !seen.gone && !seen.last.is_final()).count()
+    }
+
     /// How many reservations were ever seen in a phase.
     pub(crate) fn count(&self, phase: Phase) -> usize {
         self.book().values().filter(|seen| seen.phases.contains(&phase)).count()
@@ -120,7 +125,7 @@ pub(crate) async fn settle_within(
                     open.push(format!("node {} is {hold:?}", node.name_any()));
                 }
             }
-            let late = witness.seen().values().filter(|seen| !seen.gone && !seen.last.is_final()).count();
+            let late = witness.open();
             ensure!(
                 open.is_empty() && late == 0,
                 "{} are not, {late} not seen: {}",

@@ -1,10 +1,16 @@
 //! Reservations that come and go, chosen by a seed.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::Result;
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
 use serde_json::{Value, json};
 use spillway_lab::spillway::Spillway;
+use spillway_lab::wait_for;
+
+use crate::BOUND;
 
 /// Numbers from a seed (SplitMix64), the same on every machine.
 #[derive(Debug, Clone)]
@@ -87,20 +93,54 @@ impl Churn {
 
     /// Makes so many reservations, and deletes those that are to be deleted.
     pub(crate) async fn run(&self, spillway: &Spillway<'_>, first: usize, count: usize) -> Result<()> {
+        self.run_until_full(spillway, first, count, &AtomicUsize::new(0), || false).await
+    }
+
+    /// The same, counting what was made, and waiting while there is no room for more.
+    pub(crate) async fn run_until_full(
+        &self,
+        spillway: &Spillway<'_>,
+        first: usize,
+        count: usize,
+        made: &AtomicUsize,
+        is_full: impl Fn() -> bool,
+    ) -> Result<()> {
         let mut dice = Dice::new(self.seed ^ u64::try_from(first).unwrap_or(0));
-        let mut deletes = Vec::new();
+        let mut deletes = FuturesUnordered::new();
         for number in first..first + count {
             let arrival = self.arrival(&mut dice, number);
+            let room = wait_for("room for more", BOUND * 3, || {
+                let room = !is_full();
+                async move { Ok(room) }
+            });
+            alongside(room, &mut deletes).await??;
             spillway.reserve(&arrival.namespace, &arrival.name, arrival.spec).await?;
+            made.fetch_add(1, Ordering::Relaxed);
             if let Some(after) = arrival.delete_after {
                 deletes.push(async move {
                     tokio::time::sleep(after).await;
                     spillway.delete_reservation(&arrival.namespace, &arrival.name).await
                 });
             }
-            tokio::time::sleep(arrival.pause).await;
+            alongside(tokio::time::sleep(arrival.pause), &mut deletes).await?;
         }
-        futures::future::try_join_all(deletes).await?;
+        while let Some(deleted) = deletes.next().await {
+            deleted?;
+        }
         Ok(())
+    }
+}
+
+/// Does the first while the others go on; the first failure among them ends it.
+async fn alongside<T>(
+    first: impl Future<Output = T>,
+    others: &mut FuturesUnordered<impl Future<Output = Result<()>>>,
+) -> Result<T> {
+    tokio::pin!(first);
+    loop {
+        tokio::select! {
+            done = &mut first => return Ok(done),
+            Some(other) = others.next() => other?,
+        }
     }
 }

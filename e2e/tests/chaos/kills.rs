@@ -1,5 +1,6 @@
 //! Random SIGKILLs of the operator while reservations churn and pods come and go.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -12,6 +13,8 @@ use crate::audit::{Witness, audit, settle_within};
 use crate::churn::{Churn, Dice};
 use crate::{BOUND, furnish};
 
+/// More are not let in before some are over, so that a long run does not become one long queue.
+const MOST_OPEN: usize = 100;
 const TENANTS: [&str; 4] = ["acme", "beta", "gamma", "delta"];
 
 fn number(name: &str, default: u64) -> Result<u64> {
@@ -56,18 +59,26 @@ async fn random_kills_while_reservations_churn_lose_nothing() -> Result<()> {
 
     let churn =
         Churn { seed, namespaces: TENANTS.map(str::to_owned).to_vec(), longest: 10, widest: 4, every_ms: (20, 200) };
-    let count = usize::try_from(kills * 10).context("kills")?;
+    let kills = usize::try_from(kills).context("kills")?;
+    let count = (kills * 4).max(200);
+    let made = AtomicUsize::new(0);
     let mut dice = Dice::new(seed ^ 0x6b69_6c6c);
     let killing = async {
-        for _ in 0..kills {
-            tokio::time::sleep(Duration::from_millis(dice.roll(50, 2000))).await;
+        for kill in 0..kills {
+            // Spread over all arrivals, at a moment that nobody chose.
+            let due = count * kill / kills;
+            spillway
+                .wait_for("more to arrive", BOUND * 3, || async { Ok(made.load(Ordering::Relaxed) >= due) })
+                .await?;
+            tokio::time::sleep(Duration::from_millis(dice.roll(50, 1200))).await;
             // One identity, as a container that is started again has, so that it goes on with its own Lease.
             operator.kill()?;
             operator = spillway.start_operator("operator-a")?;
         }
         anyhow::Ok(operator)
     };
-    let (arrivals, killing) = tokio::join!(churn.run(&spillway, 0, count), killing);
+    let arriving = churn.run_until_full(&spillway, 0, count, &made, || witness.open() > MOST_OPEN);
+    let (arrivals, killing) = tokio::join!(arriving, killing);
     let operator = killing?;
     arrivals?;
     eprintln!("random kills: {kills} kills and {count} reservations in {:.0?}", begun.elapsed());

@@ -56,7 +56,10 @@ async fn die_at(points: &[String]) -> Result<()> {
         }
         operator = spillway.start_operator_to_die("operator-a", point)?;
         arrive(&spillway, number, &mut operator).await?;
-        let status = operator.wait_exit(BOUND).await.with_context(|| format!("it never came to {point}"))?;
+        let status = operator
+            .wait_exit(BOUND)
+            .await
+            .with_context(|| format!("it never came to {point} (was it built with the feature kill-points?)"))?;
         ensure!(status.code() == Some(137), "at {point} it ended with {status}");
         let log = std::fs::read_to_string(operator.log()).context("the operator's log")?;
         let last = log.lines().last().unwrap_or_default();
