@@ -233,8 +233,8 @@ What to try next:
   kubectl get nodes -L spillway.dev/pool -o wide      all nodes; kubectl describe node {} shows its hold
   kubectl get gpures -A -w                            reservations as they change
   spillway explain acme/train                         why a reservation is where it is
-  kubectl --as=anna -n acme get pods                  acme's pods wait: buy again, and they run within seconds:
-  kubectl --as=anna -n acme apply -f - <<EOF
+  kubectl --as=acme-user -n acme get pods             acme's pods wait: buy again, and they run within seconds:
+  kubectl --as=acme-user -n acme apply -f - <<EOF
 {}EOF
 ",
             self.kubeconfig().display(),

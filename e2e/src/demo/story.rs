@@ -41,10 +41,8 @@ pub(super) async fn tell(teller: &mut Teller, stage: &Stage) -> Result<()> {
 
 async fn tenants_come(teller: &mut Teller, stage: &Stage, shared: &Pool) -> Result<()> {
     let limit = 2 * shared.gpus;
-    teller.step(&format!(
-        "Tenants acme (anna), birch (ben; at most {limit} {} OnDemand), cobalt (cleo), and the owner, house (olga)",
-        shared.sku
-    ));
+    teller
+        .step(&format!("Tenants acme, birch (at most {limit} {} OnDemand), cobalt, and the owner, house", shared.sku));
     teller.command("kubectl apply -f tenants.yaml", "");
     stage.commands.quiet(&["kubectl", "apply", "-f", "-"], &workloads::tenants(&shared.sku, limit)).await?;
     let wait = ["kubectl", "wait", "--for=condition=Ready", "tenants", "--all", "--timeout=60s"];
@@ -57,13 +55,13 @@ async fn a_tenant_buys(teller: &mut Teller, stage: &Stage) -> Result<()> {
     teller.step(
         "acme deploys first and buys then: a Deployment, a StatefulSet and a Job, 8 GPUs, nothing of Spillway in them",
     );
-    apply_as(teller, stage, "anna", "acme", "workloads.yaml", &workloads::of_a_tenant()).await?;
+    apply_as(teller, stage, "acme-user", "acme", "workloads.yaml", &workloads::of_a_tenant()).await?;
     let message = pending_message(stage, "acme", "app=inference").await?;
     teller.say(&format!("It holds nothing yet, so its pods are Pending:\n{}", wrap(&message, WIDTH)));
 
     let term = term_seconds(stage);
     let spec = format!("pool: lab, devices: {{count: 8}}, tier: Committed, term: {{duration: {term}s}}");
-    reserve(teller, stage, "anna", "acme", "train", &spec).await?;
+    reserve(teller, stage, "acme-user", "acme", "train", &spec).await?;
     let train = follow(teller, stage, "acme", "train", Phase::Active).await?;
     let active = Instant::now();
     let wait = teller.wait_briefly("waiting for acme's pods");
@@ -76,8 +74,9 @@ async fn a_tenant_buys(teller: &mut Teller, stage: &Stage) -> Result<()> {
     let elsewhere: Vec<&Pod> =
         pods.iter().filter(|pod| !node_of(pod).is_some_and(|node| bought.contains(&node))).collect();
     ensure!(elsewhere.is_empty(), "{} pods run elsewhere than on {bought:?}", elsewhere.len());
-    stage.commands.show(teller, &["kubectl", "--as=anna", "-n", "acme", "get", "pods", "-o", "wide"], "").await?;
-    let logs = stage.commands.show(teller, &["kubectl", "--as=anna", "-n", "acme", "logs", "trainer-0"], "").await?;
+    stage.commands.show(teller, &["kubectl", "--as=acme-user", "-n", "acme", "get", "pods", "-o", "wide"], "").await?;
+    let logs =
+        stage.commands.show(teller, &["kubectl", "--as=acme-user", "-n", "acme", "logs", "trainer-0"], "").await?;
     ensure!(logs.matches("lab-gpu-").count() == 2, "the container was given other devices than it asked for: {logs}");
     teller
         .fine(&format!("every pod of acme's is on {}, the node that acme bought, and nowhere else", bought.join(", ")));
@@ -87,8 +86,8 @@ async fn a_tenant_buys(teller: &mut Teller, stage: &Stage) -> Result<()> {
 async fn others_do_not_get_there(teller: &mut Teller, stage: &Stage) -> Result<()> {
     teller.step("cobalt tries to get onto acme's node without paying");
     let node = stage.real_node()?;
-    let apply = ["kubectl", "--as=cleo", "-n", "cobalt", "apply", "-f", "-"];
-    apply_as(teller, stage, "cleo", "cobalt", "pod.yaml", &workloads::pod("hopeful", 8, "")).await?;
+    let apply = ["kubectl", "--as=cobalt-user", "-n", "cobalt", "apply", "-f", "-"];
+    apply_as(teller, stage, "cobalt-user", "cobalt", "pod.yaml", &workloads::pod("hopeful", 8, "")).await?;
     let message = pending_message(stage, "cobalt", "app=hopeful").await?;
     teller.answer(&wrap(&message, WIDTH), 8);
     teller.fine("an unchanged pod waits: cobalt holds nothing");
@@ -115,20 +114,20 @@ async fn a_quota_says_no(teller: &mut Teller, stage: &Stage, shared: &Pool) -> R
         let count = nodes * gpus;
         format!("sku: {sku}, region: {REGION}, devices: {{count: {count}, perNode: {gpus}}}, tier: OnDemand")
     };
-    reserve(teller, stage, "ben", "birch", "too-much", &spec(3)).await?;
+    reserve(teller, stage, "birch-user", "birch", "too-much", &spec(3)).await?;
     let refused = follow(teller, stage, "birch", "too-much", Phase::Rejected).await?;
     explain_status(teller, &refused, "QuotaExceeded")?;
-    reserve(teller, stage, "ben", "birch", "serve", &spec(2)).await?;
+    reserve(teller, stage, "birch-user", "birch", "serve", &spec(2)).await?;
     let serve = follow(teller, stage, "birch", "serve", Phase::Active).await?;
     teller.fine(&format!("birch's nodes: {}", nodes_of(&serve).join(", ")));
-    reserve(teller, stage, "ben", "birch", "one-more", &spec(1)).await?;
+    reserve(teller, stage, "birch-user", "birch", "one-more", &spec(1)).await?;
     let waits = follow(teller, stage, "birch", "one-more", Phase::Waitlisted).await?;
     explain_status(teller, &waits, "QuotaInUse")
 }
 
 async fn who_comes_late_waits(teller: &mut Teller, stage: &Stage) -> Result<()> {
     teller.step("cobalt decides to pay, but the node is acme's until the term ends: the waitlist");
-    reserve(teller, stage, "cleo", "cobalt", "next", "pool: lab, devices: {count: 8}, tier: OnDemand").await?;
+    reserve(teller, stage, "cobalt-user", "cobalt", "next", "pool: lab, devices: {count: 8}, tier: OnDemand").await?;
     follow(teller, stage, "cobalt", "next", Phase::Waitlisted).await?;
     stage.commands.show(teller, &["spillway", "explain", "cobalt/next"], "").await?;
     Ok(())
@@ -138,7 +137,7 @@ async fn the_owner_uses_the_rest(teller: &mut Teller, stage: &Stage, shared: &Po
     const REPLICAS: usize = 4;
     teller.step("The owner's unchanged pods use what is not sold");
     let manifest = workloads::of_the_owner(&shared.name, REPLICAS as u32, shared.gpus);
-    apply_as(teller, stage, "olga", "house", "research.yaml", &manifest).await?;
+    apply_as(teller, stage, "house-user", "house", "research.yaml", &manifest).await?;
     for pod in running_pods(stage, "house", REPLICAS).await? {
         let node = node_of(&pod).context("a running pod without a node")?;
         ensure!(stage.is_unsold(&node).await?, "the owner's pod runs on {node}, which is not unsold");
@@ -173,16 +172,27 @@ async fn the_term_ends(teller: &mut Teller, stage: &Stage) -> Result<()> {
 async fn the_node_comes_back(teller: &mut Teller, stage: &Stage) -> Result<()> {
     let node = stage.real_node()?;
     teller.step("cobalt gives the node back, and the owner has it");
-    stage.commands.show(teller, &["kubectl", "--as=cleo", "-n", "cobalt", "delete", "gpures", "next"], "").await?;
+    stage
+        .commands
+        .show(teller, &["kubectl", "--as=cobalt-user", "-n", "cobalt", "delete", "gpures", "next"], "")
+        .await?;
     let wait = teller.wait_briefly("waiting for the node to be unsold");
     wait_for_value("the real node to be unsold", BOUND, || async { Ok(stage.is_unsold(&node).await?.then_some(())) })
         .await?;
     teller.done(wait, &format!("{node} was emptied, checked, and is unsold again"));
-    apply_as(teller, stage, "olga", "house", "nightly.yaml", &workloads::short_job("lab", 8)).await?;
-    let done =
-        ["kubectl", "--as=olga", "-n", "house", "wait", "--for=condition=Complete", "job/nightly", "--timeout=60s"];
+    apply_as(teller, stage, "house-user", "house", "nightly.yaml", &workloads::short_job("lab", 8)).await?;
+    let done = [
+        "kubectl",
+        "--as=house-user",
+        "-n",
+        "house",
+        "wait",
+        "--for=condition=Complete",
+        "job/nightly",
+        "--timeout=60s",
+    ];
     stage.commands.quiet(&done, "").await?;
-    stage.commands.show(teller, &["kubectl", "--as=olga", "-n", "house", "logs", "job/nightly"], "").await?;
+    stage.commands.show(teller, &["kubectl", "--as=house-user", "-n", "house", "logs", "job/nightly"], "").await?;
     teller.fine("the owner's Job ran on it");
     Ok(())
 }

@@ -96,7 +96,9 @@ pub(super) fn short_job(pool: &str, gpus: u32) -> String {
 /// Namespaces, who works there, and the tenants; the owner comes last. `sku` is limited for birch to `limit` OnDemand devices.
 pub(super) fn tenants(sku: &str, limit: u32) -> String {
     let mut manifests = Vec::new();
-    for (tenant, user) in [("acme", "anna"), ("birch", "ben"), ("cobalt", "cleo"), ("house", "olga")] {
+    for (tenant, user) in
+        [("acme", "acme-user"), ("birch", "birch-user"), ("cobalt", "cobalt-user"), ("house", "house-user")]
+    {
         manifests.push(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": tenant}}));
         manifests.push(json!({
             "apiVersion": "rbac.authorization.k8s.io/v1",
