@@ -1,5 +1,7 @@
 //! The direction of dependency between our crates, and the folders at the top: the code map of docs/ARCHITECTURE.md as a check.
 
+#![allow(clippy::indexing_slicing, reason = "a field that a JSON value lacks reads as null")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::process::Command;

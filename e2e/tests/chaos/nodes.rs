@@ -139,8 +139,7 @@ async fn lost_nodes_are_replaced_and_come_back_empty() -> Result<()> {
         .find(|condition| condition.type_ == "Ready")
         .and_then(|ready| ready.last_transition_time.clone());
     let since = since.context("a time")?.0.as_millisecond();
-    let segment =
-        booking.segments.iter().filter(|segment| segment.node == silent).next_back().context("its segment")?;
+    let segment = booking.segments.iter().rfind(|segment| segment.node == silent).context("its segment")?;
     ensure!(segment.to == Some(since.max(segment.from.unwrap())), "metered to {:?}, healthy until {since}", segment.to);
     wait_hold(&spillway, &silent, "closed").await?;
     spillway.set_ready(&silent, "True").await?;

@@ -9,6 +9,7 @@ pub mod context;
 pub mod engine;
 pub mod error;
 pub mod fence;
+pub mod finalizer;
 pub mod http;
 pub mod kill;
 pub mod leader;

@@ -11,7 +11,7 @@ use kube::{
 use serde_json::json;
 use spillway_crds::{
     GpuPool,
-    names::{BOOKING_ANNOTATION, FINALIZER, HOLD_CLOSED, HOLD_UNSOLD, POOL_LABEL},
+    names::{BOOKING_ANNOTATION, HOLD_CLOSED, HOLD_UNSOLD, POOL_LABEL},
 };
 use spillway_manifests::{
     hold,
@@ -23,6 +23,7 @@ use spillway_planner::NodeUid;
 use crate::{
     context::{Context, owners},
     error::{Error, call},
+    finalizer,
     metrics::PoolState,
     snapshot::{Owners, owner_devices, soundness},
     view::View,
@@ -39,15 +40,10 @@ pub async fn reconcile(object: Arc<GpuPool>, context: Arc<Context>) -> Result<Ac
     let name = object.name_any();
     let api: Api<GpuPool> = Api::all(context.client.clone());
     let deleting = object.metadata.deletion_timestamp.is_some();
-    let has_finalizer = object.finalizers().iter().any(|finalizer| finalizer == FINALIZER);
-    if !has_finalizer {
-        if deleting {
-            return Ok(Action::await_change());
+    if !finalizer::is_on(&*object) {
+        if !deleting {
+            finalizer::add(&api, &object).await?;
         }
-        let mut finalizers = object.finalizers().to_vec();
-        finalizers.push(FINALIZER.to_owned());
-        let patch = json!({"metadata": {"resourceVersion": object.resource_version(), "finalizers": finalizers}});
-        call("adding a pool's finalizer", api.patch(&name, &PatchParams::default(), &Patch::Merge(&patch))).await?;
         return Ok(Action::await_change());
     }
     let view = context.view();
@@ -78,15 +74,16 @@ pub async fn reconcile(object: Arc<GpuPool>, context: Arc<Context>) -> Result<Ac
         context.metrics.devices.get_or_create(&PoolState { pool: name.clone(), state }).set(i64::from(value));
     }
     if object.status.as_ref() != Some(&status) {
-        let patch =
-            spillway_manifests::status::build_patch(object.resource_version(), &json!(object.status), json!(status));
+        let patch = spillway_manifests::status::build_patch(
+            object.metadata.resource_version.as_deref(),
+            &json!(object.status),
+            json!(status),
+        );
         call("writing a pool's status", api.patch_status(&name, &PatchParams::default(), &Patch::Merge(&patch)))
             .await?;
     }
     if deleting && facts.sold.is_some_and(|(_, live)| live.is_empty()) && view.blocked.is_none() {
-        let finalizers: Vec<&String> = object.finalizers().iter().filter(|finalizer| *finalizer != FINALIZER).collect();
-        let patch = json!({"metadata": {"finalizers": finalizers}});
-        call("removing a pool's finalizer", api.patch(&name, &PatchParams::default(), &Patch::Merge(&patch))).await?;
+        finalizer::remove(&api, &object).await?;
         return Ok(Action::await_change());
     }
     Ok(Action::requeue(Duration::from_secs(60)))

@@ -11,7 +11,7 @@ use kube::{
 use serde_json::json;
 use spillway_crds::{
     GpuReservation, GpuReservationStatus, Phase,
-    names::{BOOKING_ANNOTATION, FINALIZER, HOLD_CLOSED},
+    names::{BOOKING_ANNOTATION, HOLD_CLOSED},
 };
 use spillway_manifests::{
     hold,
@@ -22,7 +22,7 @@ use spillway_planner::{Booking, NodeUid, ReservationUid};
 use crate::{
     context::Context,
     error::{Error, call},
-    kill,
+    finalizer, kill,
     view::View,
 };
 
@@ -38,13 +38,14 @@ const TURNOVER: Duration = Duration::from_secs(120);
 pub async fn reconcile(object: Arc<GpuReservation>, context: Arc<Context>) -> Result<Action, Error> {
     let namespace = object.namespace().unwrap_or_default();
     let api: Api<GpuReservation> = Api::namespaced(context.client.clone(), &namespace);
-    let has_finalizer = object.finalizers().iter().any(|finalizer| finalizer == FINALIZER);
+    let has_finalizer = finalizer::is_on(&*object);
     let deleting = object.metadata.deletion_timestamp.is_some();
     if deleting && !has_finalizer {
         return Ok(Action::await_change());
     }
     if !has_finalizer {
-        return add_finalizer(&api, &object).await;
+        finalizer::add(&api, &object).await?;
+        return Ok(Action::await_change());
     }
     let view = context.view();
     if view.ledger.is_none() && view.blocked.is_none() {
@@ -59,7 +60,7 @@ pub async fn reconcile(object: Arc<GpuReservation>, context: Arc<Context>) -> Re
     if phase.is_final() && live.is_none() && ended.is_none() {
         if deleting && view.blocked.is_none() {
             kill::point("reservation.before-finalizer");
-            remove_finalizer(&api, &object).await?;
+            finalizer::remove(&api, &object).await?;
         }
         return Ok(Action::await_change());
     }
@@ -106,7 +107,7 @@ pub async fn reconcile(object: Arc<GpuReservation>, context: Arc<Context>) -> Re
     };
     if deleting && over {
         kill::point("reservation.before-finalizer");
-        remove_finalizer(&api, &object).await?;
+        finalizer::remove(&api, &object).await?;
         return Ok(Action::await_change());
     }
     Ok(Action::requeue(again))
@@ -142,39 +143,16 @@ fn given_back(context: &Context, view: &View, booking: &Booking, now: Timestamp)
     })
 }
 
-async fn add_finalizer(api: &Api<GpuReservation>, object: &GpuReservation) -> Result<Action, Error> {
-    let mut finalizers = object.finalizers().to_vec();
-    finalizers.push(FINALIZER.to_owned());
-    let patch = json!({"metadata": {"resourceVersion": object.resource_version(), "finalizers": finalizers}});
-    call(
-        "adding a reservation's finalizer",
-        api.patch(&object.name_any(), &PatchParams::default(), &Patch::Merge(&patch)),
-    )
-    .await?;
-    Ok(Action::await_change())
-}
-
-async fn remove_finalizer(api: &Api<GpuReservation>, object: &GpuReservation) -> Result<(), Error> {
-    let finalizers: Vec<&String> = object.finalizers().iter().filter(|finalizer| *finalizer != FINALIZER).collect();
-    let patch = json!({"metadata": {"uid": object.uid(), "finalizers": finalizers}});
-    match call(
-        "removing a reservation's finalizer",
-        api.patch(&object.name_any(), &PatchParams::default(), &Patch::Merge(&patch)),
-    )
-    .await
-    {
-        Err(error) if error.is_not_found() => Ok(()),
-        result => result.map(|_| ()),
-    }
-}
-
 async fn write_status(
     api: &Api<GpuReservation>,
     object: &GpuReservation,
     status: &GpuReservationStatus,
 ) -> Result<(), Error> {
-    let patch =
-        spillway_manifests::status::build_patch(object.resource_version(), &json!(object.status), json!(status));
+    let patch = spillway_manifests::status::build_patch(
+        object.metadata.resource_version.as_deref(),
+        &json!(object.status),
+        json!(status),
+    );
     call(
         "writing a reservation's status",
         api.patch_status(&object.name_any(), &PatchParams::default(), &Patch::Merge(&patch)),

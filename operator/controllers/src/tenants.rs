@@ -10,10 +10,7 @@ use kube::{
     runtime::{controller::Action, reflector::ObjectRef},
 };
 use serde_json::json;
-use spillway_crds::{
-    HeldQuota, Tenant, TenantNamespace,
-    names::{FINALIZER, TENANT_LABEL},
-};
+use spillway_crds::{HeldQuota, Tenant, TenantNamespace, names::TENANT_LABEL};
 use spillway_manifests::{
     tenant::{Facts, build_labels, build_status, build_unlabel},
     validate::api_tier,
@@ -23,7 +20,7 @@ use spillway_planner::{Booking, TenantName};
 use crate::{
     context::{Context, owners},
     error::{Error, call},
-    kill,
+    finalizer, kill,
 };
 
 /// A tenant is looked at at most this often, but for changes of the tenant itself.
@@ -37,15 +34,10 @@ pub async fn reconcile(object: Arc<Tenant>, context: Arc<Context>) -> Result<Act
     let name = object.name_any();
     let api: Api<Tenant> = Api::all(context.client.clone());
     let deleting = object.metadata.deletion_timestamp.is_some();
-    let has_finalizer = object.finalizers().iter().any(|finalizer| finalizer == FINALIZER);
-    if !has_finalizer {
-        if deleting {
-            return Ok(Action::await_change());
+    if !finalizer::is_on(&*object) {
+        if !deleting {
+            finalizer::add(&api, &object).await?;
         }
-        let mut finalizers = object.finalizers().to_vec();
-        finalizers.push(FINALIZER.to_owned());
-        let patch = json!({"metadata": {"resourceVersion": object.resource_version(), "finalizers": finalizers}});
-        call("adding a tenant's finalizer", api.patch(&name, &PatchParams::default(), &Patch::Merge(&patch))).await?;
         return Ok(Action::await_change());
     }
     let known = object.status.as_ref().and_then(|status| status.observed_generation) == object.metadata.generation;
@@ -65,15 +57,16 @@ pub async fn reconcile(object: Arc<Tenant>, context: Arc<Context>) -> Result<Act
     }
     let status = build_status(&object, &facts, Timestamp::now());
     if object.status.as_ref() != Some(&status) {
-        let patch =
-            spillway_manifests::status::build_patch(object.resource_version(), &json!(object.status), json!(status));
+        let patch = spillway_manifests::status::build_patch(
+            object.metadata.resource_version.as_deref(),
+            &json!(object.status),
+            json!(status),
+        );
         call("writing a tenant's status", api.patch_status(&name, &PatchParams::default(), &Patch::Merge(&patch)))
             .await?;
     }
     if deleting && facts.live.is_empty() && view.blocked.is_none() {
-        let finalizers: Vec<&String> = object.finalizers().iter().filter(|finalizer| *finalizer != FINALIZER).collect();
-        let patch = json!({"metadata": {"finalizers": finalizers}});
-        call("removing a tenant's finalizer", api.patch(&name, &PatchParams::default(), &Patch::Merge(&patch))).await?;
+        finalizer::remove(&api, &object).await?;
         return Ok(Action::await_change());
     }
     Ok(Action::requeue(Duration::from_secs(300)))

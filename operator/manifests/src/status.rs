@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 /// The merge patch that makes a status of `previous` what `next` says, if the object is still the one that was read. A merge patch leaves alone what
 /// it does not name, and an empty list is not written: so what was there and is no longer is named, as null.
-pub fn build_patch(resource_version: Option<String>, previous: &Value, next: Value) -> Value {
+pub fn build_patch(resource_version: Option<&str>, previous: &Value, next: Value) -> Value {
     json!({"metadata": {"resourceVersion": resource_version}, "status": cleared(previous, next)})
 }
 

@@ -10,7 +10,7 @@ fn what_is_no_longer_said_is_taken_away() {
         "metadata": {"resourceVersion": "7"},
         "status": {"nodes": null, "booking": {"id": "b", "activeAt": null}, "phase": "Active", "nodeCount": 0},
     });
-    assert_eq!(build_patch(Some("7".to_owned()), &previous, next), expected);
+    assert_eq!(build_patch(Some("7"), &previous, next), expected);
 }
 
 #[test]
