@@ -216,7 +216,9 @@ pub(crate) fn sold_twice(ledger: &LedgerView) -> Vec<String> {
     for booking in ledger.live.iter().chain(&ledger.archived) {
         let over = if booking.end_reason.is_some() { booking.end.unwrap() } else { i64::MAX };
         for segment in &booking.segments {
-            let begin = segment.from.unwrap_or(booking.booked_at);
+            // A node is promised from the commit on; of a replacement it is only known when it was handed over.
+            let replaced = booking.segments.iter().any(|segment| segment.to.is_some());
+            let Some(begin) = (if replaced { segment.from } else { Some(booking.booked_at) }) else { continue };
             by_node.entry(&segment.uid).or_default().push((begin, segment.to.unwrap_or(over), booking));
         }
     }
