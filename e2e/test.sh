@@ -24,7 +24,7 @@ passed=0
 failed=0
 summary=()
 
-say() { printf '\n\033[1m==> %s\033[0m\n' "$*"; }
+if [ -t 1 ]; then say() { printf '\n\033[1m==> %s\033[0m\n' "$*"; }; else say() { printf '\n==> %s\n' "$*"; }; fi
 
 # step TITLE COMMAND...: runs the command and adds up what it says about tests; a command that is not a test counts as one.
 step() {
@@ -111,7 +111,7 @@ unit() {
     step "examples in the documentation" cargo test "${workspace[@]}" --no-fail-fast --doc
 }
 
-# The names of the test files that need a Kubernetes.
+# The names of the test files that need a Kubernetes, and `demo`, which is one more test: Spillway in pods, by its chart.
 e2e_tests() {
     if [ -n "${TESTS:-}" ]; then
         tr ' ' '\n' <<<"$TESTS"
@@ -122,11 +122,16 @@ e2e_tests() {
         -printf '%P\n' | sed 's,/main.rs$,,; s,\.rs$,,' | grep -vxF -f <(printf '%s\n' "${not_e2e[@]}") | sort)
     for name in "${order[@]}"; do grep -xF "$name" <<<"$all"; done
     grep -vxF -f <(printf '%s\n' "${order[@]}") <<<"$all"
+    echo demo
 }
 
 e2e() {
     local name
     for name in $(e2e_tests); do
+        if [ "$name" = demo ]; then
+            step "e2e: demo" "$target/debug/demo" --down
+            continue
+        fi
         step "e2e: $name" cargo test "${workspace[@]}" --no-fail-fast --test "$name" -- --test-threads=1
     done
 }

@@ -46,23 +46,23 @@ pub async fn run(options: DemoOptions) -> Result<()> {
     }
     let mut teller = Teller::new();
     let fleet = fleet::Fleet::read(options.nodes.as_deref())?;
-    let stage = Box::pin(stage::set_up(&mut teller, fleet, &options.helm_args)).await?;
+    let stage = Box::pin(stage::set_up(&mut teller, fleet, &options.helm_args, !options.down)).await?;
     let told = Box::pin(story::tell(&mut teller, &stage)).await;
     if let Err(error) = told {
         print(&format!("\nThe step failed: {error:#}\n\n{}", stage.logs().await));
-        end(&stage, options.down)?;
+        end(stage, options.down)?;
         return Err(error.context("the demo did not come to its end"));
     }
     print(&format!("\nThat took {} in all.", seconds(teller.elapsed())));
     if !options.down {
         print(&stage.what_next()?);
     }
-    end(&stage, options.down)
+    end(stage, options.down)
 }
 
-fn end(stage: &Stage, down: bool) -> Result<()> {
+fn end(stage: Stage, down: bool) -> Result<()> {
     if down {
-        take_down()?;
+        stage.lab.stop()?;
     } else {
         print(&format!(
             "The cluster stays up: export KUBECONFIG={}   (`make clean-lab` takes it down)",

@@ -42,8 +42,9 @@ pub(super) struct Stage {
 }
 
 /// Brings everything up, step by step.
-pub(super) async fn set_up(teller: &mut Teller, fleet: Fleet, helm_args: &[String]) -> Result<Stage> {
-    let lab = start_kubernetes(teller).await?;
+/// With `keep` the cluster outlives this process, whatever becomes of it.
+pub(super) async fn set_up(teller: &mut Teller, fleet: Fleet, helm_args: &[String], keep: bool) -> Result<Stage> {
+    let lab = start_kubernetes(teller, keep).await?;
     let kubeconfig = lab.kubeconfig();
     let commands = tokio::task::spawn_blocking(move || Commands::of_lab(kubeconfig))
         .await
@@ -64,14 +65,14 @@ pub(super) async fn set_up(teller: &mut Teller, fleet: Fleet, helm_args: &[Strin
     }
 }
 
-async fn start_kubernetes(teller: &mut Teller) -> Result<Lab> {
+async fn start_kubernetes(teller: &mut Teller, keep: bool) -> Result<Lab> {
     teller.step("A real Kubernetes on this machine");
     tokio::task::spawn_blocking(super::take_down).await.context("taking an earlier demo down")??;
     let wait = teller
         .wait("starting etcd, the API server, controllers, the scheduler, and a node with containerd and kubelet");
     let mut options = LabOptions::new(Size::Node).named(LAB);
     options.gpus_per_node = REAL_GPUS;
-    options.keep = true;
+    options.keep = keep;
     let lab = Lab::start(options).await?;
     let version = lab.kubectl(&["get", "--raw", "/version"]).await?;
     let version: Value = serde_json::from_str(&version).context("the API server's version")?;
