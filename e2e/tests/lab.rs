@@ -47,11 +47,22 @@ async fn two_api_labs_live_side_by_side() -> Result<()> {
 
     let (one_dir, two_dir) = (one.dir().to_owned(), two.dir().to_owned());
     let pids: Vec<i32> = one.processes().iter().map(|name| one.pid(name)).collect::<Result<_>>()?;
+    let before: Vec<_> = pids.iter().map(|pid| living(*pid)).collect();
     one.stop()?;
     two.stop()?;
     assert!(!one_dir.exists() && !two_dir.exists());
-    assert!(pids.iter().all(|pid| !std::path::Path::new(&format!("/proc/{pid}")).exists()));
+    let left: Vec<_> =
+        pids.iter().zip(before).filter(|(pid, before)| before.is_some() && living(**pid) == *before).collect();
+    assert!(left.is_empty(), "{left:?}");
     Ok(())
+}
+
+/// When a process started, in clock ticks since boot; none for one that is gone or dead and not yet collected by its parent. A pid alone says
+/// nothing: the kernel gives it to somebody else.
+fn living(pid: i32) -> Option<String> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_ascii_whitespace().collect();
+    (!matches!(*fields.first()?, "Z" | "X")).then(|| fields.get(19).map(|start| (*start).to_owned()))?
 }
 
 #[tokio::test]
