@@ -4,10 +4,11 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use futures::{StreamExt, TryStreamExt, stream};
 use kube::{Api, Client, api::ListParams};
-use spillway_crds::{self as crds, CapacityLedger, CapacityLedgerPage, names};
+use spillway_crds::{CapacityLedger, CapacityLedgerPage, names};
+use spillway_manifests::ledger::{read_page, read_root};
 use spillway_planner::{
-    Booking, PoolName, TimeMs,
-    ledger::{ArchiveWalk, Ledger, LoadError, Page, PageKind, PageName, Root, needed_pages},
+    Booking, PoolName,
+    ledger::{ArchiveWalk, Ledger, LoadError, Page, PageName, Root, needed_pages},
 };
 
 use crate::{cluster::list, error::Error, time};
@@ -59,21 +60,14 @@ impl Reader {
                 return Err(Error::NoLedger);
             }
         };
-        let spec = &object.spec;
-        Ok(Root {
-            format: spec.format,
-            generation: spec.generation,
-            epoch: spec.epoch,
-            committed_at: TimeMs(spec.committed_at),
-            pools: spec.pools.iter().map(|pool| (pool.name.as_str().into(), Arc::from(pool.index.as_str()))).collect(),
-        })
+        Ok(read_root(&object))
     }
 
     async fn read(&self, root: &Root, since_ms: Option<i64>) -> Result<Bookings, Error> {
         let not_archived = format!("{}!=archive", names::PAGE_KIND_LABEL);
         let pages = list(self.pages.clone(), &ListParams::default().labels(&not_archived), PAGES).await?;
         let mut have: BTreeMap<PageName, Page> =
-            pages.iter().map(page_of).map(|page| (Arc::clone(&page.name), page)).collect();
+            pages.iter().map(read_page).map(|page| (Arc::clone(&page.name), page)).collect();
         loop {
             let needed = needed_pages(root, &have).map_err(|source| Error::Ledger { source })?;
             if needed.is_empty() {
@@ -119,22 +113,9 @@ impl Reader {
 
     async fn page(&self, name: PageName) -> Result<Page, Error> {
         match self.pages.get_opt(&name).await {
-            Ok(Some(object)) => Ok(page_of(&object)),
+            Ok(Some(object)) => Ok(read_page(&object)),
             Ok(None) => Err(Error::Ledger { source: LoadError::MissingPage { name } }),
             Err(source) => Err(Error::Read { what: PAGES, source }),
         }
-    }
-}
-
-fn page_of(object: &CapacityLedgerPage) -> Page {
-    Page {
-        name: Arc::from(object.metadata.name.as_deref().unwrap_or_default()),
-        kind: match object.spec.kind {
-            crds::PageKind::Index => PageKind::Index,
-            crds::PageKind::Bookings => PageKind::Bookings,
-            crds::PageKind::Archive => PageKind::Archive,
-        },
-        pool: object.spec.pool.as_str().into(),
-        data: object.spec.data.clone(),
     }
 }

@@ -1,7 +1,5 @@
 //! Leader election by a Lease. For liveness only: two leaders at once are safe, because the ledger's swap is the decision.
 
-use std::time::Duration;
-
 use kube::Client;
 use kube_lease_manager::{LeaseCreateMode, LeaseManagerBuilder};
 use tokio::{sync::watch, task::JoinHandle};
@@ -61,5 +59,4 @@ pub async fn wait_until_deposed(channel: &mut watch::Receiver<bool>) {
             return;
         }
     }
-    tokio::time::sleep(Duration::ZERO).await;
 }

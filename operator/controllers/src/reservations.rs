@@ -38,13 +38,11 @@ const TURNOVER: Duration = Duration::from_secs(120);
 pub async fn reconcile(object: Arc<GpuReservation>, context: Arc<Context>) -> Result<Action, Error> {
     let namespace = object.namespace().unwrap_or_default();
     let api: Api<GpuReservation> = Api::namespaced(context.client.clone(), &namespace);
-    let has_finalizer = finalizer::is_on(&*object);
     let deleting = object.metadata.deletion_timestamp.is_some();
-    if deleting && !has_finalizer {
-        return Ok(Action::await_change());
-    }
-    if !has_finalizer {
-        finalizer::add(&api, &object).await?;
+    if !finalizer::is_on(&*object) {
+        if !deleting {
+            finalizer::add(&api, &object).await?;
+        }
         return Ok(Action::await_change());
     }
     let view = context.view();

@@ -8,15 +8,16 @@ use std::{
 use futures::{StreamExt, TryStreamExt, stream};
 use kube::{
     Api, Client, ResourceExt,
-    api::{DeleteParams, ListParams, ObjectMeta, PostParams},
+    api::{DeleteParams, ListParams, PostParams},
 };
 use spillway_crds::{
-    self as crds, CapacityLedger, CapacityLedgerPage, CapacityLedgerPageSpec, CapacityLedgerSpec,
+    CapacityLedger, CapacityLedgerPage,
     names::{LEDGER_NAME, PAGE_KIND_LABEL},
 };
+use spillway_manifests::ledger::{kind_label, page_object, read_page, read_root, root_spec};
 use spillway_planner::{
     Booking, PoolName, ReservationUid, TimeMs,
-    ledger::{ArchiveWalk, FORMAT, Ledger, LoadError, Page, PageKind, PageName, Root, Staged, needed_pages},
+    ledger::{ArchiveWalk, Ledger, LoadError, Page, PageKind, PageName, Root, Staged, needed_pages},
 };
 
 use crate::{
@@ -52,80 +53,14 @@ pub struct LedgerStore {
     chains: HashMap<PoolName, Vec<PageName>>,
 }
 
-fn kind_label(kind: PageKind) -> &'static str {
-    match kind {
-        PageKind::Index => "index",
-        PageKind::Bookings => "bookings",
-        PageKind::Archive => "archive",
-    }
-}
-
 /// A name for a page that was never used and never will be.
 pub fn new_name(kind: PageKind) -> PageName {
     Arc::from(format!("{}-{}", kind_label(kind), uuid::Uuid::now_v7()))
 }
 
-fn root_spec(root: &Root) -> CapacityLedgerSpec {
-    CapacityLedgerSpec {
-        format: root.format,
-        generation: root.generation,
-        epoch: root.epoch,
-        committed_at: root.committed_at.0,
-        pools: root
-            .pools
-            .iter()
-            .map(|(name, index)| crds::LedgerPool { name: name.to_string(), index: index.to_string() })
-            .collect(),
-    }
-}
-
-fn root_of(object: &CapacityLedger) -> Root {
-    let spec = &object.spec;
-    Root {
-        format: spec.format,
-        generation: spec.generation,
-        epoch: spec.epoch,
-        committed_at: TimeMs(spec.committed_at),
-        pools: spec.pools.iter().map(|pool| (pool.name.as_str().into(), Arc::from(pool.index.as_str()))).collect(),
-    }
-}
-
-fn page_object(page: &Page) -> CapacityLedgerPage {
-    CapacityLedgerPage {
-        metadata: ObjectMeta {
-            name: Some(page.name.to_string()),
-            labels: Some([(PAGE_KIND_LABEL.to_owned(), kind_label(page.kind).to_owned())].into()),
-            ..ObjectMeta::default()
-        },
-        spec: CapacityLedgerPageSpec {
-            format: FORMAT,
-            kind: match page.kind {
-                PageKind::Index => crds::PageKind::Index,
-                PageKind::Bookings => crds::PageKind::Bookings,
-                PageKind::Archive => crds::PageKind::Archive,
-            },
-            pool: page.pool.to_string(),
-            data: page.data.clone(),
-        },
-    }
-}
-
-fn page_of(object: &CapacityLedgerPage) -> Page {
-    Page {
-        name: Arc::from(object.name_any()),
-        kind: match object.spec.kind {
-            crds::PageKind::Index => PageKind::Index,
-            crds::PageKind::Bookings => PageKind::Bookings,
-            crds::PageKind::Archive => PageKind::Archive,
-        },
-        pool: object.spec.pool.as_str().into(),
-        data: object.spec.data.clone(),
-    }
-}
-
 async fn read(pages: Api<CapacityLedgerPage>, name: PageName) -> Result<Page, Error> {
     match call("reading a page of the ledger", pages.get_opt(&name)).await? {
-        Some(object) => Ok(page_of(&object)),
+        Some(object) => Ok(read_page(&object)),
         None => Err(LoadError::MissingPage { name }.into()),
     }
 }
@@ -155,7 +90,7 @@ impl LedgerStore {
     /// When the API server cannot be asked.
     pub async fn root(&self) -> Result<Option<(Root, String)>, Error> {
         let object = call("reading the ledger's root", self.roots.get_opt(LEDGER_NAME)).await?;
-        Ok(object.map(|object| (root_of(&object), object.resource_version().unwrap_or_default())))
+        Ok(object.map(|object| (read_root(&object), object.resource_version().unwrap_or_default())))
     }
 
     /// Whether the root is still the one that was read or written last.
@@ -201,7 +136,7 @@ impl LedgerStore {
         let mut params = ListParams::default().labels(&selector).limit(CHUNK);
         loop {
             let list = call("listing the ledger's pages", self.pages.list(&params)).await?;
-            have.extend(list.items.iter().map(page_of).map(|page| (Arc::clone(&page.name), page)));
+            have.extend(list.items.iter().map(read_page).map(|page| (Arc::clone(&page.name), page)));
             match list.metadata.continue_.filter(|token| !token.is_empty()) {
                 Some(token) => params = params.continue_token(&token),
                 None => return Ok(()),

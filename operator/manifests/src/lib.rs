@@ -2,11 +2,13 @@
 //!
 //! - [`validate`]: API objects into the planner's types.
 //! - [`hold`]: a node's hold taints and labels, read and written.
+//! - [`ledger`]: root and pages of the ledger as objects.
 //! - [`conditions`]: `status.conditions` by kstatus, without changing what did not change.
 //! - [`reservation`], [`pool`], [`tenant`]: statuses; [`status`]: how one is written.
 
 pub mod conditions;
 pub mod hold;
+pub mod ledger;
 pub mod pool;
 pub mod reservation;
 pub mod status;

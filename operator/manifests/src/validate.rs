@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use jiff::Timestamp;
 use k8s_openapi::{api::core::v1::Node as KubeNode, apimachinery::pkg::api::resource::Quantity};
 use spillway_crds::{self as crds, GpuPool, GpuReservation, parse_duration_ms};
 use spillway_planner::{
@@ -191,11 +190,6 @@ pub fn readiness(node: &KubeNode) -> (bool, TimeMs) {
         Some(condition) if condition.status == "Unknown" => (false, TimeMs(ms(condition.last_heartbeat_time.as_ref()))),
         Some(condition) => (false, TimeMs(ms(condition.last_transition_time.as_ref()))),
     }
-}
-
-/// Unix milliseconds of a timestamp.
-pub fn now_ms(now: Timestamp) -> TimeMs {
-    TimeMs(now.as_millisecond())
 }
 
 #[cfg(test)]
