@@ -26,7 +26,7 @@ pub use pool::{
     GpuPool, GpuPoolSpec, GpuPoolStatus, NodeCheck, PoolCapacity, PoolDevices, PoolNodes, Provenance, SalePolicy,
 };
 pub use reservation::{
-    AssignedNode, BookingStatus, GpuReservation, GpuReservationSpec, GpuReservationStatus, Meter, Phase,
+    AssignedNode, Assignment, BookingStatus, GpuReservation, GpuReservationSpec, GpuReservationStatus, Meter, Phase,
     ReservationDevices, Term, Tier, TopologyRequest,
 };
 pub use tenant::{HeldQuota, Quota, Tenant, TenantNamespace, TenantSpec, TenantStatus};

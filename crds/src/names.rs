@@ -37,8 +37,12 @@ pub const ALLOW_EARLY_END: &str = "spillway.dev/allow-early-end";
 pub const GENERATION_ANNOTATION: &str = "spillway.dev/generation";
 /// Node annotation: Unix milliseconds of the last change of the hold taints.
 pub const HOLD_SINCE_ANNOTATION: &str = "spillway.dev/hold-since";
-/// Node annotation: id of the booking for which the node is being prepared or is held.
+/// Node annotation: id of the booking for which the node is being prepared or is held; several, with commas, while parts of it are prepared.
 pub const BOOKING_ANNOTATION: &str = "spillway.dev/booking";
+/// Node annotation: the parts for which a shared node is set up, as `<booking id>=<devices>` with commas between them.
+pub const PARTS_ANNOTATION: &str = "spillway.dev/parts";
+/// Beginning of the value of [`HOLD_TAINT`] on a shared node: `node.<UID of the node>`. Pods get its toleration from the operator, one by one.
+pub const HOLD_NODE_PREFIX: &str = "node.";
 /// Node annotation that keeps the cluster autoscaler from deleting a held node.
 pub const CLUSTER_AUTOSCALER_ANNOTATION: &str = "cluster-autoscaler.kubernetes.io/scale-down-disabled";
 /// Node annotation that keeps Karpenter from disrupting a held node.
@@ -51,6 +55,11 @@ pub const LEDGER_NAME: &str = "cluster";
 pub const PAGE_KIND_LABEL: &str = "spillway.dev/page";
 /// Pod Security label that the operator sets on namespaces it lists.
 pub const POD_SECURITY_ENFORCE: &str = "pod-security.kubernetes.io/enforce";
+
+/// Value of [`HOLD_TAINT`] on a shared node.
+pub fn hold_of_node(node_uid: &str) -> String {
+    format!("{HOLD_NODE_PREFIX}{node_uid}")
+}
 
 /// Label key that says that a namespace holds devices of a node.
 pub fn hold_label(namespace: &str) -> String {

@@ -93,6 +93,10 @@ pub struct RunningContainer {
     /// Name of its pod.
     #[schemars(length(max = 253))]
     pub pod: String,
+    /// UID of its pod, which tells it from an earlier pod of the same name; empty if the runtime knows none.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 64))]
+    pub pod_uid: String,
     /// Name of the container; empty for a pod sandbox.
     #[schemars(length(max = 253))]
     pub container: String,

@@ -127,9 +127,9 @@ pub struct GpuReservationSpec {
     /// How many devices, and how they lie on nodes.
     #[x_kube(validation = ("self == oldSelf", "devices cannot change: delete the reservation and create another"))]
     pub devices: ReservationDevices,
-    /// Whole nodes, with nobody beside us. Only `true` so far.
+    /// Whole nodes, with nobody beside us. `false`: some devices of nodes, of which others may have the rest.
     #[serde(default = "default_exclusive_nodes")]
-    #[x_kube(validation = ("self", "exclusiveNodes: false (a part of a node) is not sold yet: leave it out, or say true"))]
+    #[x_kube(validation = ("self == oldSelf", "exclusiveNodes cannot change: delete the reservation and create another"))]
     pub exclusive_nodes: bool,
     /// On which terms.
     #[x_kube(validation = ("self == oldSelf", "tier cannot change: delete the reservation and create another"))]
@@ -160,10 +160,11 @@ fn default_wait_for() -> String {
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = ("!has(self.perNode) || self.count % self.perNode == 0", "devices.count must be a multiple of devices.perNode"))]
 pub struct ReservationDevices {
-    /// Devices in all; a multiple of the devices of a node.
+    /// Devices in all; of whole nodes (`exclusiveNodes`) a multiple of the devices of a node.
     #[schemars(range(min = 1, max = 100_000))]
     pub count: i32,
-    /// Devices of each node: only pools with such nodes will do. Without it any pool of the SKU will do whose nodes divide `count`.
+    /// Devices of each node. Of whole nodes: only pools with such nodes will do; without it any pool of the SKU whose nodes divide `count`. Of
+    /// parts of nodes (`exclusiveNodes: false`): so many on each node; without it as few nodes as possible.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1024))]
     pub per_node: Option<i32>,
@@ -189,8 +190,9 @@ pub struct TopologyRequest {
 }
 
 /// What became of a reservation.
-#[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Eq, KubeSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = ("!has(self.assignments) || self.assignments.map(a, a.devices).sum() <= (has(self.deviceCount) ? self.deviceCount : 0)", "more devices would be assigned to pods than the reservation has"))]
 pub struct GpuReservationStatus {
     /// `metadata.generation` that was looked at.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -221,9 +223,36 @@ pub struct GpuReservationStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 1024), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub nodes: Vec<AssignedNode>,
+    /// Devices booked on those nodes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub device_count: Option<i32>,
+    /// The pods that were given room on nodes that are shared with others, at most 1024 of them. A pod is in it before it may land, and until
+    /// its containers are gone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 1024), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["podUid"]))]
+    pub assignments: Vec<Assignment>,
     /// What was used, written when the reservation ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub meter: Option<Meter>,
+}
+
+/// Room for a pod on a shared node.
+#[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Assignment {
+    /// Name of the pod, which is in the reservation's namespace.
+    #[schemars(length(max = 253))]
+    pub pod: String,
+    /// UID of the pod.
+    #[schemars(length(max = 64))]
+    pub pod_uid: String,
+    /// Name of the Node.
+    #[schemars(length(max = 253))]
+    pub node: String,
+    /// Devices of the pod.
+    #[schemars(range(min = 1))]
+    pub devices: i32,
 }
 
 /// What was booked.

@@ -29,12 +29,15 @@ mod messages;
 const NAMESPACE_LABEL: &str = "io.kubernetes.pod.namespace";
 /// Label by which the kubelet names a container's pod.
 const POD_LABEL: &str = "io.kubernetes.pod.name";
+/// Label by which the kubelet tells a pod from an earlier one of the same name.
+const POD_UID_LABEL: &str = "io.kubernetes.pod.uid";
 /// Label by which the kubelet names a container.
 const CONTAINER_LABEL: &str = "io.kubernetes.container.name";
 
 /// Bounds of the API's fields, which are those of Kubernetes names.
 const MAX_NAMESPACE: usize = 63;
 const MAX_NAME: usize = 253;
+const MAX_UID: usize = 64;
 
 /// For the connection and both calls together: a runtime that hangs is answered as an error, and the operator asks again.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -143,7 +146,12 @@ fn alive(sandboxes: &[PodSandbox], containers: &[Container]) -> Vec<RunningConta
         .filter(|sandbox| sandbox.state != SANDBOX_NOTREADY)
         .map(|sandbox| {
             let pod = sandbox.metadata.as_ref();
-            entry(pod.map(|pod| pod.namespace.as_str()), pod.map(|pod| pod.name.as_str()), None)
+            entry(
+                pod.map(|pod| pod.namespace.as_str()),
+                pod.map(|pod| pod.name.as_str()),
+                pod.map(|pod| pod.uid.as_str()),
+                None,
+            )
         })
         .chain(containers.iter().filter(|container| container.state != CONTAINER_EXITED).map(|container| {
             let pod = pods.get(container.pod_sandbox_id.as_str());
@@ -151,6 +159,7 @@ fn alive(sandboxes: &[PodSandbox], containers: &[Container]) -> Vec<RunningConta
             entry(
                 agreed(label(NAMESPACE_LABEL), pod.map(|pod| pod.namespace.as_str())),
                 label(POD_LABEL).or(pod.map(|pod| pod.name.as_str())),
+                agreed(label(POD_UID_LABEL), pod.map(|pod| pod.uid.as_str())),
                 label(CONTAINER_LABEL).or(container.metadata.as_ref().map(|metadata| metadata.name.as_str())),
             )
         }))
@@ -169,11 +178,17 @@ fn agreed<'a>(label: Option<&'a str>, sandbox: Option<&'a str>) -> Option<&'a st
 
 /// One line of the answer within the bounds of the API. A namespace that is too long is none, not its beginning:
 /// the beginning could be the name of another.
-fn entry(namespace: Option<&str>, pod: Option<&str>, container: Option<&str>) -> RunningContainer {
+fn entry(
+    namespace: Option<&str>,
+    pod: Option<&str>,
+    pod_uid: Option<&str>,
+    container: Option<&str>,
+) -> RunningContainer {
     let bounded = |name: Option<&str>| name.unwrap_or_default().chars().take(MAX_NAME).collect();
     RunningContainer {
         namespace: namespace.filter(|name| name.len() <= MAX_NAMESPACE).unwrap_or_default().to_owned(),
         pod: bounded(pod),
+        pod_uid: pod_uid.filter(|uid| uid.len() <= MAX_UID).unwrap_or_default().to_owned(),
         container: bounded(container),
     }
 }

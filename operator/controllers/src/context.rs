@@ -1,7 +1,7 @@
 //! What the controllers share.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
@@ -16,12 +16,13 @@ use kube::{
     },
 };
 use spillway_crds::{GpuNode, GpuPool, GpuReservation, Tenant};
-use spillway_planner::{NodeUid, TenantName};
+use spillway_planner::{NodeUid, Reason, ReservationUid, TenantName, assign::Record};
 use tokio::sync::{mpsc, watch};
 
 use crate::{
     config::Config,
     engine,
+    error::Error,
     fence::{Fence, Pulse},
     metrics::Metrics,
     pods::PodIndex,
@@ -57,6 +58,8 @@ pub struct Queues {
     pub pools: Queue<GpuPool>,
     /// Tenants to look at.
     pub tenants: Queue<Tenant>,
+    /// Namespaces whose pods may want room on shared nodes.
+    pub namespaces: Queue<PartialObjectMeta<Namespace>>,
 }
 
 /// What a node is being asked and why a node was given up: rebuilt by asking again.
@@ -64,9 +67,16 @@ pub struct Queues {
 pub struct NodeMemory {
     /// The question that the agent of a node was asked, and since when.
     pub asked: HashMap<NodeUid, Asked>,
+    /// Of what the next question to the agent of a node is.
+    pub about: HashMap<NodeUid, Vec<Arc<str>>>,
     /// Why a node cannot be handed over.
     pub problem: HashMap<NodeUid, String>,
+    /// UIDs of pods that had room on a shared node, and whose containers were seen to be gone.
+    pub gone: BTreeSet<Arc<str>>,
 }
+
+/// Pods that wait for room on shared nodes, by namespace and reservation: how many, and why the first of them. Found anew by looking again.
+pub type Waiting = HashMap<String, BTreeMap<ReservationUid, (usize, Reason)>>;
 
 /// A question to an agent.
 #[derive(Clone, Debug)]
@@ -75,6 +85,8 @@ pub struct Asked {
     pub id: String,
     /// The state of the node for which it was asked: the time of its last change of taints.
     pub hold_since: i64,
+    /// Of which bookings and pods it is to say that nothing of them is left; empty: of all.
+    pub about: Vec<Arc<str>>,
     /// When, in Unix milliseconds.
     pub at: i64,
     /// When the first question about this state was asked.
@@ -133,6 +145,10 @@ pub struct Context {
     pub recorder: Recorder,
     /// What nodes are being asked.
     pub nodes: Mutex<NodeMemory>,
+    /// Pods that wait for room on shared nodes.
+    pub waiting: Mutex<Waiting>,
+    /// Lets an Event say once in a while why a pod waits.
+    pub pod_events: Throttle,
     /// Lets a reservation's status be written for its wording alone once a minute.
     pub wording: Throttle,
     /// Lets a pool's status be reckoned once in five seconds while its nodes come and go.
@@ -172,6 +188,68 @@ impl Context {
         if let Err(error) = self.recorder.publish(&event, &object.object_ref(&())).await {
             tracing::debug!(%error, reason, "an Event could not be written");
         }
+    }
+
+    /// The view on which a write may stand that was decided on objects that were read before: the root is read now, and the view is no older.
+    ///
+    /// # Errors
+    /// When the root cannot be read, the view does not come, nothing may be sold, or the process was paused since `gaps` was taken.
+    pub async fn settled(&self, action: &'static str, gaps: u64) -> Result<Arc<View>, Error> {
+        let expected = self.view().generation;
+        let found = self.fence.generation().await?;
+        let fenced = Error::Fenced { action, expected, found };
+        let mut views = self.view.clone();
+        let caught_up = tokio::time::timeout(Duration::from_millis(500), async {
+            views.wait_for(|view| view.generation >= found).await.map(|view| Arc::clone(&view))
+        })
+        .await;
+        let Some(view) = caught_up.ok().and_then(Result::ok) else {
+            self.tell(engine::Message::Reload);
+            return Err(fenced);
+        };
+        let same = view.generation == found && view.blocked.is_none() && self.pulse.gaps() == gaps;
+        if same { Ok(view) } else { Err(fenced) }
+    }
+
+    /// UIDs of pods that had room on shared nodes, and whose containers were seen to be gone.
+    pub fn pods_seen_gone(&self) -> BTreeSet<Arc<str>> {
+        self.node_memory().gone.clone()
+    }
+
+    /// Forgets pods of whose room nothing is recorded any more.
+    pub fn forget_gone<'a>(&self, before: impl Iterator<Item = &'a Arc<str>>, now: &[Record]) {
+        let mut memory = self.node_memory();
+        for uid in before.filter(|uid| now.iter().all(|record| record.pod_uid != **uid)) {
+            memory.gone.remove(uid);
+        }
+    }
+
+    /// Keeps in mind which pods of a namespace wait; gives the reservations of which something else is to be said now.
+    pub fn note_waiting(
+        &self,
+        namespace: &str,
+        notes: BTreeMap<ReservationUid, (usize, Reason)>,
+    ) -> Vec<ReservationUid> {
+        let mut waiting = self.waiting.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let before = if notes.is_empty() {
+            waiting.remove(namespace)
+        } else {
+            waiting.insert(namespace.to_owned(), notes.clone())
+        };
+        let before = before.unwrap_or_default();
+        let all: BTreeSet<&ReservationUid> = before.keys().chain(notes.keys()).collect();
+        all.into_iter().filter(|uid| before.get(*uid) != notes.get(*uid)).cloned().collect()
+    }
+
+    /// Forgets the waiting pods of a namespace.
+    pub fn forget_waiting(&self, namespace: &str) {
+        self.waiting.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(namespace);
+    }
+
+    /// How many pods wait for room of a reservation, and why the first of them.
+    pub fn waiting_for(&self, namespace: &str, reservation: &ReservationUid) -> Option<(usize, Reason)> {
+        let waiting = self.waiting.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        waiting.get(namespace)?.get(reservation).cloned()
     }
 
     /// What a node is being asked.

@@ -534,6 +534,9 @@ impl Engine {
             for segment in &booking.segments {
                 queues.nodes.push(segment.node.as_str()).await;
             }
+            if !booking.exclusive {
+                queues.namespaces.push(&booking.reservation.namespace).await;
+            }
             pools.insert(booking.pool.clone());
             tenants.insert(booking.tenant.clone());
         }

@@ -15,12 +15,17 @@ pub const POINTS: &[&str] = &[
     "node.after-ask",
     "node.before-hold",
     "node.after-hold",
+    "node.before-share",
+    "node.after-share",
     "node.before-unsold",
     "node.after-unsold",
     "reservation.before-status",
     "reservation.after-status",
     "reservation.before-finalizer",
     "tenant.after-labels",
+    "assign.before-record",
+    "assign.after-record",
+    "assign.after-toleration",
 ];
 
 /// Ends the process with status 137 when the variable `SPILLWAY_KILL_AT` names this point. Does nothing in a shipped binary.

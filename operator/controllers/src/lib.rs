@@ -4,6 +4,7 @@
 //! committed [`view`] and derive from it: [`nodes`] the taints and labels, [`reservations`], [`pools`] and [`tenants`] their statuses.
 //! Nothing here is true only in memory: a new leader reads the ledger and the API server and goes on.
 
+pub mod assignments;
 pub mod config;
 pub mod context;
 pub mod engine;

@@ -2,7 +2,7 @@
 //!
 //! The step is decided by the planner's `node_step`; here it is only looked at and carried out.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use futures::{StreamExt, TryStreamExt, stream};
 use k8s_openapi::api::core::v1::{Node, Pod};
@@ -13,19 +13,21 @@ use kube::{
 };
 use serde_json::json;
 use spillway_crds::{
-    CheckResult, GpuNode, GpuPool, NodeCheck,
+    CheckResult, GpuNode, GpuPool, GpuReservation, NodeCheck,
     names::{
-        BOOKING_ANNOTATION, FIELD_MANAGER, HOLD_CLOSED, HOLD_UNSOLD, POOL_LABEL, ROLE_LABEL, ROLE_OWNER, ROLE_TENANT,
+        BOOKING_ANNOTATION, FIELD_MANAGER, HOLD_CLOSED, HOLD_NODE_PREFIX, HOLD_UNSOLD, POOL_LABEL, ROLE_LABEL,
+        ROLE_OWNER, ROLE_TENANT,
     },
     parse_duration_ms,
 };
 use spillway_manifests::hold::{self, Target};
 use spillway_planner::{
-    Booking, BookingId, NodeUid,
-    node::{Check, ForeignPods, Hold, NodeInput, NodeStep, Wanted, node_step},
+    Booking, BookingId, NodeUid, ReservationRef, ReservationUid,
+    node::{Check, ForeignPods, Hold, NodeInput, NodeStep, Part, Wanted, node_step},
 };
 
 use crate::{
+    assignments,
     context::{Asked, Context},
     engine::Message,
     error::{Error, call},
@@ -47,7 +49,8 @@ struct Look {
     node: Arc<Node>,
     uid: NodeUid,
     pool: Arc<GpuPool>,
-    booking: Option<Arc<Booking>>,
+    /// Live bookings that have it, or parts of it.
+    bookings: Vec<Arc<Booking>>,
     /// Number of pauses of the process before the look.
     gaps: u64,
     now_ms: i64,
@@ -64,23 +67,25 @@ pub async fn reconcile(node: Arc<Node>, context: Arc<Context>) -> Result<Action,
         return Ok(Action::await_change());
     }
     let uid = NodeUid::from(node.uid().unwrap_or_default());
-    let booking = view.booking_on(&uid).cloned();
+    let bookings: Vec<Arc<Booking>> = view.bookings_on(&uid).cloned().collect();
     let label = node.labels().get(POOL_LABEL).cloned();
     let pool = label
-        .or_else(|| booking.as_ref().map(|booking| booking.pool.to_string()))
+        .or_else(|| bookings.first().map(|booking| booking.pool.to_string()))
         .and_then(|name| context.stores.pools.get(&ObjectRef::new(&name)));
     let Some(pool) = pool else {
-        return close_stray(&context, &Writer { node: &node, uid: &uid, booking: booking.as_ref(), gaps }).await;
+        return close_stray(&context, &Writer { node: &node, uid: &uid, bookings: &bookings, gaps }).await;
     };
-    let look = Look { node, uid, pool, booking, gaps, now_ms: jiff::Timestamp::now().as_millisecond() };
+    let look = Look { node, uid, pool, bookings, gaps, now_ms: jiff::Timestamp::now().as_millisecond() };
     let pods = context.pods.on(&look.node.name_any());
-    let mut input = look.input(&context, &pods);
+    let mut ended = look.ended(&context, &view);
+    let mut input = look.input(&context, &pods, &ended);
     let mut step = node_step(&input);
     // A watch may be behind: before a node changes hands, the API server itself is asked who is there.
-    let decisive = matches!(step, NodeStep::WriteHolder | NodeStep::WriteUnsold)
+    let decisive = matches!(step, NodeStep::WriteHolder | NodeStep::WriteUnsold | NodeStep::WriteShared(_))
         || (matches!(step, NodeStep::WriteClosedBoth) && matches!(input.hold, Hold::Closed { .. }));
     if decisive {
-        input = look.input(&context, &pods_now(&context, &look.node.name_any()).await?);
+        ended.read_again(&context).await?;
+        input = look.input(&context, &pods_now(&context, &look.node.name_any()).await?, &ended);
         step = node_step(&input);
     }
     look.note_problem(&context, &step).await;
@@ -90,7 +95,8 @@ pub async fn reconcile(node: Arc<Node>, context: Arc<Context>) -> Result<Action,
 /// A node of no pool that is there, such as one that lost its label while it was held. It is not ours to sell, and the policy has closed one
 /// that is new; but who held it keeps it no longer than the booking lasts.
 async fn close_stray(context: &Context, writer: &Writer<'_>) -> Result<Action, Error> {
-    let kept = writer.booking.is_some() || !matches!(read_hold(writer.node), Hold::Holder { .. } | Hold::Other);
+    let open = matches!(read_hold(writer.node), Hold::None | Hold::Closed { .. } | Hold::Unsold);
+    let kept = !writer.bookings.is_empty() || open;
     if kept {
         return Ok(Action::requeue(RESYNC));
     }
@@ -102,7 +108,7 @@ async fn pods_now(context: &Context, node: &str) -> Result<Vec<PodFacts>, Error>
     let api: Api<Pod> = Api::all(context.client.clone());
     let params = ListParams::default().fields(&format!("spec.nodeName={node}"));
     let list = call("listing the pods of a node", api.list(&params)).await?;
-    Ok(list.items.iter().filter_map(|pod| facts(pod, &context.config.device_prefixes)).map(|(_, pod)| pod).collect())
+    Ok(list.items.iter().filter_map(|pod| facts(pod, &context.config.device_prefixes)).collect())
 }
 
 /// Whose a namespace is.
@@ -135,8 +141,57 @@ fn read_hold(node: &Node) -> Hold {
         (Some(HOLD_CLOSED), None) => Hold::Closed { no_execute: false },
         (Some(HOLD_CLOSED), Some(HOLD_CLOSED)) => Hold::Closed { no_execute: true },
         (Some(HOLD_UNSOLD), None) => Hold::Unsold,
+        _ if hold::is_shared(node) => Hold::Shared { set_up: hold::read_parts(node) },
+        // Of another node object: this one was re-created.
+        (Some(a), _) if a.starts_with(HOLD_NODE_PREFIX) => Hold::Other,
         (Some(a), Some(b)) if a == b && a != HOLD_UNSOLD => Hold::Holder { holder: a.to_owned(), booking },
         _ => Hold::Other,
+    }
+}
+
+/// Parts of a shared node whose bookings ended, and the pods that had room in them.
+#[derive(Default)]
+struct Ended {
+    reservations: Vec<(BookingId, ReservationRef)>,
+    pods: BTreeSet<Arc<str>>,
+}
+
+impl Ended {
+    /// Takes in the pods that a reservation's status names.
+    fn take(&mut self, uid: &ReservationUid, object: Option<&GpuReservation>) {
+        if let Some(object) = object.filter(|object| object.uid().as_deref() == Some(uid.as_str())) {
+            self.pods.extend(assignments::records(object).into_iter().map(|record| record.pod_uid));
+        }
+    }
+
+    /// The same by consistent reads: a pod that was given room just before the end must not be overlooked.
+    async fn read_again(&mut self, context: &Context) -> Result<(), Error> {
+        for (_, reservation) in self.reservations.clone() {
+            let api: Api<GpuReservation> = Api::namespaced(context.client.clone(), &reservation.namespace);
+            let found = call("reading a reservation that ended", api.get_opt(&reservation.name)).await?;
+            self.take(&reservation.uid, found.as_ref());
+        }
+        Ok(())
+    }
+}
+
+/// Who may be on a node that changes hands or is shared.
+struct Rights<'a> {
+    /// Opening a node that nothing on it was told to leave: only what is a tenant's matters.
+    tenants_only: bool,
+    /// Namespaces that have parts of a shared node.
+    sharers: BTreeSet<&'a str>,
+    ended: &'a Ended,
+}
+
+impl Rights<'_> {
+    fn allows(&self, context: &Context, namespace: &str, pod_uid: &str) -> bool {
+        match whose(context, namespace) {
+            Whose::Infrastructure => true,
+            _ if self.sharers.contains(namespace) => !pod_uid.is_empty() && !self.ended.pods.contains(pod_uid),
+            Whose::Tenant | Whose::Unknown => false,
+            Whose::Owner | Whose::Other => self.tenants_only,
+        }
     }
 }
 
@@ -146,7 +201,44 @@ impl Look {
     }
 
     fn writer(&self) -> Writer<'_> {
-        Writer { node: &self.node, uid: &self.uid, booking: self.booking.as_ref(), gaps: self.gaps }
+        Writer { node: &self.node, uid: &self.uid, bookings: &self.bookings, gaps: self.gaps }
+    }
+
+    /// The live bookings' parts of the node, sorted.
+    fn parts(&self) -> Vec<Part> {
+        let of = |booking: &Arc<Booking>| {
+            let mut open = booking.segments.iter().filter(|segment| segment.to.is_none() && segment.uid == self.uid);
+            open.next().map(|segment| Part { booking: booking.id.clone(), devices: segment.devices })
+        };
+        let mut parts: Vec<Part> = self.bookings.iter().filter_map(of).collect();
+        parts.sort_unstable();
+        parts
+    }
+
+    /// The parts of the node whose bookings ended.
+    fn ended(&self, context: &Context, view: &View) -> Ended {
+        let mut ended = Ended::default();
+        if let Hold::Shared { set_up } = self.hold() {
+            let wanted = self.parts();
+            for part in set_up.iter().filter(|part| !wanted.contains(part)) {
+                let Some(booking) = view.booking(&part.booking) else { continue };
+                let reservation = &booking.reservation;
+                let key = ObjectRef::new(&reservation.name).within(&reservation.namespace);
+                ended.take(&reservation.uid, context.stores.reservations.get(&key).as_deref());
+                ended.reservations.push((part.booking.clone(), reservation.clone()));
+            }
+        }
+        ended
+    }
+
+    fn rights<'a>(&'a self, hold: &Hold, ended: &'a Ended) -> Rights<'a> {
+        let shared = matches!(hold, Hold::Shared { .. });
+        let sharers = self.bookings.iter().filter(|booking| shared && !booking.exclusive);
+        Rights {
+            tenants_only: self.tenants_only(hold),
+            sharers: sharers.map(|booking| &*booking.reservation.namespace).collect(),
+            ended,
+        }
     }
 
     fn sound(&self) -> Soundness {
@@ -155,15 +247,15 @@ impl Look {
 
     /// Opening a node that nothing on it was told to leave: only what is a tenant's matters.
     fn tenants_only(&self, hold: &Hold) -> bool {
-        self.booking.is_none() && matches!(hold, Hold::Closed { no_execute: false })
+        self.bookings.is_empty() && matches!(hold, Hold::Closed { no_execute: false })
     }
 
-    fn input(&self, context: &Context, pods: &[PodFacts]) -> NodeInput {
+    fn input(&self, context: &Context, pods: &[PodFacts], ended: &Ended) -> NodeInput {
         let hold = self.hold();
-        let tenants_only = self.tenants_only(&hold);
-        let wanted = match &self.booking {
+        let rights = self.rights(&hold, ended);
+        let wanted = match self.bookings.first() {
             None => Wanted::Open,
-            Some(booking) => {
+            Some(booking) if booking.exclusive => {
                 let namespace = context.namespace(&booking.reservation.namespace).and_then(|namespace| namespace.uid());
                 // A namespace that cannot be seen for a moment must not cost its tenant the node.
                 let current = match &hold {
@@ -172,16 +264,14 @@ impl Look {
                 };
                 Wanted::Held { holder: namespace.or(current).unwrap_or_default(), booking: booking.id.clone() }
             }
+            Some(_) => Wanted::Shared { parts: self.parts() },
         };
         let mut there = ForeignPods::default();
         for pod in pods {
-            let whose = whose(context, &pod.namespace);
-            let foreign = if tenants_only {
-                matches!(whose, Whose::Tenant | Whose::Unknown)
-            } else {
-                whose != Whose::Infrastructure
-            };
-            let owner_device = whose == Whose::Owner && !pod.devices.is_empty();
+            let foreign = !rights.allows(context, &pod.namespace, &pod.uid);
+            let owner_device = whose(context, &pod.namespace) == Whose::Owner
+                && !pod.devices.is_empty()
+                && !matches!(hold, Hold::Shared { .. });
             match (foreign, pod.deleting.is_some()) {
                 (_, false) if owner_device => there.owner = true,
                 (true, true) => there.leaving = true,
@@ -189,17 +279,36 @@ impl Look {
                 (false, _) => {}
             }
         }
+        let shared = matches!(hold, Hold::Shared { .. });
+        let mut releasing = BTreeSet::new();
+        if shared {
+            releasing = assignments::releasing(context, &self.bookings, &self.node.name_any());
+            let memory = context.node_memory();
+            releasing.retain(|uid| !memory.gone.contains(uid));
+        }
+        let about = self.about(shared, ended, &releasing);
         let sound = self.sound();
         NodeInput {
             closed_for_ms: self.now_ms.saturating_sub(self.closed_since(context)),
-            check: self.check(context, tenants_only),
+            check: self.check(context, &rights, pods, about),
             hold,
             wanted,
             pods: there,
             ready: sound.ready,
             cordoned: sound.cordoned,
             device_count_ok: sound.wrong_devices.is_none(),
+            devices: u32::try_from(self.pool.spec.devices.per_node).unwrap_or(0),
+            releasing: !releasing.is_empty(),
         }
+    }
+
+    /// Of what a question about a shared node is: bookings that ended and pods that went. An answer counts for nothing that came later.
+    fn about(&self, shared: bool, ended: &Ended, releasing: &BTreeSet<Arc<str>>) -> Vec<Arc<str>> {
+        if !shared {
+            return Vec::new();
+        }
+        let bookings = ended.reservations.iter().map(|(id, _)| Arc::from(id.as_str()));
+        bookings.chain(releasing.iter().cloned()).collect()
     }
 
     /// Since when it is closed. A policy that closes a new node notes no time: then since it was first asked something.
@@ -213,15 +322,17 @@ impl Look {
     }
 
     /// What the agent says, if it was asked about this state of the node.
-    fn check(&self, context: &Context, tenants_only: bool) -> Check {
+    fn check(&self, context: &Context, rights: &Rights<'_>, pods: &[PodFacts], about: Vec<Arc<str>>) -> Check {
         if self.pool.spec.node_check == NodeCheck::None {
             return Check::NotNeeded;
         }
-        let Some(asked) =
-            context.node_memory().asked.get(&self.uid).filter(|asked| asked.hold_since == self.hold_since()).cloned()
-        else {
-            return Check::NotAsked;
+        let asked = {
+            let mut memory = context.node_memory();
+            memory.about.insert(self.uid.clone(), about.clone());
+            let same = |asked: &&Asked| asked.hold_since == self.hold_since() && asked.about == about;
+            memory.asked.get(&self.uid).filter(same).cloned()
         };
+        let Some(asked) = asked else { return Check::NotAsked };
         let object = context.stores.gpu_nodes.get(&ObjectRef::new(&self.node.name_any()));
         let stands =
             object.as_ref().is_some_and(|object| object.spec.check.as_ref().is_some_and(|check| check.id == asked.id));
@@ -243,7 +354,7 @@ impl Look {
         if boot.is_some_and(|boot| !boot.is_empty() && boot != answer.boot_id) {
             return Check::Dirty { found: vec!["the node was started again since it answered".to_owned()], age_ms };
         }
-        let found = containers_left(context, &answer, tenants_only);
+        let found = containers_left(context, &answer, rights, pods);
         if found.is_empty() { Check::Clean } else { Check::Dirty { found, age_ms } }
     }
 
@@ -267,22 +378,14 @@ impl Look {
 
     /// Carries a step out.
     async fn take(&self, context: &Context, step: NodeStep) -> Result<Action, Error> {
-        let booking = self.booking.as_ref();
-        let id = booking.map(|booking| booking.id.as_str());
+        let ids: Vec<&str> = self.bookings.iter().map(|booking| booking.id.as_str()).collect();
+        let ids = ids.join(",");
+        let id = (!ids.is_empty()).then_some(ids.as_str());
         let after = |ms: i64| Action::requeue(Duration::from_millis(u64::try_from(ms).unwrap_or(0).max(20)));
         match step {
             NodeStep::Nothing => {
-                if let Some(booking) = booking
-                    && booking
-                        .segments
-                        .iter()
-                        .any(|segment| segment.uid == self.uid && segment.to.is_none() && segment.from.is_none())
-                {
-                    let node = self.uid.clone();
-                    context.tell(Message::HandedOver { booking: booking.id.clone(), node });
-                    return Ok(Action::requeue(Duration::from_secs(5)));
-                }
-                Ok(Action::requeue(RESYNC))
+                let told = self.say_handed_over(context, &self.bookings);
+                Ok(Action::requeue(if told { Duration::from_secs(5) } else { RESYNC }))
             }
             NodeStep::WriteClosedNoSchedule => {
                 kill::point("node.before-closed");
@@ -301,6 +404,19 @@ impl Look {
                 done
             }
             NodeStep::WriteHolder => self.hand_over(context).await,
+            NodeStep::WriteShared(parts) => {
+                // Those that were let in before are not kept waiting by those that come.
+                self.say_handed_over(context, &self.set_up());
+                self.share(context, &parts).await
+            }
+            NodeStep::Release => {
+                let releasing = assignments::releasing(context, &self.bookings, &self.node.name_any());
+                context.node_memory().gone.extend(releasing);
+                for booking in &self.bookings {
+                    context.queues.namespaces.push(&booking.reservation.namespace).await;
+                }
+                Ok(Action::requeue(RESYNC))
+            }
             NodeStep::Drain => {
                 self.drain(context).await?;
                 kill::point("node.after-drain");
@@ -327,15 +443,38 @@ impl Look {
         }
     }
 
+    /// The bookings whose parts a shared node is set up for.
+    fn set_up(&self) -> Vec<Arc<Booking>> {
+        let Hold::Shared { set_up } = self.hold() else { return Vec::new() };
+        let wanted = self.parts();
+        let there =
+            |booking: &&Arc<Booking>| set_up.iter().any(|part| part.booking == booking.id && wanted.contains(part));
+        self.bookings.iter().filter(there).cloned().collect()
+    }
+
+    /// Tells the engine that the node is these bookings', of whose segments it does not know so.
+    fn say_handed_over(&self, context: &Context, bookings: &[Arc<Booking>]) -> bool {
+        let waits = |booking: &&Arc<Booking>| {
+            let mut open = booking.segments.iter().filter(|segment| segment.uid == self.uid && segment.to.is_none());
+            open.any(|segment| segment.from.is_none())
+        };
+        let mut told = false;
+        for booking in bookings.iter().filter(waits) {
+            context.tell(Message::HandedOver { booking: booking.id.clone(), node: self.uid.clone() });
+            told = true;
+        }
+        told
+    }
+
     fn give_up(&self, context: &Context, why: &str) {
-        if let Some(booking) = &self.booking {
+        for booking in &self.bookings {
             tracing::info!(node = %self.node.name_any(), booking = %booking.id, why, "the booking takes another node");
             context.tell(Message::GiveUp { booking: booking.id.clone(), node: self.uid.clone() });
         }
     }
 
     async fn hand_over(&self, context: &Context) -> Result<Action, Error> {
-        let Some(booking) = &self.booking else { return Ok(Action::await_change()) };
+        let Some(booking) = self.bookings.first() else { return Ok(Action::await_change()) };
         let namespace = &booking.reservation.namespace;
         let Some(found) = context.namespace(namespace) else { return Ok(Action::requeue(Duration::from_secs(1))) };
         let holder = found.uid().unwrap_or_default();
@@ -355,19 +494,34 @@ impl Look {
         done
     }
 
+    /// Sets a shared node up for these parts. Those that ended and are still among them keep their room, and lose their labels.
+    async fn share(&self, context: &Context, parts: &[Part]) -> Result<Action, Error> {
+        let mut holders: Vec<(&str, &str)> = Vec::new();
+        for booking in self.bookings.iter().filter(|booking| parts.iter().any(|part| part.booking == booking.id)) {
+            let namespace = &booking.reservation.namespace;
+            let Some(found) = context.namespace(namespace) else { return Ok(Action::requeue(Duration::from_secs(1))) };
+            // Without the label no pod of the namespace could land: the tenant controller is about to write it.
+            if found.labels().get(spillway_crds::names::HOLDER_LABEL) != found.uid().as_ref() {
+                return Ok(Action::requeue(Duration::from_millis(500)));
+            }
+            holders.push((namespace, &booking.reservation.name));
+        }
+        kill::point("node.before-share");
+        let done = self.writer().write(context, &Target::Shared { parts, holders: &holders }).await;
+        kill::point("node.after-share");
+        done
+    }
+
     /// Asks every foreign pod to go, with a grace that the cap bounds. The first grace that a kubelet is given is final, so a pod is asked once.
     async fn drain(&self, context: &Context) -> Result<(), Error> {
         let name = self.node.name_any();
-        let tenants_only = self.tenants_only(&self.hold());
+        let mut ended = self.ended(context, &context.view());
+        ended.read_again(context).await?;
+        let rights = self.rights(&self.hold(), &ended);
         let going: Vec<PodFacts> = pods_now(context, &name)
             .await?
             .into_iter()
-            .filter(|pod| pod.deleting.is_none())
-            .filter(|pod| match whose(context, &pod.namespace) {
-                Whose::Infrastructure => false,
-                Whose::Tenant | Whose::Unknown => true,
-                Whose::Owner | Whose::Other => !tenants_only,
-            })
+            .filter(|pod| pod.deleting.is_none() && !rights.allows(context, &pod.namespace, &pod.uid))
             .collect();
         if going.is_empty() {
             return Ok(());
@@ -411,12 +565,13 @@ impl Look {
         {
             let mut memory = context.node_memory();
             let hold_since = self.hold_since();
+            let about = memory.about.get(&self.uid).cloned().unwrap_or_default();
             let first = memory
                 .asked
                 .get(&self.uid)
-                .filter(|asked| asked.hold_since == hold_since)
+                .filter(|asked| asked.hold_since == hold_since && asked.about == about)
                 .map_or(now_ms, |asked| asked.first);
-            memory.asked.insert(self.uid.clone(), Asked { id: id.clone(), hold_since, at: now_ms, first });
+            memory.asked.insert(self.uid.clone(), Asked { id: id.clone(), hold_since, about, at: now_ms, first });
         }
         let api: Api<GpuNode> = Api::all(context.client.clone());
         let params = PatchParams::apply(FIELD_MANAGER).force();
@@ -432,7 +587,7 @@ impl Look {
 struct Writer<'a> {
     node: &'a Node,
     uid: &'a NodeUid,
-    booking: Option<&'a Arc<Booking>>,
+    bookings: &'a [Arc<Booking>],
     /// Number of pauses of the process before the look.
     gaps: u64,
 }
@@ -449,7 +604,7 @@ impl Writer<'_> {
         )
         .await?;
         context.metrics.node_writes.inc();
-        if matches!(target, Target::Unsold | Target::Holder { .. }) {
+        if matches!(target, Target::Unsold | Target::Holder { .. } | Target::Shared { .. }) {
             context.node_memory().asked.remove(self.uid);
         }
         // The write comes back by the watch, with the resourceVersion that the next step needs.
@@ -458,38 +613,26 @@ impl Writer<'_> {
 
     /// The generation on which a write may stand: the root is read after the node was, and what it wants of the node is what was decided on.
     async fn permitted(&self, context: &Context, action: &'static str) -> Result<i64, Error> {
-        let expected = context.view().generation;
-        let found = context.fence.generation().await?;
-        let fenced = Error::Fenced { action, expected, found };
-        let mut views = context.view.clone();
-        let caught_up = tokio::time::timeout(Duration::from_millis(500), async {
-            views.wait_for(|view| view.generation >= found).await.map(|view| Arc::clone(&view))
-        })
-        .await;
-        let view: Option<Arc<View>> = caught_up.ok().and_then(Result::ok);
-        let Some(view) = view else {
-            context.tell(Message::Reload);
-            return Err(fenced);
-        };
-        let same = view.generation == found
-            && view.blocked.is_none()
-            && view.booking_on(self.uid).map(|booking| &booking.id) == self.booking.map(|booking| &booking.id);
-        if same && context.pulse.gaps() == self.gaps { Ok(found) } else { Err(fenced) }
+        let view = context.settled(action, self.gaps).await?;
+        let same = view.bookings_on(self.uid).map(|booking| &booking.id).eq(self.bookings.iter().map(|one| &one.id));
+        let found = view.generation;
+        if same { Ok(found) } else { Err(Error::Fenced { action, expected: found, found }) }
     }
 }
 
 /// Containers that must be gone and are not, for people.
-fn containers_left(context: &Context, answer: &CheckResult, tenants_only: bool) -> Vec<String> {
+fn containers_left(context: &Context, answer: &CheckResult, rights: &Rights<'_>, pods: &[PodFacts]) -> Vec<String> {
     if let Some(error) = &answer.error {
         return vec![format!("the agent could not ask the container runtime: {error}")];
     }
     let mut left: Vec<String> = answer
         .containers
         .iter()
-        .filter(|container| match whose(context, &container.namespace) {
-            Whose::Infrastructure => false,
-            Whose::Tenant | Whose::Unknown => true,
-            Whose::Owner | Whose::Other => !tenants_only,
+        .filter(|container| {
+            // Where others may stay, a container whose pod is gone is nobody's.
+            let orphan =
+                rights.sharers.contains(&*container.namespace) && pods.iter().all(|pod| *pod.uid != *container.pod_uid);
+            orphan || !rights.allows(context, &container.namespace, &container.pod_uid)
         })
         .map(|container| format!("{}/{}", container.namespace, container.pod))
         .collect();

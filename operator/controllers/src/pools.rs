@@ -11,14 +11,14 @@ use kube::{
 use serde_json::json;
 use spillway_crds::{
     GpuPool,
-    names::{BOOKING_ANNOTATION, HOLD_CLOSED, HOLD_UNSOLD, POOL_LABEL},
+    names::{HOLD_CLOSED, HOLD_UNSOLD, POOL_LABEL},
 };
 use spillway_manifests::{
     hold,
     pool::{Facts, NodeClass, NodeFacts, build_status},
     validate,
 };
-use spillway_planner::NodeUid;
+use spillway_planner::{Booking, NodeUid};
 
 use crate::{
     context::{Context, owners},
@@ -147,11 +147,10 @@ fn node_facts(
     let name = node.name_any();
     let uid = NodeUid::from(node.uid().unwrap_or_default());
     let sound = soundness(node, pool);
-    let booking = view.booking_on(&uid);
     let (no_schedule, _) = hold::read_taints(node);
+    let bookings: Vec<&Arc<Booking>> = view.bookings_on(&uid).collect();
     // Without a ledger the taints alone say who holds it, and go on doing so.
-    let held = (view.ledger.is_none()
-        || booking.is_some_and(|booking| hold::annotation(node, BOOKING_ANNOTATION) == Some(booking.id.as_str())))
+    let held = (view.ledger.is_none() || bookings.iter().any(|one| hold::names_booking(node, one.id.as_str())))
         && !matches!(no_schedule, Some(HOLD_CLOSED | HOLD_UNSOLD) | None);
     let problem = if let Some(devices) = sound.wrong_devices.filter(|_| sound.ready) {
         Some(format!("it offers {devices} devices and the pool says {}", pool.spec.devices.per_node))
@@ -159,7 +158,7 @@ fn node_facts(
         Some("it is NotReady".to_owned())
     } else if sound.cordoned {
         Some("it is cordoned".to_owned())
-    } else if let Some(booking) = booking.filter(|booking| booking.pool.as_str() != pool.name_any()) {
+    } else if let Some(booking) = bookings.iter().find(|booking| booking.pool.as_str() != pool.name_any()) {
         Some(format!("it was moved here from pool {} while it is booked there", booking.pool))
     } else {
         context.node_memory().problem.get(&uid).cloned()
@@ -168,7 +167,7 @@ fn node_facts(
         NodeClass::Held
     } else if problem.is_some() {
         NodeClass::Broken
-    } else if no_schedule == Some(HOLD_UNSOLD) && booking.is_none() {
+    } else if no_schedule == Some(HOLD_UNSOLD) && bookings.is_empty() {
         NodeClass::Unsold
     } else {
         NodeClass::Turnover

@@ -9,15 +9,12 @@ use kube::{
     runtime::{controller::Action, events::EventType, reflector::ObjectRef},
 };
 use serde_json::json;
-use spillway_crds::{
-    GpuReservation, GpuReservationStatus, Phase,
-    names::{BOOKING_ANNOTATION, HOLD_CLOSED},
-};
+use spillway_crds::{GpuReservation, GpuReservationStatus, Phase, names::HOLD_CLOSED};
 use spillway_manifests::{
     hold,
     reservation::{Facts, build_status, differs_in_substance},
 };
-use spillway_planner::{Booking, NodeUid, ReservationUid};
+use spillway_planner::{Booking, NodeUid, Reason, ReservationUid};
 
 use crate::{
     context::Context,
@@ -83,7 +80,11 @@ pub async fn reconcile(object: Arc<GpuReservation>, context: Arc<Context>) -> Re
             (None, None) => Facts::NotYet,
         },
     };
-    let status = build_status(&object, facts, now);
+    let waiting = live
+        .as_ref()
+        .filter(|booking| !booking.exclusive)
+        .map(|_| context.waiting_for(&namespace, &uid).unwrap_or_else(nobody_waits));
+    let status = build_status(&object, facts, waiting.as_ref().map(|(pods, why)| (*pods, why)), now);
     let previous = object.status.clone().unwrap_or_default();
     let substance = differs_in_substance(&previous, &status);
     if substance || status != previous {
@@ -111,6 +112,10 @@ pub async fn reconcile(object: Arc<GpuReservation>, context: Arc<Context>) -> Re
     Ok(Action::requeue(again))
 }
 
+fn nobody_waits() -> (usize, Reason) {
+    (0, Reason { code: "AllPodsFit", message: "No pod waits for devices of this reservation.".to_owned() })
+}
+
 /// A node of the booking was closed for it already.
 fn preparing(context: &Context, booking: &Booking) -> bool {
     booking.segments.iter().filter(|segment| segment.to.is_none()).any(|segment| {
@@ -118,7 +123,7 @@ fn preparing(context: &Context, booking: &Booking) -> bool {
             .stores
             .nodes
             .get(&ObjectRef::new(segment.node.as_str()))
-            .is_some_and(|node| hold::annotation(&node, BOOKING_ANNOTATION) == Some(booking.id.as_str()))
+            .is_some_and(|node| hold::names_booking(&node, booking.id.as_str()))
     })
 }
 
@@ -130,14 +135,15 @@ fn given_back(context: &Context, view: &View, booking: &Booking, now: Timestamp)
     let mut seen = HashSet::new();
     booking.segments.iter().filter(|segment| seen.insert(segment.uid.clone())).all(|segment| {
         let Some(node) = context.stores.nodes.get(&ObjectRef::new(segment.node.as_str())) else { return true };
-        if NodeUid::from(node.uid().unwrap_or_default()) != segment.uid || view.booking_on(&segment.uid).is_some() {
+        if NodeUid::from(node.uid().unwrap_or_default()) != segment.uid
+            || booking.exclusive && view.is_held(&segment.uid)
+            || !hold::names_booking(&node, booking.id.as_str())
+        {
             return true;
         }
-        if hold::annotation(&node, BOOKING_ANNOTATION) != Some(booking.id.as_str()) {
-            return true;
-        }
-        // Closed for everybody is what a tenant can be promised; a node that never gets clean is the operator's problem, not the tenant's.
-        overdue && hold::read_taints(&node) == (Some(HOLD_CLOSED), Some(HOLD_CLOSED))
+        // Closed for everybody is what a tenant can be promised; a node that never gets clean is the operator's problem, not the tenant's. Of a
+        // shared node no new pod of the tenant's gets room.
+        overdue && (!booking.exclusive || hold::read_taints(&node) == (Some(HOLD_CLOSED), Some(HOLD_CLOSED)))
     })
 }
 

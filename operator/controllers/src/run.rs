@@ -21,18 +21,16 @@ use kube::{
         watcher,
     },
 };
-use spillway_crds::{
-    GpuNode, GpuPool, GpuReservation, Tenant,
-    names::{BOOKING_ANNOTATION, POOL_LABEL},
-};
+use spillway_crds::{GpuNode, GpuPool, GpuReservation, Tenant, names::POOL_LABEL};
 use spillway_manifests::hold;
-use spillway_planner::BookingId;
+use spillway_planner::{Booking, BookingId};
 use tokio::{
     sync::{Notify, mpsc, watch},
     task::JoinSet,
 };
 
 use crate::{
+    assignments,
     config::{Config, MAX_GAP},
     context::{Context, NodeMemory, Queues, Stores, Throttle},
     engine::Engine,
@@ -88,8 +86,14 @@ fn start(client: Client, config: Config, metrics: Arc<Metrics>, tasks: &mut Join
     let (reservation_queue, reservation_stream) = Queue::<GpuReservation>::new();
     let (pool_queue, pool_stream) = Queue::<GpuPool>::new();
     let (tenant_queue, tenant_stream) = Queue::<Tenant>::new();
-    let queues =
-        Queues { nodes: node_queue, reservations: reservation_queue, pools: pool_queue, tenants: tenant_queue };
+    let (namespace_queue, namespace_stream) = Queue::<NamespaceMeta>::new();
+    let queues = Queues {
+        nodes: node_queue,
+        reservations: reservation_queue,
+        pools: pool_queue,
+        tenants: tenant_queue,
+        namespaces: namespace_queue,
+    };
     let (publish, view) = watch::channel(Arc::new(View::default()));
     let pods = Arc::new(PodIndex::default());
     let synced = Synced::default();
@@ -117,6 +121,8 @@ fn start(client: Client, config: Config, metrics: Arc<Metrics>, tasks: &mut Join
         pulse: Arc::clone(&pulse),
         metrics,
         nodes: std::sync::Mutex::new(NodeMemory::default()),
+        waiting: std::sync::Mutex::default(),
+        pod_events: Throttle::new(assignments::EVENTS),
         wording: Throttle::new(reservations::WORDING),
         statements: Throttle::new(pools::STATEMENTS),
         tenancies: Throttle::new(tenants::TENANCIES),
@@ -132,12 +138,19 @@ fn start(client: Client, config: Config, metrics: Arc<Metrics>, tasks: &mut Join
         engine.run().await;
         Err(Error::TaskEnded("engine"))
     });
-    let Stores { nodes: node_store, reservations: reservation_store, pools: pool_store, tenants: tenant_store, .. } =
-        context.stores.clone();
+    let Stores {
+        nodes: node_store,
+        reservations: reservation_store,
+        pools: pool_store,
+        tenants: tenant_store,
+        namespaces: namespace_store,
+        ..
+    } = context.stores.clone();
     control("nodes", &context, node_store, node_stream, 32, nodes::reconcile, tasks);
     control("reservations", &context, reservation_store, reservation_stream, 16, reservations::reconcile, tasks);
     control("pools", &context, pool_store, pool_stream, 4, pools::reconcile, tasks);
     control("tenants", &context, tenant_store, tenant_stream, 4, tenants::reconcile, tasks);
+    control("assignments", &context, namespace_store, namespace_stream, 8, assignments::reconcile, tasks);
 }
 
 /// Runs one controller: its queue, with back-off on errors and a bound on what is under way at once.
@@ -226,7 +239,11 @@ fn watch_all(
             async move {
                 w.notify_one();
                 if let Some(reservation) = object(&event) {
-                    q.reservations.push_in(&reservation.namespace().unwrap_or_default(), &reservation.name_any()).await;
+                    let namespace = reservation.namespace().unwrap_or_default();
+                    q.reservations.push_in(&namespace, &reservation.name_any()).await;
+                    if !reservation.spec.exclusive_nodes {
+                        q.namespaces.push(&namespace).await;
+                    }
                 }
             }
         });
@@ -256,21 +273,26 @@ fn watch_all(
             watcher::Event::Init | watcher::Event::InitDone => true,
         };
         let about = object(&event).filter(|_| news).map(|node| {
-            let booking = hold::annotation(node, BOOKING_ANNOTATION)
-                .and_then(|id| v.borrow().booking(&BookingId::from(id)).map(|booking| booking.reservation.clone()));
-            (node.name_any(), node.labels().get(POOL_LABEL).cloned(), booking)
+            let view = Arc::clone(&v.borrow());
+            let named = hold::named_bookings(node).filter_map(|id| view.booking(&BookingId::from(id)));
+            let named: Vec<Arc<Booking>> = named.map(Arc::clone).collect();
+            (node.name_any(), node.labels().get(POOL_LABEL).cloned(), named)
         });
         async move {
             if news {
                 w.notify_one();
             }
-            if let Some((name, pool, reservation)) = about {
+            if let Some((name, pool, bookings)) = about {
                 q.nodes.push(&name).await;
                 if let Some(pool) = pool {
                     q.pools.push(&pool).await;
                 }
-                if let Some(reservation) = reservation {
+                for booking in bookings {
+                    let reservation = &booking.reservation;
                     q.reservations.push_in(&reservation.namespace, &reservation.name).await;
+                    if !booking.exclusive {
+                        q.namespaces.push(&reservation.namespace).await;
+                    }
                 }
             }
         }
@@ -290,7 +312,7 @@ fn watch_all(
     let (namespaces, namespace_feed) = namespaces(client, &queues, &wake, synced);
 
     let (index, prefixes, q, w) = (Arc::clone(pods), config.device_prefixes.clone(), queues, wake);
-    let bound = any().fields("spec.nodeName!=,status.phase!=Succeeded,status.phase!=Failed");
+    let bound = any().fields("status.phase!=Succeeded,status.phase!=Failed");
     let stream = watcher(Api::<Pod>::all(client.clone()), bound);
     let mut mark = synced.mark();
     let pod_feed: watches::Feed = Box::pin(async move {
@@ -301,8 +323,12 @@ fn watch_all(
                 Ok(event) => {
                     // Only pods with devices change what can be sold.
                     let devices = object(&event).is_none_or(|pod| !pods::devices(pod, &prefixes).is_empty());
-                    for node in index.take(&event, &prefixes) {
+                    let touched = index.take(&event, &prefixes);
+                    for node in touched.nodes {
                         q.nodes.push(&node).await;
+                    }
+                    for namespace in touched.namespaces {
+                        q.namespaces.push(&namespace).await;
                     }
                     mark(matches!(event, watcher::Event::InitDone));
                     if devices {

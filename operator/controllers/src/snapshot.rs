@@ -9,13 +9,13 @@ use k8s_openapi::api::core::v1::Node as KubeNode;
 use kube::ResourceExt;
 use spillway_crds::{
     GpuPool, GpuReservation,
-    names::{FINALIZER, HOLD_UNSOLD, POOL_LABEL},
+    names::{FINALIZER, HOLD_CLOSED, HOLD_UNSOLD, POOL_LABEL},
     parse_duration_ms,
 };
 use spillway_manifests::{hold, validate};
 use spillway_planner::{
     Booking, BookingId, MilliGpu, Node, NodeHealth, NodeSale, NodeUid, Outcome, ReservationUid, Resources, Snapshot,
-    TenantName, TimeMs, ledger::Ledger,
+    TenantName, TimeMs, ledger::Ledger, node::Part,
 };
 
 use crate::{context::Context, pods::PodFacts};
@@ -137,7 +137,43 @@ fn unpooled(node: &KubeNode, uid: NodeUid, pool: &str) -> Node {
         sale: NodeSale::NotNow,
         health: NodeHealth::Sound,
         owner_use: Resources::default(),
+        returning: 0,
     }
+}
+
+/// Whether a node can be booked now; `shared`: live bookings have parts of it, and nobody has it whole.
+fn sale(node: &KubeNode, sound: &Soundness, shared: bool) -> NodeSale {
+    if sound.cordoned || (sound.ready && sound.wrong_devices.is_some()) {
+        return NodeSale::Broken;
+    }
+    if !sound.ready || sound.deleting {
+        return NodeSale::NotNow;
+    }
+    // A node that is being prepared for parts may be prepared for some more.
+    let preparing = || shared && hold::read_taints(node).0 == Some(HOLD_CLOSED);
+    if hold::read_taints(node) == (Some(HOLD_UNSOLD), None) {
+        NodeSale::Open
+    } else if hold::is_shared(node) || preparing() {
+        NodeSale::Shared
+    } else {
+        NodeSale::NotNow
+    }
+}
+
+/// Devices of parts whose bookings are not live any more, and that were not given back.
+fn returning(node: &KubeNode, ledger: &Ledger) -> u32 {
+    if !hold::is_shared(node) {
+        return 0;
+    }
+    let uid = NodeUid::from(node.uid().unwrap_or_default());
+    let live = |part: &Part| {
+        let open = |booking: &Arc<Booking>| {
+            let mut open = booking.segments.iter().filter(|segment| segment.uid == uid && segment.to.is_none());
+            open.any(|segment| segment.devices == part.devices)
+        };
+        ledger.booking(&part.booking).is_some_and(open)
+    };
+    hold::read_parts(node).iter().filter(|part| !live(part)).map(|part| part.devices).sum()
 }
 
 /// Builds the snapshot.
@@ -150,6 +186,7 @@ pub fn build(context: &Context, ledger: &Ledger, owners: &Owners, past: &Past<'_
     for node in context.stores.nodes.state() {
         let uid = NodeUid::from(node.uid().unwrap_or_default());
         let held = ledger.holders(&uid).next();
+        let shared = held.is_some_and(|booking| !booking.exclusive);
         // A node that holds something is looked at whatever its label says: it is not lost because somebody relabelled it.
         let label = node.labels().get(POOL_LABEL).cloned();
         let Some(pool_name) = label.or_else(|| held.map(|booking| booking.pool.to_string())) else { continue };
@@ -171,17 +208,9 @@ pub fn build(context: &Context, ledger: &Ledger, owners: &Owners, past: &Past<'_
                 next_loss = Some(next_loss.map_or(due, |next| next.min(due)));
             }
         }
-        if past.given_up.get(&uid).is_some_and(|id| held.is_some_and(|booking| booking.id == *id)) {
+        if past.given_up.get(&uid).is_some_and(|id| ledger.holders(&uid).any(|booking| booking.id == *id)) {
             health = NodeHealth::Lost(now);
         }
-        let unsold = hold::read_taints(&node) == (Some(HOLD_UNSOLD), None);
-        let sale = if sound.cordoned || (sound.ready && sound.wrong_devices.is_some()) {
-            NodeSale::Broken
-        } else if unsold && sound.ready && !sound.deleting && sound.wrong_devices.is_none() {
-            NodeSale::Open
-        } else {
-            NodeSale::NotNow
-        };
         let used = owner_devices(&context.pods.on(&node.name_any()), owners, &pool.spec.devices.resource);
         nodes.push(Node {
             name: node.name_any().into(),
@@ -194,9 +223,10 @@ pub fn build(context: &Context, ledger: &Ledger, owners: &Owners, past: &Past<'_
                 .iter()
                 .map(|key| node.labels().get(key).map(|value| Arc::from(value.as_str())))
                 .collect(),
-            sale,
+            sale: sale(&node, &sound, shared),
             health,
             owner_use: Resources { gpu: MilliGpu::whole(used), ..Resources::default() },
+            returning: returning(&node, ledger),
         });
     }
     let tenants: Vec<_> = context.stores.tenants.state();

@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use spillway_planner::{Booking, BookingId, Outcome, ReservationUid, ledger::Ledger};
+use spillway_planner::{Booking, BookingId, NodeUid, Outcome, ReservationUid, ledger::Ledger};
 
 /// The last committed decision.
 #[derive(Clone, Debug, Default)]
@@ -30,9 +30,14 @@ impl View {
         self.ledger.as_ref()?.booking_of(reservation)
     }
 
-    /// The live booking that holds a node.
-    pub fn booking_on(&self, node: &spillway_planner::NodeUid) -> Option<&Arc<Booking>> {
-        self.ledger.as_ref()?.holders(node).next()
+    /// The live bookings that hold a node or parts of it, by id.
+    pub fn bookings_on(&self, node: &NodeUid) -> impl Iterator<Item = &Arc<Booking>> {
+        self.ledger.iter().flat_map(move |ledger| ledger.holders(node))
+    }
+
+    /// Whether a live booking holds a node or a part of it.
+    pub fn is_held(&self, node: &NodeUid) -> bool {
+        self.bookings_on(node).next().is_some()
     }
 
     /// A booking by its id, live or just ended.

@@ -6,8 +6,10 @@ use k8s_openapi::api::core::v1::{Node, Taint};
 use serde_json::{Map, Value, json};
 use spillway_crds::names::{
     BOOKING_ANNOTATION, CLUSTER_AUTOSCALER_ANNOTATION, GENERATION_ANNOTATION, HOLD_CLOSED, HOLD_SINCE_ANNOTATION,
-    HOLD_TAINT, HOLD_UNSOLD, KARPENTER_ANNOTATION, hold_label, is_hold_label, reservation_hold_label,
+    HOLD_TAINT, HOLD_UNSOLD, KARPENTER_ANNOTATION, PARTS_ANNOTATION, hold_label, hold_of_node, is_hold_label,
+    reservation_hold_label,
 };
+use spillway_planner::node::Part;
 
 /// What a node is to become.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +37,44 @@ pub enum Target<'a> {
         /// The booking.
         booking: &'a str,
     },
+    /// The pods that are given the node's toleration, one by one.
+    Shared {
+        /// The parts for which it is set up.
+        parts: &'a [Part],
+        /// Whose they are, of those that are live: namespace and reservation.
+        holders: &'a [(&'a str, &'a str)],
+    },
+}
+
+/// The parts for which a node was set up, as its annotation says; sorted. What cannot be read is left out.
+pub fn read_parts(node: &Node) -> Vec<Part> {
+    let one = |text: &str| {
+        let (booking, devices) = text.split_once('=')?;
+        Some(Part { booking: booking.into(), devices: devices.parse().ok()? })
+    };
+    let mut parts: Vec<Part> =
+        annotation(node, PARTS_ANNOTATION).unwrap_or_default().split(',').filter_map(one).collect();
+    parts.sort_unstable();
+    parts
+}
+
+/// Whether the node is shared: the taints are those of this very node object.
+pub fn is_shared(node: &Node) -> bool {
+    let wanted = hold_of_node(node.metadata.uid.as_deref().unwrap_or_default());
+    let (no_schedule, no_execute) = read_taints(node);
+    no_schedule == Some(wanted.as_str()) && no_execute == Some(wanted.as_str())
+}
+
+/// The bookings that a node names: for which it is prepared or held, whole or in parts.
+pub fn named_bookings(node: &Node) -> impl Iterator<Item = &str> {
+    let held = annotation(node, BOOKING_ANNOTATION).unwrap_or_default().split(',');
+    let parts = annotation(node, PARTS_ANNOTATION).unwrap_or_default().split(',');
+    held.chain(parts.map(|part| part.split_once('=').map_or(part, |(id, _)| id))).filter(|id| !id.is_empty())
+}
+
+/// Whether a node names a booking.
+pub fn names_booking(node: &Node, id: &str) -> bool {
+    named_bookings(node).any(|named| named == id)
 }
 
 /// The hold taints of a node: the values of `NoSchedule` and of `NoExecute`.
@@ -74,11 +114,13 @@ pub fn build_patch(node: &Node, target: &Target<'_>, generation: i64, now_ms: i6
         effect: effect.to_owned(),
         time_added: None,
     };
+    let of_node = hold_of_node(node.metadata.uid.as_deref().unwrap_or_default());
     let (value, no_execute) = match target {
         Target::ClosedNoSchedule { .. } => (HOLD_CLOSED, false),
         Target::ClosedBoth { .. } => (HOLD_CLOSED, true),
         Target::Unsold => (HOLD_UNSOLD, false),
         Target::Holder { holder, .. } => (*holder, true),
+        Target::Shared { .. } => (of_node.as_str(), true),
     };
     let mut taints: Vec<Taint> = node
         .spec
@@ -100,27 +142,46 @@ pub fn build_patch(node: &Node, target: &Target<'_>, generation: i64, now_ms: i6
     let mut annotations = Map::new();
     annotations.insert(GENERATION_ANNOTATION.to_owned(), json!(generation.to_string()));
     annotations.insert(HOLD_SINCE_ANNOTATION.to_owned(), json!(now_ms.to_string()));
-    let mut claim = |booking: &str| {
-        annotations.insert(BOOKING_ANNOTATION.to_owned(), json!(booking));
+    let mut claim = |bookings: &str| {
+        annotations.insert(BOOKING_ANNOTATION.to_owned(), json!(bookings));
         annotations.insert(CLUSTER_AUTOSCALER_ANNOTATION.to_owned(), json!("true"));
         annotations.insert(KARPENTER_ANNOTATION.to_owned(), json!("true"));
     };
+    let mut holders: Vec<(&str, &str)> = Vec::new();
+    let mut parts: Option<String> = None;
     match target {
         Target::Holder { namespace, reservation, booking, .. } => {
-            labels.insert(hold_label(namespace), json!("true"));
-            labels.insert(reservation_hold_label(namespace, reservation), json!("true"));
+            holders.push((namespace, reservation));
             claim(booking);
+        }
+        Target::Shared { parts: set_up, holders: all } => {
+            holders.extend(*all);
+            let text: Vec<String> = set_up.iter().map(|part| format!("{}={}", part.booking, part.devices)).collect();
+            parts = Some(text.join(","));
+            claim("");
+            annotations.insert(BOOKING_ANNOTATION.to_owned(), Value::Null);
         }
         Target::ClosedNoSchedule { booking: Some(booking) } | Target::ClosedBoth { booking: Some(booking) } => {
             claim(booking);
         }
         Target::ClosedNoSchedule { booking: None } | Target::ClosedBoth { booking: None } => {}
-        Target::Unsold if annotation(node, BOOKING_ANNOTATION).is_some() => {
+        Target::Unsold if named_bookings(node).next().is_some() => {
             for key in [BOOKING_ANNOTATION, CLUSTER_AUTOSCALER_ANNOTATION, KARPENTER_ANNOTATION] {
                 annotations.insert(key.to_owned(), Value::Null);
             }
         }
         Target::Unsold => {}
+    }
+    for (namespace, reservation) in holders {
+        labels.insert(hold_label(namespace), json!("true"));
+        labels.insert(reservation_hold_label(namespace, reservation), json!("true"));
+    }
+    // Who had a part of a node that is closed now is told by it until the node is somebody else's.
+    let keeps_parts = matches!(target, Target::ClosedNoSchedule { .. } | Target::ClosedBoth { .. });
+    if let Some(parts) = parts {
+        annotations.insert(PARTS_ANNOTATION.to_owned(), json!(parts));
+    } else if !keeps_parts && annotation(node, PARTS_ANNOTATION).is_some() {
+        annotations.insert(PARTS_ANNOTATION.to_owned(), Value::Null);
     }
     json!({
         "metadata": {

@@ -1,8 +1,8 @@
 //! The status of a `GpuReservation`, from what the ledger and the last plan say.
 
 use jiff::Timestamp;
-use spillway_crds::{AssignedNode, BookingStatus, GpuReservation, GpuReservationStatus, Meter, Phase};
-use spillway_planner::{Booking, EndReason, Outcome, Tier, ledger::usage};
+use spillway_crds::{AssignedNode, BookingStatus, ConditionStatus, GpuReservation, GpuReservationStatus, Meter, Phase};
+use spillway_planner::{Booking, EndReason, Outcome, Reason, Tier, ledger::usage};
 
 use crate::conditions::{Wanted, bounded, merge, time};
 
@@ -111,8 +111,14 @@ fn answered(outcome: &Outcome) -> Summary {
     }
 }
 
-/// The status that says what is known. What did not change is taken over, so that the same facts give the same status.
-pub fn build_status(reservation: &GpuReservation, facts: Facts<'_>, now: Timestamp) -> GpuReservationStatus {
+/// The status that says what is known. What did not change is taken over, so that the same facts give the same status. `waiting`: of a
+/// reservation of parts of nodes, how many pods wait for its devices, and why the first of them.
+pub fn build_status(
+    reservation: &GpuReservation,
+    facts: Facts<'_>,
+    waiting: Option<(usize, &Reason)>,
+    now: Timestamp,
+) -> GpuReservationStatus {
     let previous = reservation.status.clone().unwrap_or_default();
     let summary = match facts {
         Facts::Live { booking, preparing } => live(booking, preparing),
@@ -137,16 +143,17 @@ pub fn build_status(reservation: &GpuReservation, facts: Facts<'_>, now: Timesta
     };
     let generation = reservation.metadata.generation;
     let message = bounded(&summary.message, 1024);
-    let conditions = merge(
-        &previous.conditions,
-        vec![
-            Wanted::new("Ready", summary.ready, summary.reason.clone(), message.clone()),
-            Wanted::new("Reconciling", summary.reconciling, summary.reason.clone(), message.clone()),
-            Wanted::new("Stalled", summary.stalled, summary.reason.clone(), message.clone()),
-        ],
-        generation,
-        now,
-    );
+    let mut wanted = vec![
+        Wanted::new("Ready", summary.ready, summary.reason.clone(), message.clone()),
+        Wanted::new("Reconciling", summary.reconciling, summary.reason.clone(), message.clone()),
+        Wanted::new("Stalled", summary.stalled, summary.reason.clone(), message.clone()),
+    ];
+    wanted.extend(waiting.map(|(pods, why)| match pods {
+        0 => Wanted::new("PodsFit", true, why.code, why.message.clone()),
+        1 => Wanted::new("PodsFit", false, why.code, why.message.clone()),
+        _ => Wanted::new("PodsFit", false, why.code, format!("{pods} pods wait, the first because: {}", why.message)),
+    }));
+    let conditions = merge(&previous.conditions, wanted, generation, now);
     let mut status = GpuReservationStatus {
         observed_generation: generation,
         phase: summary.phase,
@@ -156,6 +163,8 @@ pub fn build_status(reservation: &GpuReservation, facts: Facts<'_>, now: Timesta
         booking: previous.booking,
         node_count: previous.node_count,
         nodes: previous.nodes,
+        device_count: previous.device_count,
+        assignments: previous.assignments,
         meter: previous.meter,
     };
     if let Facts::Live { booking, .. } | Facts::Ended { booking, .. } = facts {
@@ -177,6 +186,10 @@ pub fn build_status(reservation: &GpuReservation, facts: Facts<'_>, now: Timesta
             .collect();
         nodes.sort_by(|a, b| a.name.cmp(&b.name));
         status.node_count = i32::try_from(nodes.len()).ok();
+        status.device_count = i32::try_from(open_devices(booking)).ok();
+        let over = matches!(facts, Facts::Ended { given_back: true, .. });
+        // Room on a node that was lost is room no more.
+        status.assignments.retain(|room| !over && nodes.iter().any(|node| node.name == room.node));
         nodes.truncate(MAX_NODES);
         status.nodes = nodes;
     }
@@ -186,6 +199,12 @@ pub fn build_status(reservation: &GpuReservation, facts: Facts<'_>, now: Timesta
     status
 }
 
+/// Whether pods wait, and why, as far as it is said.
+fn pods_fit(status: &GpuReservationStatus) -> Option<(ConditionStatus, &str)> {
+    let mut conditions = status.conditions.iter();
+    conditions.find(|one| one.type_ == "PodsFit").map(|one| (one.status, one.reason.as_str()))
+}
+
 /// True when two statuses differ in more than the wording of a message.
 pub fn differs_in_substance(a: &GpuReservationStatus, b: &GpuReservationStatus) -> bool {
     a.phase != b.phase
@@ -193,6 +212,9 @@ pub fn differs_in_substance(a: &GpuReservationStatus, b: &GpuReservationStatus) 
         || a.booking != b.booking
         || a.nodes != b.nodes
         || a.node_count != b.node_count
+        || a.device_count != b.device_count
+        || a.assignments != b.assignments
+        || pods_fit(a) != pods_fit(b)
         || a.meter != b.meter
         || a.observed_generation != b.observed_generation
 }

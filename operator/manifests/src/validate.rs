@@ -98,7 +98,7 @@ pub fn request(reservation: &GpuReservation, tenant: Option<TenantName>) -> Requ
         reservation: reference(reservation),
         tenant,
         place,
-        shape: Shape::WholeNodes { count: positive(spec.devices.count), per_node: spec.devices.per_node.map(positive) },
+        shape: shape(spec),
         tier: tier(spec.tier),
         duration_ms: spec.term.as_ref().and_then(|term| parse_duration_ms(&term.duration).ok()),
         require: spec.topology.as_ref().map(|topology| topology.require.as_str().into()),
@@ -106,6 +106,11 @@ pub fn request(reservation: &GpuReservation, tenant: Option<TenantName>) -> Requ
         wait_for_ms: parse_duration_ms(&spec.wait_for).unwrap_or(0),
         deleting: reservation.metadata.deletion_timestamp.is_some(),
     }
+}
+
+fn shape(spec: &crds::GpuReservationSpec) -> Shape {
+    let (count, per_node) = (positive(spec.devices.count), spec.devices.per_node.map(positive));
+    if spec.exclusive_nodes { Shape::WholeNodes { count, per_node } } else { Shape::Devices { count, per_node } }
 }
 
 /// Which reservation.

@@ -48,6 +48,8 @@
 //!   the length of the term (absent: open-ended); `bookedAt` the `committedAt` of its commit; `activeAt`? when all its devices were handed
 //!   over for the first time; `end`? when it ends, once known (`activeAt` + `durationMs`); `endReason`? only in the archive:
 //!   `TermOver` or `Deleted`.
+//! - `exclusive`: it has its nodes whole, with nobody beside it; else its segments are parts of nodes, and say in `of` how many devices the node
+//!   had when the part was booked.
 //! - `segments`: its nodes, past ones included, in the order in which they came; segments are only ever appended and changed in place.
 //!   A segment without `to`? is *open*: it holds its `devices` of the node `uid`. `from`? is when the node was handed over to the
 //!   holder, `to`? when it was last known healthy before it was lost. `from` <= `to`.
@@ -69,7 +71,8 @@
 //!   on in newer ones (or the same) of the same `day`.
 //!
 //! **What holds in every ledger.** Live bookings of all pools together: no `id` twice, no reservation `uid` twice; a node `uid` with an
-//! open segment of an `exclusive` booking has no other open segment; open segments of a booking have at most its `devices` together;
+//! open segment of an `exclusive` booking has no other open segment; the open segments of a node `uid` that are parts of it have at most the
+//! least of their `of` together; open segments of a booking have at most its `devices` together;
 //! a live booking has no `endReason`.
 //!
 //! **The meter.** A segment counts its `devices` from the later of its `from` and the booking's `activeAt` until its `to`, else the

@@ -3,11 +3,13 @@
 //!
 //! - [`types`]: capacity, time, bookings, requests: types that cannot be wrong.
 //! - [`calendar`]: what of a node is free over an interval.
-//! - [`placement`]: which nodes a gang gets.
+//! - [`placement`]: which nodes, or parts of nodes, a gang gets.
+//! - [`assign`]: which pod may land on which shared node.
 //! - [`node`]: the next step of a node on its way to what the ledger wants.
 //! - [`mod@plan`]: the decision over a whole [`Snapshot`]: bookings, ends, replacements, and an answer for every request.
 //! - [`ledger`]: the format and the protocol of the booking ledger. The operator and the model check run the same transition function.
 
+pub mod assign;
 pub mod calendar;
 pub mod ledger;
 pub mod node;
@@ -15,5 +17,5 @@ pub mod placement;
 pub mod plan;
 pub mod types;
 
-pub use plan::{End, Outcome, Plan, Reason, Swap, plan};
+pub use plan::{End, Outcome, Plan, Planner, Reason, Swap, plan};
 pub use types::*;

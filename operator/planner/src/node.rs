@@ -39,8 +39,22 @@ pub enum Hold {
         /// The booking for which it was written, as noted on the node; none: the note is missing.
         booking: Option<BookingId>,
     },
+    /// `node.<UID of this node>` in both effects: pods land that were given its toleration one by one.
+    Shared {
+        /// The parts for which it was set up, sorted: those whose bookings ended stay until nothing of theirs is left there.
+        set_up: Vec<Part>,
+    },
     /// Anything else: a mixture, or a value of nobody.
     Other,
+}
+
+/// A part of a node.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Part {
+    /// Whose.
+    pub booking: BookingId,
+    /// Devices.
+    pub devices: u32,
 }
 
 /// What the ledger says of a node.
@@ -54,6 +68,11 @@ pub enum Wanted {
         holder: String,
         /// Which booking.
         booking: BookingId,
+    },
+    /// Live bookings have parts of it.
+    Shared {
+        /// Which, sorted.
+        parts: Vec<Part>,
     },
 }
 
@@ -77,7 +96,8 @@ pub enum Check {
     },
 }
 
-/// Pods bound to a node that are not infrastructure and, on a held node, not its holder's. Those that are `Succeeded` or `Failed` do not count.
+/// Pods bound to a node that are not infrastructure and not there by right: on a held node its holder's pods are, on a shared one those that a
+/// live booking was given room for. Those that are `Succeeded` or `Failed` do not count.
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
 pub struct ForeignPods {
     /// Device pods of the owner that nobody has asked to go.
@@ -105,6 +125,10 @@ pub struct NodeInput {
     pub cordoned: bool,
     /// It offers as many devices as its pool says.
     pub device_count_ok: bool,
+    /// Devices of each node of its pool.
+    pub devices: u32,
+    /// On a shared node: pods that were given room have gone, and nobody has said that their containers have.
+    pub releasing: bool,
     /// What the node itself says, about the same pods.
     pub check: Check,
 }
@@ -122,6 +146,10 @@ pub enum NodeStep {
     WriteUnsold,
     /// Write the holder in both effects, and its labels.
     WriteHolder,
+    /// Write that the node is shared and set up for these parts, in both effects, with the labels of those that are live.
+    WriteShared(Vec<Part>),
+    /// The containers of pods that have gone are gone too: their room may be given to others.
+    Release,
     /// Delete the pods that nobody has asked to go, with their grace bounded by the cap.
     Drain,
     /// Ask the node which containers it has.
@@ -149,9 +177,10 @@ pub fn node_step(input: &NodeInput) -> NodeStep {
         {
             NodeStep::Nothing
         }
-        (Hold::Holder { .. }, _) => NodeStep::WriteClosedBoth,
+        (Hold::Shared { set_up }, Wanted::Shared { parts }) => step_sharing(input, set_up, parts),
+        (Hold::Holder { .. } | Hold::Shared { .. }, _) => NodeStep::WriteClosedBoth,
         (Hold::Unsold, Wanted::Open) => NodeStep::Nothing,
-        (Hold::Unsold, Wanted::Held { .. }) => NodeStep::WriteClosedNoSchedule,
+        (Hold::Unsold, Wanted::Held { .. } | Wanted::Shared { .. }) => NodeStep::WriteClosedNoSchedule,
         (Hold::Closed { no_execute: false }, wanted) => step_closing(input, wanted),
         (Hold::Closed { no_execute: true }, wanted) => step_emptying(input, wanted),
     }
@@ -240,7 +269,20 @@ fn step_emptying(input: &NodeInput, wanted: &Wanted) -> NodeStep {
     if let Some(step) = unfit(input) {
         return step;
     }
-    match &input.check {
+    if let Some(step) = unless_clean(input) {
+        return step;
+    }
+    match wanted {
+        Wanted::Open => NodeStep::WriteUnsold,
+        Wanted::Held { .. } => NodeStep::WriteHolder,
+        Wanted::Shared { parts } => NodeStep::WriteShared(parts.clone()),
+    }
+}
+
+/// What is to be done before the node says that nothing is left; none: it has said so.
+fn unless_clean(input: &NodeInput) -> Option<NodeStep> {
+    Some(match &input.check {
+        Check::Clean | Check::NotNeeded => return None,
         Check::NotAsked => NodeStep::AskCheck,
         Check::Waiting => wait_for_check(input),
         Check::Dirty { age_ms, .. } if *age_ms >= RECHECK_MS => NodeStep::AskCheck,
@@ -249,18 +291,58 @@ fn step_emptying(input: &NodeInput, wanted: &Wanted) -> NodeStep {
             let again = RECHECK_MS - (*age_ms).max(0);
             if input.closed_for_ms >= QUARANTINE_MS {
                 let message = format!("Containers do not go away ({found}): restart the kubelet of the node.");
-                return NodeStep::Broken(reason("ContainersLeft", message), again);
+                return Some(NodeStep::Broken(reason("ContainersLeft", message), again));
             }
             NodeStep::Wait(
                 reason("ContainersLeft", format!("Waiting for containers on the node to end: {found}.")),
                 again,
             )
         }
-        Check::Clean | Check::NotNeeded => match wanted {
-            Wanted::Open => NodeStep::WriteUnsold,
-            Wanted::Held { .. } => NodeStep::WriteHolder,
-        },
+    })
+}
+
+/// Bookings have parts of the node. Who comes is let in as soon as there is room, and disturbs nobody; who goes keeps its room until nothing of
+/// it is left.
+fn step_sharing(input: &NodeInput, set_up: &[Part], wanted: &[Part]) -> NodeStep {
+    let (staying, ended): (Vec<&Part>, Vec<&Part>) = set_up.iter().partition(|part| wanted.contains(part));
+    let mut room = input.devices.saturating_sub(set_up.iter().map(|part| part.devices).sum());
+    let mut coming: Vec<&Part> = Vec::new();
+    for part in wanted.iter().filter(|part| !set_up.contains(part)) {
+        // A booking whose part has another size now must give the old one back first.
+        if part.devices <= room && !ended.iter().any(|ended| ended.booking == part.booking) {
+            room -= part.devices;
+            coming.push(part);
+        }
     }
+    let together = |parts: &mut dyn Iterator<Item = &&Part>| {
+        let mut parts: Vec<Part> = parts.map(|part| Part::clone(part)).collect();
+        parts.sort_unstable();
+        NodeStep::WriteShared(parts)
+    };
+    let unfit = unfit(input);
+    if !coming.is_empty() && unfit.is_none() {
+        return together(&mut staying.iter().chain(&ended).chain(&coming));
+    }
+    if !ended.is_empty() || input.pods.running {
+        if input.pods.running {
+            return NodeStep::Drain;
+        }
+        if input.pods.leaving {
+            return wait("PodsLeaving", "Waiting for pods of a part that ended to end.", POLL_MS);
+        }
+    }
+    if !ended.is_empty() {
+        return unless_clean(input).unwrap_or_else(|| together(&mut staying.iter()));
+    }
+    if input.releasing {
+        return unless_clean(input).unwrap_or(NodeStep::Release);
+    }
+    if wanted.iter().all(|part| set_up.contains(part)) {
+        return NodeStep::Nothing;
+    }
+    unfit.unwrap_or_else(|| {
+        broken("DeviceCount", "The node has fewer devices than were sold of it: look at its devices.")
+    })
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Which nodes a gang gets.
+//! Which nodes, or which parts of nodes, a gang gets.
 //!
 //! A [`Stock`] is one pool: its nodes in the tree of its topology levels, and what is free in each domain. Every question is answered from
 //! counts that are kept up to date, not by looking at all nodes. Must not: know who asks, or what they may.
@@ -7,12 +7,13 @@
 
 use std::{
     cmp::Reverse,
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
 };
 
 use crate::types::{MilliGpu, Node, NodeHealth, NodeSale, Pool, Segment, Shape, TopologyKey};
 
+mod parts;
 #[cfg(test)]
 mod tests;
 
@@ -30,14 +31,17 @@ pub struct Want {
     pub devices: u32,
     /// Devices of each node, if it matters.
     pub per_node: Option<u32>,
+    /// Nodes with nobody beside us; else parts of nodes.
+    pub whole: bool,
 }
 
 impl Want {
-    /// What the shape wants; none: shapes of which nothing is sold yet, because nodes are held whole.
+    /// What the shape wants; none: shares of a device, of which nothing is sold yet.
     pub fn of(shape: Shape) -> Option<Self> {
         match shape {
-            Shape::WholeNodes { count, per_node } => Some(Self { devices: count, per_node }),
-            Shape::Devices { .. } | Shape::Share { .. } => None,
+            Shape::WholeNodes { count, per_node } => Some(Self { devices: count, per_node, whole: true }),
+            Shape::Devices { count, per_node } => Some(Self { devices: count, per_node, whole: false }),
+            Shape::Share { .. } => None,
         }
     }
 }
@@ -54,6 +58,11 @@ pub enum Misfit {
     },
     /// Not a number of whole nodes.
     NotWholeNodes {
+        /// Devices of each of its nodes.
+        per_node: u32,
+    },
+    /// Parts of nodes, and each should be larger than a node, or they do not add up.
+    NotParts {
         /// Devices of each of its nodes.
         per_node: u32,
     },
@@ -76,8 +85,10 @@ pub enum Misfit {
 pub enum State {
     /// Nobody has it.
     Free,
-    /// A booking has it.
+    /// A booking has it, whole.
     Sold,
+    /// Bookings have parts of it.
+    Shared,
     /// The owner's pods use devices of it.
     Owner,
     /// New, in turnover, or away for a moment.
@@ -86,20 +97,52 @@ pub enum State {
     Broken,
 }
 
-impl State {
-    /// How a node counts of which nothing is sold; `owner`: whether the owner's pods use devices of it.
-    pub fn of_unsold(node: &Node, pool: &Pool, owner: bool) -> Self {
-        if node.sale == NodeSale::Broken
-            || node.health != NodeHealth::Sound
-            || node.capacity.gpu != MilliGpu::whole(pool.devices_per_node)
-        {
-            Self::Broken
-        } else if node.sale != NodeSale::Open {
-            Self::NotNow
+/// How a node counts, and what of it is held in parts.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Standing {
+    /// How it counts.
+    pub state: State,
+    /// Devices that can be booked in parts.
+    pub free: u32,
+    /// Devices of the parts that are booked.
+    pub parts: u32,
+}
+
+/// What live bookings have of a node.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Held {
+    /// A booking has it whole.
+    pub whole: bool,
+    /// Devices of parts.
+    pub parts: u32,
+}
+
+impl Standing {
+    /// How a node counts, with what bookings have of it. `owner`: whether the owner's pods use devices of it.
+    pub fn of(node: &Node, pool: &Pool, held: Held, owner: bool) -> Self {
+        let at = |state, free| Self { state, free, parts: held.parts };
+        if held.whole {
+            return at(State::Sold, 0);
+        }
+        let sound = node.health == NodeHealth::Sound && node.capacity.gpu == MilliGpu::whole(pool.devices_per_node);
+        if held.parts > 0 {
+            // A node that is open still may have the owner's pods: then it is given up soon, and nobody else should want it.
+            let sells = match node.sale {
+                NodeSale::Shared => sound,
+                NodeSale::Open => sound && !owner,
+                NodeSale::NotNow | NodeSale::Broken => false,
+            };
+            let taken = held.parts.saturating_add(node.returning);
+            return at(State::Shared, if sells { pool.devices_per_node.saturating_sub(taken) } else { 0 });
+        }
+        if node.sale == NodeSale::Broken || !sound {
+            at(State::Broken, 0)
+        } else if node.sale != NodeSale::Open || node.returning > 0 {
+            at(State::NotNow, 0)
         } else if owner {
-            Self::Owner
+            at(State::Owner, 0)
         } else {
-            Self::Free
+            at(State::Free, pool.devices_per_node)
         }
     }
 }
@@ -111,45 +154,62 @@ pub struct Tally {
     pub free: usize,
     /// [`State::Sold`].
     pub sold: usize,
+    /// [`State::Shared`].
+    pub shared: usize,
     /// [`State::Owner`].
     pub owner: usize,
     /// [`State::NotNow`].
     pub not_now: usize,
     /// [`State::Broken`].
     pub broken: usize,
+    /// Devices of shared nodes that can be booked in parts.
+    pub part_free: u64,
+    /// Devices of shared nodes that are booked.
+    pub part_sold: u64,
 }
 
 /// One pool with what is free in it.
-#[derive(Debug)]
-pub struct Stock<'a> {
-    pool: &'a Pool,
-    places: Vec<Place<'a>>,
+#[derive(Clone, Debug)]
+pub struct Stock {
+    pool: Arc<Pool>,
+    places: Vec<Place>,
     domains: Vec<Domain>,
-    /// Nodes of the largest domain of each level, free or not.
-    largest: Vec<usize>,
+    /// Numbers of domains of each level by their number of nodes, free or not.
+    sizes: Vec<BTreeMap<usize, usize>>,
+    /// Nodes that are there.
+    nodes: usize,
     tally: Tally,
 }
 
-#[derive(Debug)]
-struct Place<'a> {
-    node: &'a Node,
+#[derive(Clone, Debug)]
+struct Place {
+    node: Arc<Node>,
     /// Its domain at each level; none where the label is missing.
     homes: Vec<Option<DomainId>>,
+    /// How it counts; none: it is gone.
+    standing: Option<Standing>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Domain {
     /// 0: the pool; n: the pool's level n - 1.
     depth: usize,
+    /// Nodes that are there, free or not.
+    nodes: usize,
     /// The wider domains that it is in, the pool first.
     around: Vec<DomainId>,
+    /// Nodes that nobody has.
     free: BTreeSet<Slot>,
     /// The narrower domains in it that have free nodes: one entry for each narrower level.
     within: Vec<ByFree>,
+    /// Nodes of which parts can be booked, by free devices.
+    parts: BTreeSet<(u32, Slot)>,
+    /// Their free devices.
+    part_free: u64,
 }
 
 /// Domains of one level by their number of free nodes, then by name.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct ByFree(BTreeSet<(usize, DomainId)>);
 
 impl ByFree {
@@ -175,31 +235,40 @@ impl ByFree {
     }
 }
 
-impl<'a> Stock<'a> {
+impl Stock {
     /// A pool with its nodes, in any order.
-    pub fn new(pool: &'a Pool, mut nodes: Vec<(&'a Node, State)>) -> Self {
+    pub fn new(pool: Arc<Pool>, mut nodes: Vec<(Arc<Node>, Standing)>) -> Self {
         nodes.sort_by(|(one, _), (other, _)| (&one.name, &one.uid).cmp(&(&other.name, &other.uid)));
         let levels = pool.topology.len();
         let mut stock = Self {
             pool,
             places: Vec::with_capacity(nodes.len()),
             domains: Vec::new(),
-            largest: vec![0; levels],
+            sizes: vec![BTreeMap::new(); levels],
+            nodes: nodes.len(),
             tally: Tally::default(),
         };
-        let free: Vec<Slot> =
-            nodes.iter().enumerate().filter(|(_, (_, state))| *state == State::Free).map(|(slot, _)| slot).collect();
-        for &(_, state) in &nodes {
-            *stock.tally.of(state) += 1;
+        for (_, standing) in &nodes {
+            stock.tally.add(*standing);
         }
-        stock.lay_out(nodes.into_iter().map(|(node, _)| node), levels);
-        stock.fill(&free);
+        stock.lay_out(nodes, levels);
+        stock.fill();
         stock
     }
 
     /// The pool.
-    pub fn pool(&self) -> &'a Pool {
-        self.pool
+    pub fn pool(&self) -> &Arc<Pool> {
+        &self.pool
+    }
+
+    /// The node at a position.
+    pub fn node(&self, slot: Slot) -> Option<&Arc<Node>> {
+        self.places.get(slot).map(|place| &place.node)
+    }
+
+    /// How the node at a position counts; none: it is gone.
+    pub fn standing(&self, slot: Slot) -> Option<Standing> {
+        self.places.get(slot)?.standing
     }
 
     /// Numbers of nodes by state.
@@ -209,12 +278,12 @@ impl<'a> Stock<'a> {
 
     /// Nodes in all.
     pub fn len(&self) -> usize {
-        self.places.len()
+        self.nodes
     }
 
     /// Whether it has no nodes so far.
     pub fn is_empty(&self) -> bool {
-        self.places.is_empty()
+        self.nodes == 0
     }
 
     /// The most free nodes that one domain of the level has.
@@ -229,28 +298,47 @@ impl<'a> Stock<'a> {
         if want.devices == 0 {
             return Err(Misfit::Nothing);
         }
-        if want.per_node.is_some_and(|wanted| wanted != per_node) {
-            return Err(Misfit::OtherNodes { per_node });
-        }
-        if !want.devices.is_multiple_of(per_node) {
-            return Err(Misfit::NotWholeNodes { per_node });
-        }
         let level = match require {
-            Some(key) => Some(self.level(key).ok_or(Misfit::UnknownLevel)?),
+            Some(key) => Some(self.level(key)),
             None => None,
         };
-        let wanted = want.devices.checked_div(per_node).map_or(usize::MAX, |nodes| nodes as usize);
+        if want.whole {
+            if want.per_node.is_some_and(|wanted| wanted != per_node) {
+                return Err(Misfit::OtherNodes { per_node });
+            }
+            if !want.devices.is_multiple_of(per_node) {
+                return Err(Misfit::NotWholeNodes { per_node });
+            }
+        } else {
+            let fits = |each: u32| each > 0 && each <= per_node && want.devices.is_multiple_of(each);
+            if per_node == 0 || !want.per_node.is_none_or(fits) {
+                return Err(Misfit::NotParts { per_node });
+            }
+        }
+        let level = match level {
+            Some(level) => Some(level.ok_or(Misfit::UnknownLevel)?),
+            None => None,
+        };
+        // Parts of a given size may leave a rest of each node that is too small.
+        let each = want.per_node.unwrap_or(if want.whole { per_node } else { 1 });
+        let usable = per_node.checked_div(each).unwrap_or(0).saturating_mul(each);
+        let wanted = want.devices.div_ceil(usable.max(1)) as usize;
         if self.is_empty() {
             return Ok(wanted);
         }
         if wanted > self.len() {
             return Err(Misfit::TooLarge { total: self.devices(self.len()) });
         }
-        let largest = level.map_or(self.len(), |level| self.largest.get(level).copied().unwrap_or(0));
+        let largest = level.map_or(self.len(), |level| self.largest(level));
         if wanted > largest {
             return Err(Misfit::DomainTooSmall { largest: self.devices(largest) });
         }
         Ok(wanted)
+    }
+
+    /// Nodes of the largest domain of a level, free or not.
+    fn largest(&self, level: usize) -> usize {
+        self.sizes.get(level).and_then(|sizes| sizes.last_key_value()).map_or(0, |(&nodes, _)| nodes)
     }
 
     /// Devices of so many of its nodes.
@@ -278,38 +366,81 @@ impl<'a> Stock<'a> {
 
     /// Where a node of that name and UID is.
     pub fn slot(&self, segment: &Segment) -> Option<Slot> {
-        let at = |place: &Place<'_>| (&place.node.name, &place.node.uid).cmp(&(&segment.node, &segment.uid));
-        self.places.binary_search_by(at).ok()
+        let at = |place: &Place| (&place.node.name, &place.node.uid).cmp(&(&segment.node, &segment.uid));
+        let slot = self.places.binary_search_by(at).ok()?;
+        self.standing(slot).map(|_| slot)
     }
 
     /// Takes free nodes, whole.
     pub fn take(&mut self, slots: &[Slot]) -> Vec<Segment> {
-        let mut segments = Vec::with_capacity(slots.len());
-        for &slot in slots {
-            let Some(place) = self.places.get(slot) else { continue };
-            segments.push(Segment {
-                node: place.node.name.clone(),
-                uid: place.node.uid.clone(),
-                devices: self.pool.devices_per_node,
-                from: None,
-                to: None,
-            });
-            let homes: Vec<DomainId> = std::iter::once(POOL).chain(place.homes.iter().copied().flatten()).collect();
-            for home in homes {
-                self.take_in(home, slot);
-            }
-            self.tally.free = self.tally.free.saturating_sub(1);
-            self.tally.sold += 1;
-        }
+        let devices = self.pool.devices_per_node;
+        let segments = slots.iter().filter_map(|&slot| {
+            self.set(slot, Some(Standing { state: State::Sold, free: 0, parts: 0 }));
+            self.segment(slot, devices, None)
+        });
+        let mut segments: Vec<Segment> = segments.collect();
         segments.sort_by(|one, other| (&one.node, &one.uid).cmp(&(&other.node, &other.uid)));
         segments
     }
 
-    fn take_in(&mut self, id: DomainId, slot: Slot) {
+    fn segment(&self, slot: Slot, devices: u32, of: Option<u32>) -> Option<Segment> {
+        let node = self.node(slot)?;
+        Some(Segment { node: node.name.clone(), uid: node.uid.clone(), devices, of, from: None, to: None })
+    }
+
+    /// Puts another object of a node in its place; it must have the same name, UID and topology.
+    pub fn replace(&mut self, slot: Slot, node: Arc<Node>) {
+        if let Some(place) = self.places.get_mut(slot) {
+            place.node = node;
+        }
+    }
+
+    /// Says how a node counts from now on; none: it is gone. Gives how it counted before.
+    pub fn set(&mut self, slot: Slot, standing: Option<Standing>) -> Option<Standing> {
+        let place = self.places.get_mut(slot)?;
+        let before = std::mem::replace(&mut place.standing, standing);
+        if before == standing {
+            return before;
+        }
+        let homes: Vec<DomainId> = std::iter::once(POOL).chain(place.homes.iter().copied().flatten()).collect();
+        if let Some(before) = before {
+            self.tally.remove(before);
+        }
+        if let Some(standing) = standing {
+            self.tally.add(standing);
+        }
+        let free = |standing: Option<Standing>| standing.is_some_and(|standing| standing.state == State::Free);
+        let parts = |standing: Option<Standing>| standing.map_or(0, |standing| standing.free);
+        for home in homes {
+            self.set_in(home, slot, parts(before), parts(standing));
+            if free(before) != free(standing) {
+                self.set_free(home, slot, free(standing));
+            }
+        }
+        if before.is_some() != standing.is_some() {
+            self.come_or_go(slot, standing.is_some());
+        }
+        before
+    }
+
+    fn set_in(&mut self, id: DomainId, slot: Slot, before: u32, after: u32) {
+        let Some(domain) = self.domains.get_mut(id).filter(|_| before != after) else { return };
+        if before > 0 {
+            domain.parts.remove(&(before, slot));
+        }
+        if after > 0 {
+            domain.parts.insert((after, slot));
+        }
+        domain.part_free = domain.part_free.saturating_add(u64::from(after)).saturating_sub(u64::from(before));
+    }
+
+    fn set_free(&mut self, id: DomainId, slot: Slot, free: bool) {
         let Some(domain) = self.domains.get_mut(id) else { return };
         let before = domain.free.len();
-        if !domain.free.remove(&slot) {
-            return;
+        if free {
+            domain.free.insert(slot);
+        } else {
+            domain.free.remove(&slot);
         }
         let (depth, after) = (domain.depth, domain.free.len());
         for wider in domain.around.clone() {
@@ -317,10 +448,30 @@ impl<'a> Stock<'a> {
         }
     }
 
+    fn come_or_go(&mut self, slot: Slot, comes: bool) {
+        let step = |count: &mut usize| *count = if comes { *count + 1 } else { count.saturating_sub(1) };
+        step(&mut self.nodes);
+        let homes = self.places.get(slot).map(|place| place.homes.clone()).unwrap_or_default();
+        for (level, home) in homes.into_iter().enumerate() {
+            let Some(domain) = home.and_then(|home| self.domains.get_mut(home)) else { continue };
+            let before = domain.nodes;
+            step(&mut domain.nodes);
+            let after = domain.nodes;
+            let Some(sizes) = self.sizes.get_mut(level) else { continue };
+            if let Some(count) = sizes.get_mut(&before) {
+                *count = count.saturating_sub(1);
+                if *count == 0 {
+                    sizes.remove(&before);
+                }
+            }
+            *sizes.entry(after).or_default() += 1;
+        }
+    }
+
     /// Writes into a wider domain how many free nodes a narrower one has.
     fn count(&mut self, wider: DomainId, depth: usize, id: DomainId, before: usize, after: usize) {
         // Levels at which each node is alone say nothing about closeness: only the pool counts them, for those who require one.
-        let alone = depth.checked_sub(1).and_then(|level| self.largest.get(level)).is_some_and(|&nodes| nodes <= 1);
+        let alone = depth.checked_sub(1).is_some_and(|level| self.largest(level) <= 1);
         if alone && wider != POOL {
             return;
         }
@@ -336,11 +487,12 @@ impl<'a> Stock<'a> {
     }
 
     /// Makes the tree of domains and puts each node into it.
-    fn lay_out(&mut self, nodes: impl Iterator<Item = &'a Node>, levels: usize) {
-        self.places.extend(nodes.map(|node| Place { node, homes: vec![None; levels] }));
-        self.domains.push(Domain { within: by_level(levels), ..Domain::default() });
+    fn lay_out(&mut self, nodes: Vec<(Arc<Node>, Standing)>, levels: usize) {
+        let place = |(node, standing)| Place { node, homes: vec![None; levels], standing: Some(standing) };
+        self.places.extend(nodes.into_iter().map(place));
+        self.domains.push(Domain { nodes: self.nodes, within: by_level(levels), ..Domain::default() });
         for level in 0..levels {
-            let mut members: HashMap<&'a [Option<Arc<str>>], Vec<Slot>> = HashMap::new();
+            let mut members: HashMap<&[Option<Arc<str>>], Vec<Slot>> = HashMap::new();
             for (slot, place) in self.places.iter().enumerate() {
                 if let Some(path @ [.., Some(_)]) = place.node.domains.get(..=level) {
                     members.entry(path).or_default().push(slot);
@@ -348,7 +500,8 @@ impl<'a> Stock<'a> {
             }
             let mut members: Vec<_> = members.into_iter().collect();
             members.sort_unstable_by_key(|&(path, _)| path);
-            for (_, slots) in members {
+            let members: Vec<Vec<Slot>> = members.into_iter().map(|(_, slots)| slots).collect();
+            for slots in members {
                 self.add_domain(level, levels, &slots);
             }
         }
@@ -359,9 +512,9 @@ impl<'a> Stock<'a> {
         let wider = slots.first().and_then(|&slot| self.places.get(slot)).and_then(|place| place.homes.get(..level));
         let around = std::iter::once(POOL).chain(wider.unwrap_or_default().iter().copied().flatten()).collect();
         let within = by_level(levels.saturating_sub(level + 1));
-        self.domains.push(Domain { depth: level + 1, around, within, free: BTreeSet::new() });
-        if let Some(largest) = self.largest.get_mut(level) {
-            *largest = slots.len().max(*largest);
+        self.domains.push(Domain { depth: level + 1, nodes: slots.len(), around, within, ..Domain::default() });
+        if let Some(sizes) = self.sizes.get_mut(level) {
+            *sizes.entry(slots.len()).or_default() += 1;
         }
         for &slot in slots {
             if let Some(home) = self.places.get_mut(slot).and_then(|place| place.homes.get_mut(level)) {
@@ -370,21 +523,27 @@ impl<'a> Stock<'a> {
         }
     }
 
-    /// Counts the free nodes of every domain, once.
-    fn fill(&mut self, free: &[Slot]) {
-        let mut by_domain: Vec<Vec<Slot>> = vec![Vec::new(); self.domains.len()];
-        for &slot in free {
-            let homes = self.places.get(slot).map(|place| place.homes.as_slice()).unwrap_or_default();
-            for home in std::iter::once(POOL).chain(homes.iter().copied().flatten()) {
-                if let Some(slots) = by_domain.get_mut(home) {
-                    slots.push(slot);
+    /// Counts what is free in every domain, once.
+    fn fill(&mut self) {
+        let mut free: Vec<Vec<Slot>> = vec![Vec::new(); self.domains.len()];
+        let mut parts: Vec<Vec<(u32, Slot)>> = vec![Vec::new(); self.domains.len()];
+        for (slot, place) in self.places.iter().enumerate() {
+            let Some(standing) = place.standing else { continue };
+            for home in std::iter::once(POOL).chain(place.homes.iter().copied().flatten()) {
+                if let Some(free) = free.get_mut(home).filter(|_| standing.state == State::Free) {
+                    free.push(slot);
+                }
+                if let Some(parts) = parts.get_mut(home).filter(|_| standing.free > 0) {
+                    parts.push((standing.free, slot));
                 }
             }
         }
-        for (id, slots) in by_domain.into_iter().enumerate() {
+        for (id, (free, parts)) in free.into_iter().zip(parts).enumerate() {
             let Some(domain) = self.domains.get_mut(id) else { continue };
-            let (depth, nodes) = (domain.depth, slots.len());
-            domain.free = slots.into_iter().collect();
+            let (depth, nodes) = (domain.depth, free.len());
+            domain.free = free.into_iter().collect();
+            domain.part_free = parts.iter().map(|&(free, _)| u64::from(free)).sum();
+            domain.parts = parts.into_iter().collect();
             for wider in domain.around.clone() {
                 self.count(wider, depth, id, 0, nodes);
             }
@@ -416,7 +575,7 @@ impl<'a> Stock<'a> {
 
     /// Whether the level that is so far below a domain has more than one node in a domain.
     fn says_closeness(&self, scope: &Domain, below: usize) -> bool {
-        self.largest.get(scope.depth + below).is_some_and(|&nodes| nodes > 1)
+        self.largest(scope.depth + below) > 1
     }
 
     /// No domain of the level has enough: the emptiest ones whole, so that they are few, and the rest where it fits best.
@@ -481,9 +640,27 @@ impl Tally {
         match state {
             State::Free => &mut self.free,
             State::Sold => &mut self.sold,
+            State::Shared => &mut self.shared,
             State::Owner => &mut self.owner,
             State::NotNow => &mut self.not_now,
             State::Broken => &mut self.broken,
+        }
+    }
+
+    fn add(&mut self, standing: Standing) {
+        *self.of(standing.state) += 1;
+        if standing.state == State::Shared {
+            self.part_free += u64::from(standing.free);
+            self.part_sold += u64::from(standing.parts);
+        }
+    }
+
+    fn remove(&mut self, standing: Standing) {
+        let count = self.of(standing.state);
+        *count = count.saturating_sub(1);
+        if standing.state == State::Shared {
+            self.part_free = self.part_free.saturating_sub(u64::from(standing.free));
+            self.part_sold = self.part_sold.saturating_sub(u64::from(standing.parts));
         }
     }
 }

@@ -154,8 +154,10 @@ pub struct Pool {
 /// Whether a node can be booked now.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub enum NodeSale {
-    /// Open to the owner, Ready, not cordoned, of the pool's device count: it can be booked.
+    /// Open to the owner, Ready, not cordoned, of the pool's device count: it can be booked, whole or in parts.
     Open,
+    /// Held in parts, or being prepared for that, and else as [`Self::Open`]: what is left of it can be booked in parts.
+    Shared,
     /// It cannot be booked now but is expected to be: new, in turnover, NotReady for a moment.
     NotNow,
     /// It cannot be booked until somebody mends it: cordoned, of another device count, quarantined.
@@ -190,6 +192,8 @@ pub struct Node {
     pub health: NodeHealth,
     /// What the owner's running pods use of it: an implicit `Internal` booking.
     pub owner_use: Resources,
+    /// Devices of parts whose bookings ended and that were not given back yet: their pods or containers may still be there.
+    pub returning: u32,
 }
 
 /// A limit of a tenant on one SKU in one tier.
@@ -249,10 +253,12 @@ pub enum Shape {
         /// Devices of each node, if it matters.
         per_node: Option<u32>,
     },
-    /// Some devices, on as few nodes as possible. Planned by types only so far.
+    /// Some devices of nodes that others may have the rest of, on as few nodes as possible.
     Devices {
         /// Devices in all.
         count: u32,
+        /// So many on each node, if it matters.
+        per_node: Option<u32>,
     },
     /// A share of one device. Planned by types only so far.
     Share {
@@ -296,6 +302,9 @@ pub struct Segment {
     pub uid: NodeUid,
     /// Whole devices.
     pub devices: u32,
+    /// Of so many that the node had when it was booked; only where others may have the rest. The parts of a node never add up to more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub of: Option<u32>,
     /// When the node was handed over; the meter of the segment starts here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<TimeMs>,

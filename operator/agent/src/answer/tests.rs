@@ -44,6 +44,7 @@ fn containers(count: usize) -> Vec<RunningContainer> {
     let line = |at: usize| RunningContainer {
         namespace: "team-a".to_owned(),
         pod: format!("pod-{at:04}"),
+        pod_uid: String::new(),
         container: "main".to_owned(),
     };
     (0..count).rev().map(line).collect()

@@ -43,6 +43,8 @@ pub(crate) struct PodSandbox {
 pub(crate) struct PodSandboxMetadata {
     #[prost(string, tag = "1")]
     pub(crate) name: String,
+    #[prost(string, tag = "2")]
+    pub(crate) uid: String,
     #[prost(string, tag = "3")]
     pub(crate) namespace: String,
 }

@@ -71,7 +71,8 @@ fn serve(fake: FakeRuntime) -> (TempDir, Runtime) {
 }
 
 fn sandbox(id: &str, namespace: &str, pod: &str, state: i32) -> PodSandbox {
-    let metadata = Some(PodSandboxMetadata { name: pod.to_owned(), namespace: namespace.to_owned() });
+    let metadata =
+        Some(PodSandboxMetadata { name: pod.to_owned(), uid: format!("uid-{pod}"), namespace: namespace.to_owned() });
     PodSandbox { id: id.to_owned(), metadata, state }
 }
 
@@ -86,11 +87,15 @@ fn container(sandbox: &str, labels: &[(&str, &str)], state: i32) -> Container {
 }
 
 fn labelled(namespace: &str, pod: &str, name: &str, state: i32) -> Container {
-    container("", &[(NAMESPACE_LABEL, namespace), (POD_LABEL, pod), (CONTAINER_LABEL, name)], state)
+    let uid = format!("uid-{pod}");
+    let labels =
+        [(NAMESPACE_LABEL, namespace), (POD_LABEL, pod), (POD_UID_LABEL, uid.as_str()), (CONTAINER_LABEL, name)];
+    container("", &labels, state)
 }
 
 fn line(namespace: &str, pod: &str, container: &str) -> RunningContainer {
-    RunningContainer { namespace: namespace.to_owned(), pod: pod.to_owned(), container: container.to_owned() }
+    let pod_uid = if pod.is_empty() { String::new() } else { format!("uid-{pod}") };
+    RunningContainer { namespace: namespace.to_owned(), pod: pod.to_owned(), pod_uid, container: container.to_owned() }
 }
 
 #[tokio::test]
@@ -214,13 +219,24 @@ fn a_sandbox_is_dead_only_when_it_is_not_ready(#[case] state: i32, #[case] count
 }
 
 #[rstest]
-#[case::labels_say(container("s", &[(NAMESPACE_LABEL, "a"), (POD_LABEL, "q"), (CONTAINER_LABEL, "c")], 1), line("a", "q", "c"))]
+#[case::labels_say(container("s", &[(NAMESPACE_LABEL, "a"), (POD_LABEL, "q"), (CONTAINER_LABEL, "c")], 1), RunningContainer { pod_uid: "uid-p".to_owned(), ..line("a", "q", "c") })]
 #[case::sandbox_says_where_labels_lack(container("s", &[], 1), line("a", "p", "by-metadata"))]
 #[case::no_sandbox(container("other", &[(NAMESPACE_LABEL, "a")], 1), line("a", "", "by-metadata"))]
 #[case::nobody_says(container("other", &[], 1), line("", "", "by-metadata"))]
 #[case::they_differ(container("s", &[(NAMESPACE_LABEL, "kube-system"), (POD_LABEL, "p")], 1), line("", "p", "by-metadata"))]
 fn a_container_is_of_the_namespace_that_is_sure(#[case] container: Container, #[case] expected: RunningContainer) {
     assert_eq!(alive(&[sandbox("s", "a", "p", SANDBOX_NOTREADY)], &[container]), [expected]);
+}
+
+/// A pod of a StatefulSet has the name of the one before it.
+#[rstest]
+#[case::label(&[(POD_UID_LABEL, "u-2")], "other", "u-2")]
+#[case::sandbox(&[], "s", "uid-p")]
+#[case::they_differ(&[(POD_UID_LABEL, "u-2")], "s", "")]
+#[case::nobody_says(&[], "other", "")]
+fn a_container_is_of_the_pod_that_is_sure(#[case] labels: &[(&str, &str)], #[case] of: &str, #[case] uid: &str) {
+    let found = alive(&[sandbox("s", "a", "p", SANDBOX_NOTREADY)], &[container(of, labels, 1)]);
+    assert_eq!(found[0].pod_uid, uid);
 }
 
 #[test]

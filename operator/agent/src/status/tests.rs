@@ -19,6 +19,7 @@ fn check() -> CheckResult {
         containers: vec![RunningContainer {
             namespace: "team-a".to_owned(),
             pod: "p".to_owned(),
+            pod_uid: String::new(),
             container: String::new(),
         }],
         error: None,

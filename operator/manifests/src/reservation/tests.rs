@@ -20,6 +20,7 @@ fn segment(node: &str, from: Option<i64>, to: Option<i64>) -> Segment {
         node: node.into(),
         uid: format!("uid-{node}").into(),
         devices: 8,
+        of: None,
         from: from.map(TimeMs),
         to: to.map(TimeMs),
     }
@@ -52,7 +53,7 @@ fn active(segments: Vec<Segment>) -> Booking {
 
 /// Phase, reason, and the status of Ready, Reconciling, Stalled.
 fn told(facts: Facts<'_>) -> (Phase, String, [ConditionStatus; 3]) {
-    let status = build_status(&reservation(), facts, Timestamp::UNIX_EPOCH);
+    let status = build_status(&reservation(), facts, None, Timestamp::UNIX_EPOCH);
     let of = |type_: &str| status.conditions.iter().find(|condition| condition.type_ == type_).unwrap().status;
     (status.phase, status.reason.unwrap(), [of("Ready"), of("Reconciling"), of("Stalled")])
 }
@@ -119,7 +120,8 @@ fn the_meter_counts_from_active_less_what_was_lost() {
             segment("c", Some(30_000), None),
         ])
     };
-    let status = build_status(&reservation(), Facts::Ended { booking: &over, given_back: true }, Timestamp::UNIX_EPOCH);
+    let status =
+        build_status(&reservation(), Facts::Ended { booking: &over, given_back: true }, None, Timestamp::UNIX_EPOCH);
     assert_eq!(status.meter.unwrap().device_milliseconds, 8 * 10_000 + 8 * 30_000 + 8 * 10_000);
     assert_eq!(status.node_count, Some(2));
 }
@@ -131,7 +133,8 @@ fn never_active_is_never_metered() {
         end_reason: Some(EndReason::Deleted),
         ..booking(vec![segment("a", None, None)])
     };
-    let status = build_status(&reservation(), Facts::Ended { booking: &over, given_back: true }, Timestamp::UNIX_EPOCH);
+    let status =
+        build_status(&reservation(), Facts::Ended { booking: &over, given_back: true }, None, Timestamp::UNIX_EPOCH);
     assert_eq!(status.meter.unwrap().device_milliseconds, 0);
 }
 
@@ -139,9 +142,9 @@ fn never_active_is_never_metered() {
 fn the_same_facts_give_the_same_status() {
     let booked = booking(vec![segment("b", None, None), segment("a", None, None)]);
     let facts = Facts::Live { booking: &booked, preparing: true };
-    let first = build_status(&reservation(), facts, Timestamp::UNIX_EPOCH);
+    let first = build_status(&reservation(), facts, None, Timestamp::UNIX_EPOCH);
     let again = GpuReservation { status: Some(first.clone()), ..reservation() };
-    let second = build_status(&again, facts, Timestamp::from_second(99).unwrap());
+    let second = build_status(&again, facts, None, Timestamp::from_second(99).unwrap());
     assert_eq!(first, second);
     assert!(!differs_in_substance(&first, &second));
     assert_eq!(first.nodes.iter().map(|node| node.name.as_str()).collect::<Vec<_>>(), ["a", "b"]);

@@ -95,6 +95,18 @@ pub enum Refused {
         /// By which booking.
         by: BookingId,
     },
+    /// Parts of the node would add up to more devices than it has.
+    #[error("{wanted} devices of node {node} are not free: parts of {held} are held, and it has {of}")]
+    NodeFull {
+        /// Which node.
+        node: NodeUid,
+        /// Devices of the new part.
+        wanted: u32,
+        /// Devices of the parts that are held.
+        held: u64,
+        /// Devices that the node had, as the parts say.
+        of: u32,
+    },
     /// The booking has no open segment on the node.
     #[error("it holds nothing on node {node}")]
     NoOpenSegment {

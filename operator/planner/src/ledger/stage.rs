@@ -10,7 +10,7 @@ use super::{
     StageError, TARGET_PAGE_BYTES, archive,
     data::{IndexData, json_bytes, without_segments},
     pack,
-    state::{Live, PoolLedger},
+    state::{Conflict, Live, PoolLedger},
 };
 use crate::types::{Booking, BookingId, NodeUid, PoolName, Segment, TimeMs};
 
@@ -173,9 +173,9 @@ impl<'a> Draft<'a> {
         let mut own = BTreeSet::new();
         for segment in &booking.segments {
             check_segment(segment)?;
-            let by = self.next.conflict(&segment.uid, booking.exclusive);
-            if let Some(by) = by.or_else(|| (!own.insert(&segment.uid)).then_some(&booking.id)) {
-                return Err(Refused::NodeHeld { node: segment.uid.clone(), by: by.clone() });
+            self.check_free(segment, booking.exclusive)?;
+            if !own.insert(&segment.uid) {
+                return Err(Refused::NodeHeld { node: segment.uid.clone(), by: booking.id.clone() });
             }
         }
         let found = open_devices(booking);
@@ -193,6 +193,17 @@ impl<'a> Draft<'a> {
         let booking = Booking { booked_at: self.next.root.committed_at, ..booking.clone() };
         self.next.enter(Arc::new(booking));
         Ok(())
+    }
+
+    fn check_free(&self, segment: &Segment, exclusive: bool) -> Result<(), Refused> {
+        let node = || segment.uid.clone();
+        match self.next.conflict(segment, exclusive) {
+            Some(Conflict::Held(by)) => Err(Refused::NodeHeld { node: node(), by }),
+            Some(Conflict::Full { held, of }) => {
+                Err(Refused::NodeFull { node: node(), wanted: segment.devices, held, of })
+            }
+            None => Ok(()),
+        }
     }
 
     /// A new booking must leave the index room for the pages that it may need.
@@ -245,10 +256,10 @@ impl<'a> Draft<'a> {
     fn add(&mut self, id: &BookingId, segment: &Segment) -> Result<(), Refused> {
         let mut booking = self.live(id)?;
         check_segment(segment)?;
-        let own = booking.segments.iter().any(|known| known.uid == segment.uid && known.to.is_none()).then_some(id);
-        if let Some(by) = own.or_else(|| self.next.conflict(&segment.uid, booking.exclusive)) {
-            return Err(Refused::NodeHeld { node: segment.uid.clone(), by: by.clone() });
+        if booking.segments.iter().any(|known| known.uid == segment.uid && known.to.is_none()) {
+            return Err(Refused::NodeHeld { node: segment.uid.clone(), by: id.clone() });
         }
+        self.check_free(segment, booking.exclusive)?;
         booking.segments.push(segment.clone());
         let found = open_devices(&booking);
         if found > u64::from(booking.devices) {
@@ -256,7 +267,7 @@ impl<'a> Draft<'a> {
         }
         self.check_room(&booking.pool, json_bytes(segment))?;
         self.touched(&booking.pool).added += json_bytes(segment);
-        self.next.hold(&segment.uid, &booking);
+        self.next.hold(segment, &booking);
         self.replace(booking);
         Ok(())
     }

@@ -12,7 +12,7 @@ use super::{
     data::{Assembly, BookingsData, IndexData, read},
     shards::Shards,
 };
-use crate::types::{Booking, BookingId, NodeUid, PoolName, ReservationUid, TimeMs};
+use crate::types::{Booking, BookingId, NodeUid, PoolName, ReservationUid, Segment, TimeMs};
 
 /// A live booking and where it is written.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -35,6 +35,24 @@ pub(super) struct Part {
 pub(super) struct Holder {
     pub(super) booking: BookingId,
     pub(super) exclusive: bool,
+    /// Devices of it.
+    pub(super) devices: u32,
+    /// Of so many.
+    pub(super) of: u32,
+}
+
+/// What stands against a segment.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(super) enum Conflict {
+    /// A booking has the node, or a part of it.
+    Held(BookingId),
+    /// It has not enough devices for all parts.
+    Full {
+        /// Devices of the parts that are held.
+        held: u64,
+        /// Devices that it has.
+        of: u32,
+    },
 }
 
 /// What a page of live bookings holds: parts by booking and first segment, with their number of segments.
@@ -177,8 +195,18 @@ impl Ledger {
         }
         let mut own = BTreeSet::new();
         for segment in booking.segments.iter().filter(|segment| segment.to.is_none()) {
-            if let Some(other) = self.conflict(&segment.uid, booking.exclusive) {
-                return Err(format!("bookings {other} and {id} hold node {}", segment.uid));
+            match self.conflict(segment, booking.exclusive) {
+                Some(Conflict::Held(other)) => {
+                    return Err(format!("bookings {other} and {id} hold node {}", segment.uid));
+                }
+                Some(Conflict::Full { held, of }) => {
+                    let devices = segment.devices;
+                    return Err(format!(
+                        "booking {id} holds {devices} devices of node {} beside {held}, and it has {of}",
+                        segment.uid
+                    ));
+                }
+                None => {}
             }
             if !own.insert(&segment.uid) {
                 return Err(format!("booking {id} holds node {} twice", segment.uid));
@@ -190,21 +218,37 @@ impl Ledger {
     /// Enters a booking that was checked.
     pub(super) fn enter(&mut self, booking: Arc<Booking>) {
         for segment in booking.segments.iter().filter(|segment| segment.to.is_none()) {
-            self.hold(&segment.uid, &booking);
+            self.hold(segment, &booking);
         }
         self.reservations.insert(booking.reservation.uid.clone(), booking.id.clone());
         self.live.insert(booking.id.clone(), Arc::new(Live { booking, parts: Vec::new() }));
     }
 
-    /// The booking that stands against holding something of a node, if any.
-    pub(super) fn conflict(&self, node: &NodeUid, exclusive: bool) -> Option<&BookingId> {
-        let holders = self.nodes.get(node)?;
-        holders.iter().find(|holder| exclusive || holder.exclusive).map(|holder| &holder.booking)
+    /// What stands against holding what an open segment holds, if anything does: a booking that has the node whole, or, for one that wants it
+    /// whole, any; and parts that would add up to more devices than the node had when any of them was booked.
+    pub(super) fn conflict(&self, segment: &Segment, exclusive: bool) -> Option<Conflict> {
+        let holders = self.nodes.get(&segment.uid).map(|holders| holders.as_slice()).unwrap_or_default();
+        if let Some(other) = holders.iter().find(|holder| exclusive || holder.exclusive) {
+            return Some(Conflict::Held(other.booking.clone()));
+        }
+        if exclusive {
+            return None;
+        }
+        // A part that does not say of how many devices is a part of none.
+        let of = holders.iter().map(|holder| holder.of).chain([segment.of.unwrap_or(0)]).min().unwrap_or(0);
+        let held: u64 = holders.iter().map(|holder| u64::from(holder.devices)).sum();
+        (held.saturating_add(u64::from(segment.devices)) > u64::from(of)).then_some(Conflict::Full { held, of })
     }
 
-    pub(super) fn hold(&mut self, node: &NodeUid, booking: &Booking) {
+    pub(super) fn hold(&mut self, segment: &Segment, booking: &Booking) {
+        let node = &segment.uid;
         let mut holders = self.nodes.get(node).map(|holders| holders.to_vec()).unwrap_or_default();
-        holders.push(Holder { booking: booking.id.clone(), exclusive: booking.exclusive });
+        holders.push(Holder {
+            booking: booking.id.clone(),
+            exclusive: booking.exclusive,
+            devices: segment.devices,
+            of: segment.of.unwrap_or(0),
+        });
         holders.sort();
         self.nodes.insert(node.clone(), Arc::new(holders));
     }

@@ -73,7 +73,7 @@ impl Store {
 }
 
 fn segment(node: &str) -> Segment {
-    Segment { node: node.into(), uid: format!("uid-of-{node}").into(), devices: 8, from: None, to: None }
+    Segment { node: node.into(), uid: format!("uid-of-{node}").into(), devices: 8, of: None, from: None, to: None }
 }
 
 fn booking(id: &str, nodes: &[&str]) -> Booking {
@@ -257,16 +257,52 @@ fn more_devices_than_booked_are_refused() {
     assert_eq!(reason, Refused::WrongDevices { found: 16, wanted: 8 });
 }
 
+/// A booking of so many devices of a node of eight.
+fn part(id: &str, node: &str, devices: u32) -> Booking {
+    let segments = vec![Segment { devices, of: Some(8), ..segment(node) }];
+    Booking { exclusive: false, devices, segments, ..booking(id, &[node]) }
+}
+
 #[test]
-fn shared_nodes_may_have_several_bookings() {
-    let shared = |id: &str| Change::Book(Booking { exclusive: false, ..booking(id, &["n1"]) });
+fn parts_of_a_node_add_up_to_the_node_at_most() {
     let mut store = Store::default();
     let (_, ledger) = Ledger::empty(NOON);
-    let ledger = store.commit(&ledger, &[shared("b-1"), shared("b-2")], NOON);
-    assert_eq!(ledger.holders(&"uid-of-n1".into()).count(), 2);
+    let ledger = store.commit(&ledger, &[Change::Book(part("b-1", "n1", 3)), Change::Book(part("b-2", "n1", 4))], NOON);
+    let node: NodeUid = "uid-of-n1".into();
+    assert_eq!(ledger.holders(&node).count(), 2);
     assert_eq!(store.decode(ledger.root()).unwrap(), ledger);
     let reason = refused(store.stage(&ledger, &[book("b-3", &["n1"])], NOON)).1;
-    assert_eq!(reason, Refused::NodeHeld { node: "uid-of-n1".into(), by: "b-1".into() });
+    assert_eq!(reason, Refused::NodeHeld { node: node.clone(), by: "b-1".into() });
+    let full = |wanted, of| Refused::NodeFull { node: node.clone(), wanted, held: 7, of };
+    assert_eq!(refused(store.stage(&ledger, &[Change::Book(part("b-3", "n1", 2))], NOON)).1, full(2, 8));
+    // A node that has fewer devices today has room for no more than that; one that has more has it for no more than it had.
+    let with = |of| {
+        let mut booking = part("b-3", "n1", 1);
+        booking.segments[0].of = of;
+        Change::Book(booking)
+    };
+    assert_eq!(refused(store.stage(&ledger, &[with(Some(4))], NOON)).1, full(1, 4));
+    assert_eq!(refused(store.stage(&ledger, &[with(None)], NOON)).1, full(1, 0));
+    store.commit(&ledger, &[with(Some(16))], NOON);
+    // What is given back can be sold again, and only that.
+    let ledger = store.commit(&ledger, &[end("b-1", NOON)], NOON);
+    let ledger = store.commit(&ledger, &[Change::Book(part("b-4", "n1", 4))], NOON);
+    let wide = Change::Add { booking: "b-4".into(), segment: Segment { devices: 1, of: Some(8), ..segment("n2") } };
+    assert_eq!(refused(store.stage(&ledger, &[wide], NOON)).1, Refused::WrongDevices { found: 5, wanted: 4 });
+    let ledger = store.commit(&ledger, &[lose("b-4", "n1", NOON)], NOON);
+    let back = Change::Add { booking: "b-4".into(), segment: Segment { devices: 5, of: Some(8), ..segment("n1") } };
+    assert!(matches!(refused(store.stage(&ledger, &[back], NOON)).1, Refused::NodeFull { .. }));
+}
+
+#[test]
+fn an_oversold_node_does_not_load() {
+    let mut store = Store::default();
+    let (_, ledger) = Ledger::empty(NOON);
+    let ledger = store.commit(&ledger, &[Change::Book(part("b-1", "n1", 3)), Change::Book(part("b-2", "n1", 4))], NOON);
+    let page = store.pages.values_mut().find(|page| page.kind == PageKind::Bookings).unwrap();
+    page.data = page.data.replace("\"devices\":4", "\"devices\":6");
+    let error = store.decode(ledger.root()).unwrap_err();
+    assert!(error.to_string().contains("beside 3, and it has 8"), "{error}");
 }
 
 #[test]
@@ -711,7 +747,13 @@ fn random_changes(dice: &mut Dice, ledger: &Ledger, made: &mut usize) -> Vec<Cha
                     let nodes: Vec<String> = (0..nodes).map(|n| long("node", first + n)).collect();
                     let mut new = booking(&format!("b-{made}"), &nodes.iter().map(String::as_str).collect::<Vec<_>>());
                     new.pool = ["h200", "a100", "l40s"][dice.roll(3)].into();
-                    new.exclusive = dice.roll(5) > 0;
+                    new.exclusive = dice.roll(3) > 0;
+                    if !new.exclusive {
+                        for segment in &mut new.segments {
+                            (segment.devices, segment.of) = (1 + u32::try_from(dice.roll(5)).unwrap(), Some(8));
+                        }
+                        new.devices = new.segments.iter().map(|segment| segment.devices).sum();
+                    }
                     new.duration_ms = (dice.roll(2) == 0).then_some(500);
                     Change::Book(new)
                 }
@@ -748,13 +790,15 @@ proptest! {
             let all: BTreeSet<String> = live.keys().chain(ended.keys()).cloned().collect();
             prop_assert_eq!(live.len() + ended.len(), booked.len());
             prop_assert_eq!(&all, &booked);
-            let mut held: BTreeMap<&str, Vec<bool>> = BTreeMap::new();
+            let mut held: BTreeMap<&str, Vec<(bool, u64)>> = BTreeMap::new();
             for booking in live.values() {
                 for segment in booking["segments"].as_array().unwrap().iter().filter(|s| s.get("to").is_none()) {
-                    held.entry(segment["uid"].as_str().unwrap()).or_default().push(booking["exclusive"].as_bool().unwrap());
+                    let one = (booking["exclusive"].as_bool().unwrap(), segment["devices"].as_u64().unwrap());
+                    held.entry(segment["uid"].as_str().unwrap()).or_default().push(one);
                 }
             }
-            prop_assert!(held.values().all(|holders| holders.len() == 1 || holders.iter().all(|exclusive| !exclusive)));
+            prop_assert!(held.values().all(|holders| holders.len() == 1 || holders.iter().all(|(exclusive, _)| !exclusive)));
+            prop_assert!(held.values().all(|holders| holders.iter().map(|(_, devices)| devices).sum::<u64>() <= 8));
             let walked: usize = ["h200", "a100", "l40s"].iter().map(|pool| store.archive(&ledger, pool).len()).sum();
             prop_assert_eq!(walked, ended.len());
             // No two pages of a pool would fit into one.

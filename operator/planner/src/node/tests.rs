@@ -22,8 +22,26 @@ fn input(hold: Hold, wanted: Wanted) -> NodeInput {
         ready: true,
         cordoned: false,
         device_count_ok: true,
+        devices: 8,
+        releasing: false,
         check: Check::Clean,
     }
+}
+
+fn parts(text: &str) -> Vec<Part> {
+    let one = |text: &str| {
+        let (booking, devices) = text.split_once('=').unwrap();
+        Part { booking: booking.into(), devices: devices.parse().unwrap() }
+    };
+    text.split_whitespace().map(one).collect()
+}
+
+fn shared(set_up: &str) -> Hold {
+    Hold::Shared { set_up: parts(set_up) }
+}
+
+fn in_parts(text: &str) -> Wanted {
+    Wanted::Shared { parts: parts(text) }
 }
 
 /// One word for a step, with the code of its reason.
@@ -32,8 +50,55 @@ fn word(step: &NodeStep) -> String {
         NodeStep::Wait(reason, ms) => format!("Wait {} {ms}", reason.code),
         NodeStep::GiveUp(reason) => format!("GiveUp {}", reason.code),
         NodeStep::Broken(reason, _) => format!("Broken {}", reason.code),
+        NodeStep::WriteShared(parts) => {
+            let parts: Vec<String> = parts.iter().map(|part| format!("{}={}", part.booking, part.devices)).collect();
+            format!("WriteShared {}", parts.join(" "))
+        }
         step => format!("{step:?}"),
     }
+}
+
+#[rstest]
+#[case(Hold::None, "WriteClosedNoSchedule")]
+#[case(Hold::Other, "WriteClosedBoth")]
+#[case(holder("ns-2", "b-2"), "WriteClosedBoth")]
+#[case(Hold::Unsold, "WriteClosedNoSchedule")]
+#[case(CLOSING, "WriteClosedBoth")]
+#[case(CLOSED, "WriteShared b-1=3 b-2=5")]
+#[case(shared("b-1=3 b-2=5"), "Nothing")]
+fn table_of_parts(#[case] hold: Hold, #[case] expected: &str) {
+    assert_eq!(word(&node_step(&input(hold, in_parts("b-1=3 b-2=5")))), expected);
+}
+
+#[rstest]
+#[case(Wanted::Open)]
+#[case(held())]
+fn a_shared_node_is_closed_for_others(#[case] wanted: Wanted) {
+    assert_eq!(node_step(&input(shared("b-1=3"), wanted)), NodeStep::WriteClosedBoth);
+}
+
+#[rstest]
+#[case::comes_by_labels_alone(shared("b-1=3"), "b-1=3 b-2=5", |_: &mut NodeInput| (), "WriteShared b-1=3 b-2=5")]
+#[case::comes_beside_running_pods_of_one_that_ended(shared("b-0=2 b-1=3"), "b-1=3 b-2=3", |i: &mut NodeInput| i.pods.running = true, "WriteShared b-0=2 b-1=3 b-2=3")]
+#[case::waits_for_room(shared("b-0=2 b-1=3"), "b-1=3 b-2=5", |i: &mut NodeInput| i.pods.running = true, "Drain")]
+#[case::waits_for_pods_to_go(shared("b-0=2 b-1=3"), "b-1=3 b-2=5", |i: &mut NodeInput| i.pods.leaving = true, "Wait PodsLeaving 1000")]
+#[case::asks_what_is_left(shared("b-0=2 b-1=3"), "b-1=3 b-2=5", |i: &mut NodeInput| i.check = Check::NotAsked, "AskCheck")]
+#[case::something_is_left(shared("b-0=2 b-1=3"), "b-1=3 b-2=5", |i: &mut NodeInput| i.check = dirty(0), "Wait ContainersLeft 2000")]
+#[case::nothing_is_left(shared("b-0=2 b-1=3"), "b-1=3 b-2=5", |_: &mut NodeInput| (), "WriteShared b-1=3")]
+#[case::no_agent_needed(shared("b-0=2 b-1=3"), "b-1=3", |i: &mut NodeInput| i.check = Check::NotNeeded, "WriteShared b-1=3")]
+#[case::not_onto_a_node_that_is_away(shared("b-1=3"), "b-1=3 b-2=5", |i: &mut NodeInput| i.ready = false, "Wait NotReady 1000")]
+#[case::not_onto_a_cordoned_node(shared("b-1=3"), "b-1=3 b-2=5", |i: &mut NodeInput| i.cordoned = true, "Broken Cordoned")]
+#[case::who_goes_from_a_cordoned_node_goes(shared("b-0=2 b-1=3"), "b-1=3", |i: &mut NodeInput| i.cordoned = true, "WriteShared b-1=3")]
+#[case::fewer_devices_than_were_sold(shared("b-1=3"), "b-1=3 b-2=6", |_: &mut NodeInput| (), "Broken DeviceCount")]
+#[case::another_size_of_the_same(shared("b-1=3"), "b-1=4", |_: &mut NodeInput| (), "WriteShared ")]
+#[case::pods_of_nobody(shared("b-1=3"), "b-1=3", |i: &mut NodeInput| i.pods.running = true, "Drain")]
+#[case::containers_of_pods_that_went(shared("b-1=3"), "b-1=3", |i: &mut NodeInput| (i.releasing, i.check) = (true, Check::NotAsked), "AskCheck")]
+#[case::they_live_on(shared("b-1=3"), "b-1=3", |i: &mut NodeInput| (i.releasing, i.check) = (true, dirty(0)), "Wait ContainersLeft 2000")]
+#[case::they_are_gone(shared("b-1=3"), "b-1=3", |i: &mut NodeInput| i.releasing = true, "Release")]
+fn sharing(#[case] hold: Hold, #[case] wanted: &str, #[case] change: fn(&mut NodeInput), #[case] expected: &str) {
+    let mut input = input(hold, in_parts(wanted));
+    change(&mut input);
+    assert_eq!(word(&node_step(&input)), expected);
 }
 
 #[rstest]

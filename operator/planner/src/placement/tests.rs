@@ -30,19 +30,25 @@ fn node(text: &str) -> (Node, State) {
         sale: NodeSale::Open,
         health: NodeHealth::Sound,
         owner_use: Resources::default(),
+        returning: 0,
     };
     (node, if path == text { State::Free } else { State::Sold })
+}
+
+fn standing(state: State) -> Standing {
+    Standing { state, free: if state == State::Free { 8 } else { 0 }, parts: 0 }
 }
 
 fn nodes(text: &str) -> Vec<(Node, State)> {
     text.split_whitespace().map(node).collect()
 }
 
-fn stock<'a>(pool: &'a Pool, nodes: &'a [(Node, State)]) -> Stock<'a> {
-    Stock::new(pool, nodes.iter().map(|(node, state)| (node, *state)).collect())
+fn stock(pool: &Pool, nodes: &[(Node, State)]) -> Stock {
+    let nodes = nodes.iter().map(|(node, state)| (Arc::new(node.clone()), standing(*state))).collect();
+    Stock::new(Arc::new(pool.clone()), nodes)
 }
 
-fn names(stock: &Stock<'_>, slots: &[Slot]) -> String {
+fn names(stock: &Stock, slots: &[Slot]) -> String {
     let mut names: Vec<&str> = slots.iter().map(|&slot| stock.places[slot].node.name.as_str()).collect();
     names.sort_unstable();
     names.join(" ")
@@ -128,14 +134,14 @@ fn checks(
 ) {
     let (pool, nodes) = (pool(&LEVELS), nodes("z/r1/n1 z/r1/n2! z/r1/n3! z/r2/n4"));
     let stock = stock(&pool, &nodes);
-    assert_eq!(stock.check(Want { devices, per_node }, require.map(TopologyKey::from).as_ref()), expected);
+    assert_eq!(stock.check(Want { devices, per_node, whole: true }, require.map(TopologyKey::from).as_ref()), expected);
 }
 
 #[test]
 fn a_pool_without_nodes_may_get_some() {
     let pool = pool(&LEVELS);
     let stock = stock(&pool, &[]);
-    assert_eq!(stock.check(Want { devices: 800, per_node: None }, Some(&"rack".into())), Ok(100));
+    assert_eq!(stock.check(Want { devices: 800, per_node: None, whole: true }, Some(&"rack".into())), Ok(100));
     assert_eq!(stock.find(1, None), None);
 }
 
@@ -143,30 +149,148 @@ fn a_pool_without_nodes_may_get_some() {
 fn a_pool_of_nodes_without_devices_holds_nothing() {
     let pool = Pool { devices_per_node: 0, ..pool(&[]) };
     let stock = stock(&pool, &[]);
-    let misfit = stock.check(Want { devices: 8, per_node: None }, None);
+    let misfit = stock.check(Want { devices: 8, per_node: None, whole: true }, None);
     assert_eq!(misfit, Err(Misfit::NotWholeNodes { per_node: 0 }));
 }
 
 #[rstest]
-#[case(Shape::WholeNodes { count: 16, per_node: Some(8) }, Some(Want { devices: 16, per_node: Some(8) }))]
-#[case(Shape::Devices { count: 2 }, None)]
+#[case(Shape::WholeNodes { count: 16, per_node: Some(8) }, Some(Want { devices: 16, per_node: Some(8), whole: true }))]
+#[case(Shape::Devices { count: 2, per_node: None }, Some(Want { devices: 2, per_node: None, whole: false }))]
 #[case(Shape::Share { gpu: MilliGpu(500) }, None)]
-fn only_whole_nodes_are_sold(#[case] shape: Shape, #[case] want: Option<Want>) {
+fn whole_devices_are_sold(#[case] shape: Shape, #[case] want: Option<Want>) {
     assert_eq!(Want::of(shape), want);
 }
 
+const NOTHING: Held = Held { whole: false, parts: 0 };
+const PART: Held = Held { whole: false, parts: 3 };
+const WHOLE: Held = Held { whole: true, parts: 8 };
+
 #[rstest]
-#[case::free(|_: &mut Node| (), false, State::Free)]
-#[case::owner(|_: &mut Node| (), true, State::Owner)]
-#[case::not_now(|node: &mut Node| node.sale = NodeSale::NotNow, false, State::NotNow)]
-#[case::not_now_whoever_uses_it(|node: &mut Node| node.sale = NodeSale::NotNow, true, State::NotNow)]
-#[case::broken(|node: &mut Node| node.sale = NodeSale::Broken, true, State::Broken)]
-#[case::lost(|node: &mut Node| node.health = NodeHealth::Lost(crate::types::TimeMs(0)), false, State::Broken)]
-#[case::other_device_count(|node: &mut Node| node.capacity.gpu = MilliGpu::whole(7), false, State::Broken)]
-fn states(#[case] change: fn(&mut Node), #[case] owner: bool, #[case] state: State) {
+#[case::free(|_: &mut Node| (), NOTHING, false, State::Free, 8)]
+#[case::owner(|_: &mut Node| (), NOTHING, true, State::Owner, 0)]
+#[case::not_now(|node: &mut Node| node.sale = NodeSale::NotNow, NOTHING, false, State::NotNow, 0)]
+#[case::not_now_whoever_uses_it(|node: &mut Node| node.sale = NodeSale::NotNow, NOTHING, true, State::NotNow, 0)]
+#[case::broken(|node: &mut Node| node.sale = NodeSale::Broken, NOTHING, true, State::Broken, 0)]
+#[case::lost(|node: &mut Node| node.health = NodeHealth::Lost(crate::types::TimeMs(0)), NOTHING, false, State::Broken, 0)]
+#[case::other_device_count(|node: &mut Node| node.capacity.gpu = MilliGpu::whole(7), NOTHING, false, State::Broken, 0)]
+#[case::sold(|_: &mut Node| (), WHOLE, false, State::Sold, 0)]
+#[case::sold_is_sold_though_lost(|node: &mut Node| node.health = NodeHealth::Lost(crate::types::TimeMs(0)), WHOLE, true, State::Sold, 0)]
+#[case::a_part_of_an_open_node(|_: &mut Node| (), PART, false, State::Shared, 5)]
+#[case::a_part_of_a_shared_node(|node: &mut Node| node.sale = NodeSale::Shared, PART, false, State::Shared, 5)]
+#[case::what_comes_back_is_not_free(|node: &mut Node| (node.sale, node.returning) = (NodeSale::Shared, 4), PART, false, State::Shared, 1)]
+#[case::more_comes_back_than_there_is(|node: &mut Node| (node.sale, node.returning) = (NodeSale::Shared, 9), PART, false, State::Shared, 0)]
+#[case::the_owner_is_where_a_part_is_to_be(|_: &mut Node| (), PART, true, State::Shared, 0)]
+#[case::the_owner_has_a_part(|node: &mut Node| node.sale = NodeSale::Shared, PART, true, State::Shared, 5)]
+#[case::a_part_of_a_broken_node(|node: &mut Node| node.sale = NodeSale::Broken, PART, false, State::Shared, 0)]
+#[case::a_part_of_a_lost_node(|node: &mut Node| (node.sale, node.health) = (NodeSale::Shared, NodeHealth::Lost(crate::types::TimeMs(0))), PART, false, State::Shared, 0)]
+#[case::a_shared_node_that_nobody_has(|node: &mut Node| node.sale = NodeSale::Shared, NOTHING, false, State::NotNow, 0)]
+#[case::an_open_node_with_something_coming_back(|node: &mut Node| node.returning = 1, NOTHING, false, State::NotNow, 0)]
+fn standings(
+    #[case] change: fn(&mut Node),
+    #[case] held: Held,
+    #[case] owner: bool,
+    #[case] state: State,
+    #[case] free: u32,
+) {
     let (mut node, _) = node("z/r/n");
     change(&mut node);
-    assert_eq!(State::of_unsold(&node, &pool(&LEVELS), owner), state);
+    assert_eq!(Standing::of(&node, &pool(&LEVELS), held, owner), Standing { state, free, parts: held.parts });
+}
+
+/// Nodes as `zone/rack/name=free devices`: 8 is a free node, less a shared one.
+fn parts(text: &str) -> Stock {
+    let nodes = text.split_whitespace().map(|text| {
+        let (path, free) = text.split_once('=').unwrap();
+        let free: u32 = free.parse().unwrap();
+        let state = if free == 8 { State::Free } else { State::Shared };
+        (Arc::new(node(path).0), Standing { state, free, parts: 8 - free })
+    });
+    Stock::new(Arc::new(pool(&LEVELS)), nodes.collect())
+}
+
+#[rstest]
+#[case::best_fit("z/r/n1=8 z/r/n2=5 z/r/n3=3", 3, None, None, "n3:3")]
+#[case::whole_nodes_stay_whole("z/r/n1=8 z/r/n2=5", 4, None, None, "n2:4")]
+#[case::a_whole_node_when_nothing_else_does("z/r/n1=8 z/r/n2=5", 6, None, None, "n1:6")]
+#[case::as_few_nodes_as_possible("z/r/n1=3 z/r/n2=4 z/r/n3=5 z/r/n4=2", 9, None, None, "n3:5 n2:4")]
+#[case::the_rest_where_it_fits_best("z/r/n1=3 z/r/n2=6 z/r/n3=1 z/r/n4=2", 7, None, None, "n2:6 n3:1")]
+#[case::all_or_nothing("z/r/n1=3 z/r/n2=4", 8, None, None, "-")]
+#[case::several_nodes_for_one_large_part("z/r/n1=8 z/r/n2=8 z/r/n3=8", 20, None, None, "n3:8 n2:8 n1:4")]
+#[case::so_many_on_each("z/r/n1=8 z/r/n2=5 z/r/n3=3 z/r/n4=1", 6, Some(3), None, "n3:3 n2:3")]
+#[case::not_enough_nodes_with_so_many("z/r/n1=8 z/r/n2=2 z/r/n3=2", 6, Some(3), None, "-")]
+#[case::fullest_rack_that_suffices("z/r1/n1=3 z/r1/n2=3 z/r2/n3=8", 5, None, Some("rack"), "n2:3 n1:2")]
+#[case::the_other_rack_when_the_parts_do_not_fit("z/r1/n1=3 z/r1/n2=2 z/r2/n3=8", 6, Some(3), Some("rack"), "-")]
+#[case::one_host("z/r1/n1=3 z/r1/n2=6", 5, None, Some("host"), "n2:5")]
+#[case::no_host_has_enough("z/r1/n1=3 z/r1/n2=6", 7, None, Some("host"), "-")]
+#[case::no_label("-/-/n1=8", 1, None, Some("rack"), "-")]
+fn finds_parts(
+    #[case] layout: &str,
+    #[case] devices: u32,
+    #[case] per_node: Option<u32>,
+    #[case] require: Option<&str>,
+    #[case] expected: &str,
+) {
+    let stock = parts(layout);
+    let found = stock.find_parts(devices, per_node, require.map(TopologyKey::from).as_ref());
+    let text = |parts: Vec<(Slot, u32)>| {
+        let one = |(slot, devices): &(Slot, u32)| format!("{}:{devices}", stock.node(*slot).unwrap().name);
+        parts.iter().map(one).collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(found.map_or("-".to_owned(), text), expected);
+}
+
+#[rstest]
+#[case::best_fit("z/r/n1=8 z/r/n2=5 z/r/n3=3", "", 3, None, "n3")]
+#[case::not_where_it_is_already("z/r/n1=8 z/r/n2=3", "n2", 3, None, "n1")]
+#[case::in_the_required_rack("z/r1/n1=8 z/r1/n2=1 z/r2/n3=3", "n2", 3, Some("rack"), "n1")]
+#[case::not_out_of_the_required_rack("z/r1/n2=1 z/r2/n3=3", "n2", 3, Some("rack"), "-")]
+#[case::any_rack_when_none_remains("z/r1/n2=1 z/r2/n3=3", "", 3, Some("rack"), "n3")]
+#[case::nowhere("z/r/n1=2", "", 3, None, "-")]
+fn replaces_parts(
+    #[case] layout: &str,
+    #[case] remaining: &str,
+    #[case] devices: u32,
+    #[case] require: Option<&str>,
+    #[case] expected: &str,
+) {
+    let stock = parts(layout);
+    let is_at = |name: &str| stock.places.iter().position(|place| place.node.name.as_str() == name).unwrap();
+    let remaining: Vec<Slot> = remaining.split_whitespace().map(is_at).collect();
+    let found = stock.find_part_near(&remaining, devices, require.map(TopologyKey::from).as_ref());
+    assert_eq!(found.map_or("-", |slot| stock.places[slot].node.name.as_str()), expected);
+}
+
+#[rstest]
+#[case::fits(3, None, Ok(1))]
+#[case::more_than_one_node(9, None, Ok(2))]
+#[case::nothing(0, None, Err(Misfit::Nothing))]
+#[case::so_many_on_each(6, Some(3), Ok(1))]
+#[case::a_rest_of_each_node_is_too_small(18, Some(5), Err(Misfit::NotParts { per_node: 8 }))]
+#[case::parts_that_leave_a_rest(20, Some(5), Ok(4))]
+#[case::parts_larger_than_a_node(18, Some(9), Err(Misfit::NotParts { per_node: 8 }))]
+#[case::parts_of_nothing(8, Some(0), Err(Misfit::NotParts { per_node: 8 }))]
+#[case::too_large(33, None, Err(Misfit::TooLarge { total: 32 }))]
+fn checks_parts(#[case] devices: u32, #[case] per_node: Option<u32>, #[case] expected: Result<usize, Misfit>) {
+    let stock = parts("z/r/n1=8 z/r/n2=8 z/r/n3=0 z/r/n4=1");
+    assert_eq!(stock.check(Want { devices, per_node, whole: false }, None), expected);
+}
+
+#[test]
+fn parts_that_are_taken_are_gone() {
+    let mut stock = parts("z/r/n1=8 z/r/n2=5");
+    let parts = stock.find_parts(4, None, None).unwrap();
+    let taken = Segment { node: "n2".into(), uid: "uid-n2".into(), devices: 4, of: Some(8), from: None, to: None };
+    assert_eq!(stock.take_parts(&parts), vec![taken]);
+    assert_eq!(stock.part_free(), 9);
+    assert_eq!(stock.tally(), Tally { free: 1, shared: 1, part_free: 1, part_sold: 7, ..Tally::default() });
+    let whole = stock.find(1, None).unwrap();
+    stock.take(&whole);
+    assert_eq!(stock.part_free(), 1);
+    // A free node of which a part is taken is no whole node any more.
+    let mut stock = self::parts("z/r/n1=8");
+    let parts = stock.find_parts(1, None, None).unwrap();
+    stock.take_parts(&parts);
+    assert_eq!(stock.find(1, None), None);
 }
 
 #[test]
@@ -174,7 +298,7 @@ fn what_is_taken_is_gone() {
     let (pool, nodes) = (pool(&LEVELS), nodes("z/r1/n1 z/r1/n2 z/r2/n3!"));
     let mut stock = stock(&pool, &nodes);
     let slots = stock.find(1, None).unwrap();
-    let taken = Segment { node: "n1".into(), uid: "uid-n1".into(), devices: 8, from: None, to: None };
+    let taken = Segment { node: "n1".into(), uid: "uid-n1".into(), devices: 8, of: None, from: None, to: None };
     assert_eq!(stock.take(&slots), vec![taken.clone()]);
     assert_eq!(stock.tally(), Tally { free: 1, sold: 2, ..Tally::default() });
     assert_eq!(stock.most_free(&"rack".into()), 1);
@@ -221,6 +345,87 @@ proptest! {
         }
     }
 
+    /// So do counts after nodes changed, went, and were put back.
+    #[test]
+    fn changing_is_like_starting_anew(
+        nodes in layouts(),
+        changes in prop::collection::vec((0..30usize, 0..10u32, 0..4u32), 0..20),
+        wanted in 1..9u32,
+        level in prop::option::of(0..3usize),
+    ) {
+        let pool = pool(&LEVELS);
+        let mut kept = stock(&pool, &nodes);
+        let mut now: Vec<(Arc<Node>, Option<Standing>)> =
+            nodes.iter().map(|(node, state)| (Arc::new(node.clone()), Some(standing(*state)))).collect();
+        let mut before = Vec::new();
+        for (at, free, kind) in changes {
+            if now.is_empty() {
+                break;
+            }
+            let at = at % now.len();
+            let standing = match (kind, free) {
+                (0, _) => None,
+                (1, 8..) => Some(standing(State::Free)),
+                (1, _) => Some(Standing { state: State::Shared, free, parts: 8 - free }),
+                (2, _) => Some(standing(State::Owner)),
+                _ => Some(standing(State::Sold)),
+            };
+            let slot = kept.places.iter().position(|place| place.node.uid == now[at].0.uid).unwrap();
+            before.push((slot, kept.set(slot, standing)));
+            now[at].1 = standing;
+        }
+        let there = now.iter().filter_map(|(node, standing)| Some((Arc::clone(node), (*standing)?))).collect();
+        let fresh = Stock::new(Arc::new(pool.clone()), there);
+        let require = level.map(|level| TopologyKey::from(LEVELS[level]));
+        let named = |stock: &Stock, slots: Option<Vec<Slot>>| slots.map(|slots| names(stock, &slots));
+        let parts_named = |stock: &Stock, parts: Option<Vec<(Slot, u32)>>| {
+            parts.map(|parts| parts.iter().map(|&(slot, n)| (stock.places[slot].node.name.clone(), n)).collect::<Vec<_>>())
+        };
+        prop_assert_eq!(kept.tally(), fresh.tally());
+        prop_assert_eq!(kept.len(), fresh.len());
+        prop_assert_eq!(kept.part_free(), fresh.part_free());
+        let nodes_wanted = wanted as usize;
+        prop_assert_eq!(named(&kept, kept.find(nodes_wanted, require.as_ref())), named(&fresh, fresh.find(nodes_wanted, require.as_ref())));
+        prop_assert_eq!(
+            parts_named(&kept, kept.find_parts(wanted, None, require.as_ref())),
+            parts_named(&fresh, fresh.find_parts(wanted, None, require.as_ref()))
+        );
+        let want = Want { devices: wanted * 8, per_node: None, whole: true };
+        prop_assert_eq!(kept.check(want, require.as_ref()), fresh.check(want, require.as_ref()));
+        while let Some((slot, standing)) = before.pop() {
+            kept.set(slot, standing);
+        }
+        prop_assert_eq!(kept.tally(), stock(&pool, &nodes).tally());
+    }
+
+    /// Parts add up, fit where they are, lie on different nodes, and are found whenever the devices are there.
+    #[test]
+    fn parts_add_up(free in prop::collection::vec(0..9u32, 0..12), wanted in 1..40u32, each in prop::option::of(1..5u32)) {
+        let text: Vec<String> = free.iter().enumerate().map(|(i, free)| format!("z/r/n{i:02}={free}")).collect();
+        let stock = parts(&text.join(" "));
+        let wanted = each.map_or(wanted, |each| wanted * each);
+        let possible = match each {
+            None => free.iter().sum::<u32>() >= wanted,
+            Some(each) => free.iter().filter(|&&free| free >= each).count() >= (wanted / each) as usize,
+        };
+        let found = stock.find_parts(wanted, each, None);
+        prop_assert_eq!(found.is_some(), possible);
+        if let Some(found) = found {
+            prop_assert_eq!(found.iter().map(|&(_, devices)| devices).sum::<u32>(), wanted);
+            prop_assert!(found.iter().all(|&(slot, devices)| devices > 0 && devices <= free[slot]));
+            prop_assert!(each.is_none_or(|each| found.iter().all(|&(_, devices)| devices == each)));
+            let distinct: BTreeSet<Slot> = found.iter().map(|&(slot, _)| slot).collect();
+            prop_assert_eq!(distinct.len(), found.len());
+            if each.is_none() {
+                let mut largest = free.clone();
+                largest.sort_unstable_by(|one, other| other.cmp(one));
+                let mut sum = 0;
+                let fewest = largest.iter().position(|free| { sum += free; sum >= wanted }).unwrap() + 1;
+                prop_assert_eq!(found.len(), fewest);
+            }
+        }
+    }
+
     /// All or nothing, free nodes only, in one domain if that is required, and found whenever there is one.
     #[test]
     fn gangs_are_whole(nodes in layouts(), wanted in 1..8usize, level in prop::option::of(0..3usize)) {
@@ -240,7 +445,7 @@ proptest! {
         if let Some(slots) = found {
             let distinct: BTreeSet<Slot> = slots.iter().copied().collect();
             prop_assert_eq!(distinct.len(), wanted);
-            let chosen: Vec<&Node> = slots.iter().map(|&slot| stock.places[slot].node).collect();
+            let chosen: Vec<&Node> = slots.iter().map(|&slot| &*stock.places[slot].node).collect();
             prop_assert!(chosen.iter().all(|node| free.iter().any(|free| free.uid == node.uid)));
             if let Some(level) = level {
                 let domain = path(chosen[0], level);

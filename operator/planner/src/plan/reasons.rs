@@ -36,10 +36,7 @@ pub(super) fn tier_not_allowed(tenant: &TenantName) -> Reason {
 }
 
 pub(super) fn not_sold_yet() -> Reason {
-    reason(
-        "ShapeDoesNotFit",
-        "Only whole nodes are sold so far: set `exclusiveNodes: true` and ask for all devices of each node.".to_owned(),
-    )
+    reason("ShapeDoesNotFit", "Shares of a device are not sold yet: ask for whole devices.".to_owned())
 }
 
 pub(super) fn region_not_allowed(tenant: &Tenant, region: &Region) -> Reason {
@@ -101,13 +98,19 @@ pub(super) fn misfit(want: Want, require: Option<&TopologyKey>, misfits: &[(&Poo
     for (pool, misfit) in misfits.iter().take(MAX_LISTED.min(3)) {
         let name = &pool.name;
         let said = match misfit {
-            Misfit::Nothing => format!("Nothing is wanted of pool `{name}`: ask for at least one node."),
+            Misfit::Nothing => format!("Nothing is wanted of pool `{name}`: ask for at least one device."),
             Misfit::OtherNodes { per_node } => {
                 format!("Nodes of pool `{name}` have {}: ask for {per_node} per node.", devices(u64::from(*per_node)))
             }
             Misfit::NotWholeNodes { per_node } => {
-                format!("{wanted} are not whole nodes of pool `{name}`: ask for a multiple of {per_node}.")
+                format!(
+                    "{wanted} are not whole nodes of pool `{name}`: ask for a multiple of {per_node}, or set `exclusiveNodes: false`."
+                )
             }
+            Misfit::NotParts { per_node } => format!(
+                "{} of each node do not add up to {wanted} or are more than a node of pool `{name}` has ({per_node}): ask for {per_node} or less, of which the whole is a multiple.",
+                want.per_node.unwrap_or_default()
+            ),
             Misfit::TooLarge { total } => {
                 format!("{wanted} wanted, but pool `{name}` has {total} in all, free or not: ask for at most {total}.")
             }
@@ -133,12 +136,17 @@ pub(super) fn insufficient_capacity(
     want: Want,
     nodes: usize,
     require: Option<&TopologyKey>,
-    stock: &Stock<'_>,
+    stock: &Stock,
     others: usize,
 ) -> Reason {
-    let mut message = format!("{} wanted, {}{}.", devices(u64::from(want.devices)), census(stock), elsewhere(others));
-    if let Some(level) = require.filter(|_| stock.tally().free >= nodes) {
-        let most = stock.devices(stock.most_free(level));
+    let mut message =
+        format!("{} wanted, {}{}.", devices(u64::from(want.devices)), census(want, stock), elsewhere(others));
+    let (free, most) = match require {
+        Some(level) if want.whole => (stock.tally().free >= nodes, stock.devices(stock.most_free(level))),
+        Some(level) => (stock.part_free() >= u64::from(want.devices), stock.most_part_free(level)),
+        None => (false, 0),
+    };
+    if let Some(level) = require.filter(|_| free) {
         let _ = write!(
             message,
             " They must be in one `{}`, and none has more than {most} free.",
@@ -150,7 +158,7 @@ pub(super) fn insufficient_capacity(
     reason("InsufficientCapacity", message)
 }
 
-pub(super) fn behind_older_request(want: Want, stock: &Stock<'_>, older: usize, others: usize) -> Reason {
+pub(super) fn behind_older_request(want: Want, stock: &Stock, older: usize, others: usize) -> Reason {
     let waits =
         if older == 1 { "1 older reservation waits".to_owned() } else { format!("{older} older reservations wait") };
     let wanted = devices(u64::from(want.devices));
@@ -158,7 +166,7 @@ pub(super) fn behind_older_request(want: Want, stock: &Stock<'_>, older: usize, 
         "BehindOlderRequest",
         format!(
             "{wanted} wanted, {}{}, but {waits} for that pool, and nobody is passed. It is tried again when those before it are booked or give up.",
-            census(stock),
+            census(want, stock),
             elsewhere(others)
         ),
     )
@@ -200,21 +208,33 @@ pub(super) fn waited_too_long(why: &Reason, wait_for_ms: i64) -> Reason {
     )
 }
 
-/// What is free in a pool, and where the rest is.
-fn census(stock: &Stock<'_>) -> String {
+/// What is free in a pool for what is wanted, and where the rest is.
+fn census(want: Want, stock: &Stock) -> String {
     let tally = stock.tally();
-    let mut text =
-        format!("{} free of {} in pool `{}`", stock.devices(tally.free), stock.devices(stock.len()), stock.pool().name);
+    let total = stock.devices(stock.len());
+    let whole = stock.devices(tally.free);
+    let mut text = if want.whole {
+        format!("{whole} free of {total} in pool `{}`", stock.pool().name)
+    } else {
+        format!("{} free of {total} in pool `{}`", stock.part_free(), stock.pool().name)
+    };
+    let shared = stock.devices(tally.shared);
     let rest = [
-        (tally.sold, "sold"),
-        (tally.owner, "used by the owner"),
-        (tally.not_now, "in turnover or not ready"),
-        (tally.broken, "on broken or cordoned nodes"),
+        (stock.devices(tally.sold).saturating_add(tally.part_sold), "sold"),
+        (if want.whole { tally.part_free } else { 0 }, "free on nodes that are held in parts"),
+        (stock.devices(tally.owner), "used by the owner"),
+        (
+            stock
+                .devices(tally.not_now)
+                .saturating_add(shared.saturating_sub(tally.part_sold.saturating_add(tally.part_free))),
+            "in turnover or not ready",
+        ),
+        (stock.devices(tally.broken), "on broken or cordoned nodes"),
     ];
     let rest: Vec<String> = rest
         .into_iter()
-        .filter(|&(nodes, _)| nodes > 0)
-        .map(|(nodes, what)| format!("{} {what}", stock.devices(nodes)))
+        .filter(|&(devices, _)| devices > 0)
+        .map(|(devices, what)| format!("{devices} {what}"))
         .collect();
     if !rest.is_empty() {
         let _ = write!(text, " ({})", rest.join(", "));

@@ -3,32 +3,33 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::{Book, NewBooking, Outcome, Reason, reasons, stocks::Stocks};
+use super::{
+    NewBooking, Outcome, Planner, Reason,
+    book::{Book, Holding},
+    reasons,
+    stocks::Stocks,
+};
 use crate::{
     placement::{Stock, Want},
-    types::{BookingId, Pool, Region, Request, ReservationUid, Sku, Snapshot, Tenant, TenantName, Tier, TimeMs, Where},
+    types::{BookingId, Pool, Region, Request, ReservationUid, Sku, Tenant, TenantName, Tier, TimeMs, Where},
 };
 
-/// Devices that tenants hold or get in this plan.
-type Holdings<'a> = HashMap<(&'a TenantName, &'a Sku, Tier), u64>;
-
-/// The requests without a live booking, one by one, oldest first.
-pub(super) fn plan_requests<'a>(
-    snapshot: &'a Snapshot,
-    book: &Book<'a>,
-    ending: &HashSet<&BookingId>,
-    stocks: Stocks<'a>,
+/// The requests without a live booking, one by one, oldest first. What is booked is taken from the stocks, for the caller to put back.
+pub(super) fn plan_requests(
+    planner: &mut Planner,
+    ending: &HashSet<BookingId>,
     now: TimeMs,
 ) -> (Vec<NewBooking>, Vec<(ReservationUid, Outcome)>, Option<TimeMs>) {
-    let mut holdings = Holdings::new();
-    for booking in book.live.iter().filter(|booking| !ending.contains(&booking.id)) {
-        *holdings.entry((&booking.tenant, &booking.sku, booking.tier)).or_default() += u64::from(booking.devices);
+    let mut freed: HashMap<Holding, i64> = HashMap::new();
+    for booking in ending.iter().filter_map(|id| planner.book.get(id)) {
+        let key = (booking.tenant.clone(), booking.sku.clone(), booking.tier);
+        *freed.entry(key).or_default() -= i64::from(booking.devices);
     }
-    let waiting = vec![0; stocks.pools.len()];
-    let tenants = snapshot.tenants.iter().map(|tenant| (&tenant.name, tenant)).collect();
-    let mut desk = Desk { stocks, tenants, holdings, waiting };
+    let waiting = vec![0; planner.stocks.pools.len()];
+    let Planner { stocks, tenants, book, queue, .. } = planner;
+    let mut desk = Desk { stocks, tenants, book, changed: freed, waiting };
     let (mut bookings, mut outcomes, mut next) = (Vec::new(), Vec::new(), None);
-    for &request in &book.waiting {
+    for request in queue.waiting() {
         let (reason, blocks) = match desk.decide(request) {
             Answer::Booked(booking) => {
                 bookings.push(booking);
@@ -62,9 +63,11 @@ pub(super) fn plan_requests<'a>(
 
 /// What is known while requests are answered.
 struct Desk<'a> {
-    stocks: Stocks<'a>,
-    tenants: HashMap<&'a TenantName, &'a Tenant>,
-    holdings: Holdings<'a>,
+    stocks: &'a mut Stocks,
+    tenants: &'a HashMap<TenantName, Tenant>,
+    book: &'a Book,
+    /// Devices by which this plan changes what tenants hold.
+    changed: HashMap<Holding, i64>,
     /// Requests that wait for each pool's capacity, by position of the pool.
     waiting: Vec<usize>,
 }
@@ -80,11 +83,11 @@ enum Answer {
     },
 }
 
-impl<'a> Desk<'a> {
+impl Desk<'_> {
     /// The rules, in order. What the tenant may is asked before what the pools have.
-    fn decide(&mut self, request: &'a Request) -> Answer {
+    fn decide(&mut self, request: &Request) -> Answer {
         // A Tenant may be applied after its reservations: tools that apply a folder keep no order.
-        let Some(tenant) = request.tenant.as_ref().and_then(|name| self.tenants.get(name).copied()) else {
+        let Some(tenant) = request.tenant.as_ref().and_then(|name| self.tenants.get(name)) else {
             let reason = reasons::no_tenant(&request.reservation.namespace);
             return Answer::Later { reason, blocks: Vec::new() };
         };
@@ -94,7 +97,7 @@ impl<'a> Desk<'a> {
         let Some(want) = Want::of(request.shape) else { return Answer::Never(reasons::not_sold_yet()) };
         let matching = self.stocks.matching(&request.place);
         let product = self.product(&request.place, &matching);
-        if let Some((sku, region)) = product {
+        if let Some((sku, region)) = &product {
             let refusal =
                 check_region(tenant, region).and_then(|()| check_quota(tenant, sku, request.tier, want.devices));
             if let Err(reason) = refusal {
@@ -102,25 +105,28 @@ impl<'a> Desk<'a> {
             }
         }
         let Some((sku, _)) = product.filter(|_| !matching.is_empty()) else {
-            let pools: Vec<&Pool> = self.stocks.pools.iter().map(Stock::pool).collect();
+            let pools: Vec<&Pool> = self.stocks.pools.iter().map(|stock| &**stock.pool()).collect();
             return Answer::Later { reason: reasons::no_matching_pool(&request.place, &pools), blocks: Vec::new() };
         };
         let usable = match self.usable(request, want, &matching) {
             Ok(usable) => usable,
             Err(reason) => return Answer::Never(reason),
         };
-        let devices = u64::from(want.devices);
-        let holding = (&tenant.name, sku, request.tier);
-        let held = self.holdings.get(&holding).copied().unwrap_or(0);
-        if let Some(limit) = limit(tenant, sku, request.tier)
-            && held.saturating_add(devices) > u64::from(limit)
-        {
-            let reason = reasons::quota_in_use(tenant, sku, request.tier, want.devices, held, limit);
-            return Answer::Later { reason, blocks: Vec::new() };
+        let limit = limit(tenant, &sku, request.tier);
+        let holding: Holding = (tenant.name.clone(), sku, request.tier);
+        if let Some(limit) = limit {
+            let changed = self.changed.get(&holding).copied().unwrap_or(0);
+            let held = self.book.holding(&holding).saturating_add_signed(changed);
+            if held.saturating_add(u64::from(want.devices)) > u64::from(limit) {
+                let reason = reasons::quota_in_use(tenant, &holding.1, request.tier, want.devices, held, limit);
+                return Answer::Later { reason, blocks: Vec::new() };
+            }
         }
-        match self.place(request, &usable) {
+        match self.place(request, want, &usable) {
             Some(booking) => {
-                *self.holdings.entry(holding).or_default() += devices;
+                if limit.is_some() {
+                    *self.changed.entry(holding).or_default() += i64::from(want.devices);
+                }
                 Answer::Booked(booking)
             }
             None => Answer::Later {
@@ -131,12 +137,12 @@ impl<'a> Desk<'a> {
     }
 
     /// What is asked for and where; none when it is asked for by a pool that is not there.
-    fn product(&self, place: &'a Where, matching: &[usize]) -> Option<(&'a Sku, &'a Region)> {
+    fn product(&self, place: &Where, matching: &[usize]) -> Option<(Sku, Region)> {
         match place {
-            Where::Sku(sku, region) => Some((sku, region)),
+            Where::Sku(sku, region) => Some((sku.clone(), region.clone())),
             Where::Pool(_) => {
                 let pool = self.stocks.pools.get(*matching.first()?)?.pool();
-                Some((&pool.sku, &pool.region))
+                Some((pool.sku.clone(), pool.region.clone()))
             }
         }
     }
@@ -149,40 +155,51 @@ impl<'a> Desk<'a> {
             let Some(stock) = self.stocks.pools.get(pool) else { continue };
             match stock.check(want, request.require.as_ref()) {
                 Ok(nodes) => usable.push(Usable { pool, nodes }),
-                Err(misfit) => misfits.push((stock.pool(), misfit)),
+                Err(misfit) => misfits.push((&**stock.pool(), misfit)),
             }
         }
         if usable.is_empty() { Err(reasons::misfit(want, request.require.as_ref(), &misfits)) } else { Ok(usable) }
     }
 
-    /// Books from the pool with the least free nodes that has enough, and in which nobody older waits.
-    fn place(&mut self, request: &Request, usable: &[Usable]) -> Option<NewBooking> {
-        let mut open: Vec<(usize, Usable)> = usable
+    /// Books from the pool with the least free capacity that has enough, and in which nobody older waits.
+    fn place(&mut self, request: &Request, want: Want, usable: &[Usable]) -> Option<NewBooking> {
+        let mut open: Vec<(u64, Usable)> = usable
             .iter()
             .filter(|usable| self.waiting_in(usable.pool) == 0)
             .filter_map(|&usable| {
                 let stock = self.stocks.pools.get(usable.pool)?;
-                let free = stock.tally().free;
-                (stock.pool().not_selling.is_none() && free >= usable.nodes).then_some((free, usable))
+                let (free, wanted) = if want.whole {
+                    (stock.tally().free as u64, usable.nodes as u64)
+                } else {
+                    (stock.part_free(), u64::from(want.devices))
+                };
+                (stock.pool().not_selling.is_none() && free >= wanted).then_some((free, usable))
             })
             .collect();
         open.sort_unstable_by_key(|&(free, usable)| (free, usable.pool));
-        open.into_iter().find_map(|(_, usable)| {
-            let stock = self.stocks.pools.get_mut(usable.pool)?;
-            let slots = stock.find(usable.nodes, request.require.as_ref())?;
-            Some(NewBooking {
-                reservation: request.reservation.clone(),
-                pool: stock.pool().name.clone(),
-                segments: stock.take(&slots),
-            })
+        let require = request.require.as_ref();
+        open.into_iter().find_map(|(_, Usable { pool: at, nodes })| {
+            let stock = self.stocks.pools.get(at)?;
+            let pool = stock.pool().name.clone();
+            let segments = if want.whole {
+                let slots = stock.find(nodes, require)?;
+                self.stocks.take(at, &slots, |stock| stock.take(&slots))?
+            } else {
+                let parts = stock.find_parts(want.devices, want.per_node, require)?;
+                let slots: Vec<_> = parts.iter().map(|&(slot, _)| slot).collect();
+                self.stocks.take(at, &slots, |stock| stock.take_parts(&parts))?
+            };
+            Some(NewBooking { reservation: request.reservation.clone(), pool, segments })
         })
     }
 
-    /// Why none of the pools that could hold it does so now: of those that sell, the one with the most free nodes speaks.
+    /// Why none of the pools that could hold it does so now: of those that sell, the one with the most free capacity speaks.
     fn why_not(&self, request: &Request, want: Want, usable: &[Usable]) -> Reason {
         let stocks = || usable.iter().filter_map(|usable| Some((usable, self.stocks.pools.get(usable.pool)?)));
         let selling = || stocks().filter(|(_, stock)| stock.pool().not_selling.is_none());
-        let by_free = |(_, stock): &(&Usable, &Stock<'_>)| stock.tally().free;
+        let by_free = |(_, stock): &(&Usable, &Stock)| {
+            if want.whole { stock.tally().free as u64 } else { stock.part_free() }
+        };
         let others = usable.len().saturating_sub(1);
         let untaken = selling().filter(|(usable, _)| self.waiting_in(usable.pool) == 0).max_by_key(by_free);
         if let Some((usable, stock)) = untaken {
@@ -191,7 +208,7 @@ impl<'a> Desk<'a> {
         if let Some((usable, stock)) = selling().max_by_key(by_free) {
             return reasons::behind_older_request(want, stock, self.waiting_in(usable.pool), others);
         }
-        reasons::pool_not_selling(stocks().map(|(_, stock)| stock.pool()).next(), others)
+        reasons::pool_not_selling(stocks().map(|(_, stock)| &**stock.pool()).next(), others)
     }
 
     fn waiting_in(&self, pool: usize) -> usize {

@@ -1,92 +1,183 @@
-//! Every pool with what is free in it, from the nodes and what live bookings hold of them.
+//! Every pool with what is free in it, and where each node is.
 
-use std::collections::{BTreeMap, HashMap};
-
-use super::{Book, open_segments};
-use crate::{
-    calendar::Timeline,
-    placement::{State, Stock},
-    types::{
-        Interval, MilliGpu, Node, NodeHealth, NodeUid, Pool, PoolName, Region, Resources, Sku, Snapshot, TimeMs, Where,
-    },
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
 };
 
-/// Every pool with what is free in it.
-pub(super) struct Stocks<'a> {
-    /// By name of the pool.
-    pub(super) pools: Vec<Stock<'a>>,
-    pub(super) by_name: HashMap<&'a PoolName, usize>,
-    by_sku: HashMap<(&'a Sku, &'a Region), Vec<usize>>,
-    pub(super) health: HashMap<&'a NodeUid, &'a NodeHealth>,
+use super::book::Book;
+use crate::{
+    placement::{Slot, Standing, Stock},
+    types::{MilliGpu, Node, NodeHealth, NodeUid, Pool, PoolName, Region, Sku, Where},
+};
+
+/// A node, and where it stands.
+#[derive(Clone, Debug)]
+struct Seat {
+    node: Arc<Node>,
+    /// Position of its pool, and its position there; none while its pool is not there or has not been counted.
+    at: Option<(usize, Slot)>,
 }
 
-impl<'a> Stocks<'a> {
-    pub(super) fn count(snapshot: &'a Snapshot, book: &Book<'a>, now: TimeMs) -> Self {
-        let pools: BTreeMap<_, _> = snapshot.pools.iter().map(|pool| (&pool.name, pool)).collect();
-        let mut nodes: HashMap<&NodeUid, (&Node, Timeline)> = HashMap::with_capacity(snapshot.nodes.len());
-        for node in &snapshot.nodes {
-            let turnover_ms = pools.get(&node.pool).map_or(0, |pool| pool.turnover_ms);
-            nodes.insert(&node.uid, (node, Timeline::new(node.capacity, turnover_ms)));
+/// Every pool with what is free in it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Stocks {
+    /// By name of the pool.
+    pub(super) pools: Vec<Stock>,
+    by_name: HashMap<PoolName, usize>,
+    by_sku: HashMap<(Sku, Region), Vec<usize>>,
+    seats: HashMap<NodeUid, Seat>,
+    /// What was changed since it was last put back, latest last.
+    changed: Vec<(usize, Slot, Standing)>,
+    /// Pools to which nodes came: they are counted anew before the next plan.
+    stale: BTreeSet<PoolName>,
+}
+
+impl Stocks {
+    pub(super) fn open(pools: Vec<Pool>, nodes: Vec<Node>, book: &Book) -> Self {
+        let mut stocks = Self::default();
+        for node in nodes {
+            let node = Arc::new(node);
+            stocks.seats.insert(node.uid.clone(), Seat { node, at: None });
         }
-        add_uses(book, &mut nodes, now);
-        let mut members: BTreeMap<&PoolName, Vec<(&Node, State)>> =
-            pools.keys().map(|&name| (name, Vec::new())).collect();
-        let mut stocks = Self {
-            pools: Vec::with_capacity(pools.len()),
-            by_name: HashMap::new(),
-            by_sku: HashMap::new(),
-            health: HashMap::with_capacity(nodes.len()),
-        };
-        for (uid, (node, timeline)) in nodes {
-            stocks.health.insert(uid, &node.health);
-            if let (Some(pool), Some(members)) = (pools.get(&node.pool), members.get_mut(&node.pool)) {
-                members.push((node, state_of(node, pool, timeline, now)));
+        stocks.set_pools(pools, book);
+        stocks
+    }
+
+    /// Takes these pools for all there are, and counts all nodes anew.
+    pub(super) fn set_pools(&mut self, pools: Vec<Pool>, book: &Book) {
+        let pools: BTreeMap<PoolName, Arc<Pool>> =
+            pools.into_iter().map(|pool| (pool.name.clone(), Arc::new(pool))).collect();
+        self.by_name.clear();
+        self.by_sku.clear();
+        self.pools.clear();
+        self.changed.clear();
+        self.stale.clear();
+        for seat in self.seats.values_mut() {
+            seat.at = None;
+        }
+        for (at, (name, pool)) in pools.into_iter().enumerate() {
+            self.by_name.insert(name, at);
+            self.by_sku.entry((pool.sku.clone(), pool.region.clone())).or_default().push(at);
+            self.pools.push(Stock::new(pool, Vec::new()));
+        }
+        let mut members: HashMap<usize, Vec<Arc<Node>>> = HashMap::new();
+        for seat in self.seats.values() {
+            if let Some(&at) = self.by_name.get(&seat.node.pool) {
+                members.entry(at).or_default().push(Arc::clone(&seat.node));
             }
         }
-        for (at, (name, nodes)) in members.into_iter().enumerate() {
-            let Some(pool) = pools.get(name) else { continue };
-            stocks.by_name.insert(name, at);
-            stocks.by_sku.entry((&pool.sku, &pool.region)).or_default().push(at);
-            stocks.pools.push(Stock::new(pool, nodes));
+        for (at, nodes) in members {
+            self.count(at, nodes, book);
         }
-        stocks
+    }
+
+    fn count(&mut self, at: usize, nodes: Vec<Arc<Node>>, book: &Book) {
+        let Some(pool) = self.pools.get(at).map(|stock| Arc::clone(stock.pool())) else { return };
+        let count = |node: Arc<Node>| {
+            let standing = standing_of(&node, &pool, book);
+            (node, standing)
+        };
+        let nodes = nodes.into_iter().map(count).collect();
+        let stock = Stock::new(pool, nodes);
+        for slot in 0..stock.len() {
+            if let Some(seat) = stock.node(slot).and_then(|node| self.seats.get_mut(&node.uid)) {
+                seat.at = Some((at, slot));
+            }
+        }
+        if let Some(place) = self.pools.get_mut(at) {
+            *place = stock;
+        }
+    }
+
+    /// Counts the pools anew to which nodes came.
+    pub(super) fn settle(&mut self, book: &Book) {
+        for name in std::mem::take(&mut self.stale) {
+            let Some(&at) = self.by_name.get(&name) else { continue };
+            let of_pool = self.seats.values().filter(|seat| seat.node.pool == name);
+            let nodes = of_pool.map(|seat| Arc::clone(&seat.node)).collect();
+            self.count(at, nodes, book);
+        }
+    }
+
+    /// Enters a node, or what it has become.
+    pub(super) fn set_node(&mut self, node: Node, book: &Book) {
+        let node = Arc::new(node);
+        let Some(seat) = self.seats.get_mut(&node.uid) else {
+            self.stale.insert(node.pool.clone());
+            self.seats.insert(node.uid.clone(), Seat { node, at: None });
+            return;
+        };
+        let before = std::mem::replace(&mut seat.node, Arc::clone(&node));
+        if before.pool != node.pool || before.name != node.name || before.domains != node.domains {
+            self.stale.insert(before.pool.clone());
+            self.stale.insert(node.pool.clone());
+            seat.at = None;
+            return;
+        }
+        if let Some((at, slot)) = seat.at
+            && let Some(stock) = self.pools.get_mut(at)
+        {
+            let standing = standing_of(&node, stock.pool(), book);
+            stock.replace(slot, node);
+            stock.set(slot, Some(standing));
+        }
+    }
+
+    pub(super) fn remove_node(&mut self, uid: &NodeUid) {
+        if let Some(seat) = self.seats.remove(uid)
+            && let Some((at, slot)) = seat.at
+            && let Some(stock) = self.pools.get_mut(at)
+        {
+            stock.set(slot, None);
+        }
+    }
+
+    /// What bookings have of a node has changed.
+    pub(super) fn recount(&mut self, uid: &NodeUid, book: &Book) {
+        if let Some(seat) = self.seats.get(uid)
+            && let Some((at, slot)) = seat.at
+            && let Some(stock) = self.pools.get_mut(at)
+        {
+            let standing = standing_of(&seat.node, stock.pool(), book);
+            stock.set(slot, Some(standing));
+        }
+    }
+
+    /// Whether what a node holds must move; none: it is gone.
+    pub(super) fn health(&self, uid: &NodeUid) -> Option<&NodeHealth> {
+        self.seats.get(uid).map(|seat| &seat.node.health)
+    }
+
+    pub(super) fn by_name(&self, name: &PoolName) -> Option<usize> {
+        self.by_name.get(name).copied()
     }
 
     pub(super) fn matching(&self, place: &Where) -> Vec<usize> {
         match place {
-            Where::Pool(name) => self.by_name.get(name).copied().into_iter().collect(),
-            Where::Sku(sku, region) => self.by_sku.get(&(sku, region)).cloned().unwrap_or_default(),
+            Where::Pool(name) => self.by_name(name).into_iter().collect(),
+            Where::Sku(sku, region) => self.by_sku.get(&(sku.clone(), region.clone())).cloned().unwrap_or_default(),
+        }
+    }
+
+    /// Lets a plan take from a pool; [`Self::put_back`] undoes it.
+    pub(super) fn take<T>(&mut self, at: usize, slots: &[Slot], take: impl FnOnce(&mut Stock) -> T) -> Option<T> {
+        let stock = self.pools.get_mut(at)?;
+        self.changed.extend(slots.iter().filter_map(|&slot| Some((at, slot, stock.standing(slot)?))));
+        Some(take(stock))
+    }
+
+    /// Undoes what a plan has taken: it is real when it was committed.
+    pub(super) fn put_back(&mut self) {
+        while let Some((at, slot, standing)) = self.changed.pop() {
+            if let Some(stock) = self.pools.get_mut(at) {
+                stock.set(slot, Some(standing));
+            }
         }
     }
 }
 
-/// Adds what the open segments of live bookings take, those of ending bookings included: a node is free when it was given back, not before.
-fn add_uses<'a>(book: &Book<'a>, nodes: &mut HashMap<&'a NodeUid, (&'a Node, Timeline)>, now: TimeMs) {
-    for &booking in &book.live {
-        for segment in open_segments(booking) {
-            let Some((node, timeline)) = nodes.get_mut(&segment.uid) else { continue };
-            // Of a whole node everything is taken, however many devices it has today; and no hold is so small that it leaves a node whole.
-            let gpu = MilliGpu::whole(segment.devices.max(1));
-            let amount = if booking.exclusive {
-                Resources { gpu: gpu.max(node.capacity.gpu), ..node.capacity }
-            } else {
-                Resources { gpu, ..Resources::default() }
-            };
-            let start = segment.from.unwrap_or(booking.booked_at).min(now);
-            timeline.add(Interval { start, end: booking.end.filter(|&end| end > now) }, amount);
-        }
-    }
-}
-
-/// How a node counts for what starts now. It must be free for good, because a booking may stay for good; with starts in the future, those
-/// with a term may be asked for their own interval.
-fn state_of(node: &Node, pool: &Pool, mut timeline: Timeline, now: TimeMs) -> State {
-    let from_now = Interval { start: now, end: None };
-    let unsold = timeline.free_over(from_now).gpu;
-    if unsold < node.capacity.gpu {
-        return State::Sold;
-    }
-    // The owner's pods without devices do not count: they leave a node that is sold.
-    timeline.add(from_now, node.owner_use);
-    State::of_unsold(node, pool, timeline.free_over(from_now).gpu < unsold)
+/// How a node counts. The owner's pods without devices do not: they leave a node that is sold.
+fn standing_of(node: &Node, pool: &Pool, book: &Book) -> Standing {
+    Standing::of(node, pool, book.held(&node.uid), node.owner_use.gpu > MilliGpu(0))
 }

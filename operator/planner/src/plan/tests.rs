@@ -1,10 +1,13 @@
+use std::sync::Arc;
+
 use rstest::rstest;
 
 use super::*;
 use crate::types::{
-    MilliGpu, Node, NodeHealth, NodeSale, Pool, Quota, Resources, Shape, Sku, Tenant, Tier, TopologyKey, Where,
+    MilliGpu, Node, NodeHealth, NodeSale, Pool, Quota, Request, Resources, Shape, Sku, Tenant, Tier, TopologyKey, Where,
 };
 
+mod parts;
 mod properties;
 
 const NOW: TimeMs = TimeMs(1_000_000);
@@ -33,6 +36,7 @@ fn node(name: &str, rack: &str) -> Node {
         sale: NodeSale::Open,
         health: NodeHealth::Sound,
         owner_use: Resources::default(),
+        returning: 0,
     }
 }
 
@@ -73,7 +77,7 @@ fn sku() -> Where {
 }
 
 fn segment(node: &str) -> Segment {
-    Segment { node: node.into(), uid: uid(node), devices: 8, from: None, to: None }
+    Segment { node: node.into(), uid: uid(node), devices: 8, of: None, from: None, to: None }
 }
 
 /// An active booking of tenant `acme` in the pool of the nodes.
@@ -181,8 +185,8 @@ fn what_fits_is_booked_whole() {
     "Rejected TierNotAllowed: Tier Internal is for the owner of the fleet only, and tenant `acme` is not: use Committed, OnDemand or Spot."
 )]
 #[case::part_of_a_node(
-    |s: &mut Snapshot| ask(s, "r", |r| r.shape = Shape::Devices { count: 2 }),
-    "Rejected ShapeDoesNotFit: Only whole nodes are sold so far: set `exclusiveNodes: true` and ask for all devices of each node."
+    |s: &mut Snapshot| ask(s, "r", |r| r.shape = Shape::Share { gpu: MilliGpu(500) }),
+    "Rejected ShapeDoesNotFit: Shares of a device are not sold yet: ask for whole devices."
 )]
 #[case::no_such_pool(
     |s: &mut Snapshot| ask(s, "r", |r| r.place = Where::Pool("b".into())),
@@ -202,7 +206,7 @@ fn what_fits_is_booked_whole() {
 )]
 #[case::not_whole_nodes(
     |s: &mut Snapshot| ask(s, "r", |r| r.shape = whole(12)),
-    "Rejected ShapeDoesNotFit: 12 devices are not whole nodes of pool `a`: ask for a multiple of 8."
+    "Rejected ShapeDoesNotFit: 12 devices are not whole nodes of pool `a`: ask for a multiple of 8, or set `exclusiveNodes: false`."
 )]
 #[case::nodes_of_another_size(
     |s: &mut Snapshot| ask(s, "r", |r| r.shape = Shape::WholeNodes { count: 8, per_node: Some(4) }),

@@ -146,7 +146,7 @@ fn tenant_of(hold: &Hold) -> Option<usize> {
 }
 
 fn segment(node: usize, uid: &NodeUid) -> Segment {
-    Segment { node: format!("n{node}").into(), uid: uid.clone(), devices: 8, from: None, to: None }
+    Segment { node: format!("n{node}").into(), uid: uid.clone(), devices: 8, of: None, from: None, to: None }
 }
 
 fn booking(reservation: usize, pool: &str, segment: Segment) -> Booking {
@@ -287,6 +287,8 @@ impl World {
             ready: true,
             cordoned: false,
             device_count_ok: true,
+            devices: 8,
+            releasing: false,
             check: if self.is(Bug::NoNodeCheck) {
                 Check::NotNeeded
             } else {

@@ -1,6 +1,6 @@
 //! What holds for every snapshot. The checks here are written from the promises, not from the code: they scan.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
@@ -20,6 +20,10 @@ fn pools() -> Vec<Pool> {
     ]
 }
 
+fn part(count: u32) -> Shape {
+    Shape::Devices { count, per_node: None }
+}
+
 #[derive(Clone, Debug)]
 struct NodeSeed {
     pool: usize,
@@ -30,6 +34,7 @@ struct NodeSeed {
     gone: bool,
     owner: bool,
     odd: bool,
+    returning: u32,
     booking: Option<usize>,
 }
 
@@ -42,7 +47,7 @@ fn nodes() -> impl Strategy<Value = Vec<NodeSeed>> {
             NodeSale::Open,
             NodeSale::Open,
             NodeSale::Open,
-            NodeSale::Open,
+            NodeSale::Shared,
             NodeSale::NotNow,
             NodeSale::Broken,
         ]),
@@ -50,9 +55,10 @@ fn nodes() -> impl Strategy<Value = Vec<NodeSeed>> {
         prop::bool::weighted(0.1),
         prop::bool::weighted(0.1),
         prop::bool::weighted(0.05),
+        prop::sample::select(vec![0u32, 0, 0, 0, 2]),
         prop::option::weighted(0.4, 0..6usize),
     );
-    let seed = seed.prop_map(|(pool, zone, rack, sale, lost, gone, owner, odd, booking)| NodeSeed {
+    let seed = seed.prop_map(|(pool, zone, rack, sale, lost, gone, owner, odd, returning, booking)| NodeSeed {
         pool,
         zone,
         rack,
@@ -61,6 +67,7 @@ fn nodes() -> impl Strategy<Value = Vec<NodeSeed>> {
         gone,
         owner,
         odd,
+        returning,
         booking,
     });
     prop::collection::vec(seed, 0..24)
@@ -73,6 +80,8 @@ struct BookingSeed {
     end: Option<i64>,
     missing: u32,
     require: bool,
+    /// Parts of nodes: so many devices of each.
+    part: Option<u32>,
     /// In the requests, and whether deleting.
     request: Option<bool>,
 }
@@ -88,14 +97,16 @@ fn bookings() -> impl Strategy<Value = Vec<BookingSeed>> {
         prop::option::of(0..100i64),
         prop::sample::select(vec![0u32, 0, 0, 1, 2]),
         any::<bool>(),
+        prop::option::weighted(0.4, 1..4u32),
         prop::option::weighted(0.8, prop::bool::weighted(0.2)),
     );
-    let seed = seed.prop_map(|(tenant, tier, end, missing, require, request)| BookingSeed {
+    let seed = seed.prop_map(|(tenant, tier, end, missing, require, part, request)| BookingSeed {
         tenant,
         tier,
         end,
         missing,
         require,
+        part,
         request,
     });
     prop::collection::vec(seed, 6)
@@ -112,8 +123,22 @@ fn requests() -> impl Strategy<Value = Vec<Request>> {
         sku(),
         Where::Sku("l40s".into(), "us-east".into()),
     ];
-    let shapes =
-        vec![whole(8), whole(8), whole(16), whole(24), whole(32), whole(4), whole(0), Shape::Devices { count: 1 }];
+    let shapes = vec![
+        whole(8),
+        whole(8),
+        whole(16),
+        whole(24),
+        whole(32),
+        whole(4),
+        whole(0),
+        Shape::Share { gpu: MilliGpu(500) },
+        part(1),
+        part(3),
+        part(3),
+        part(8),
+        part(11),
+        Shape::Devices { count: 6, per_node: Some(2) },
+    ];
     let levels: Vec<Option<TopologyKey>> =
         vec![None, None, None, Some("zone".into()), Some("rack".into()), Some("row".into())];
     let seed = (
@@ -168,10 +193,19 @@ fn snapshots() -> impl Strategy<Value = Snapshot> {
             for (at, seed) in seeds.iter().enumerate() {
                 let node = build_node(at, seed);
                 if let Some(booking) = seed.booking {
-                    let devices = pools()[seed.pool].devices_per_node;
+                    let whole = pools()[seed.pool].devices_per_node;
+                    let of = bookings[booking].part.map(|_| whole);
+                    let devices = bookings[booking].part.unwrap_or(whole);
                     let from = (at % 3 != 0).then_some(TimeMs(20));
                     let (node, uid) = (node.name.clone(), node.uid.clone());
-                    held.entry((booking, seed.pool)).or_default().push(Segment { node, uid, devices, from, to: None });
+                    held.entry((booking, seed.pool)).or_default().push(Segment {
+                        node,
+                        uid,
+                        devices,
+                        of,
+                        from,
+                        to: None,
+                    });
                 }
                 if !seed.gone {
                     snapshot.nodes.push(node);
@@ -201,6 +235,7 @@ fn build_node(at: usize, seed: &NodeSeed) -> Node {
     };
     made.capacity.gpu = MilliGpu::whole(pool.devices_per_node - u32::from(seed.odd));
     made.owner_use.gpu = MilliGpu::whole(u32::from(seed.owner));
+    made.returning = seed.returning;
     made
 }
 
@@ -213,7 +248,8 @@ fn sell_seed(snapshot: &mut Snapshot, name: &str, seed: &BookingSeed, pool: &Poo
         tier: seed.tier,
         end: seed.end.map(TimeMs),
         require: seed.require.then(|| "zone".into()),
-        devices: held + seed.missing * pool.devices_per_node,
+        exclusive: seed.part.is_none(),
+        devices: held + seed.missing * seed.part.unwrap_or(pool.devices_per_node),
         booked_at: TimeMs(10),
         segments,
         ..booking(name, &[])
@@ -232,8 +268,12 @@ fn apply(mut snapshot: Snapshot, plan: &Plan) -> Snapshot {
     for booking in &ended {
         snapshot.requests.retain(|request| request.reservation.uid != booking.reservation.uid);
         for node in &mut snapshot.nodes {
-            if open(booking).any(|segment| segment.uid == node.uid) && node.sale == NodeSale::Open {
-                node.sale = NodeSale::NotNow;
+            for segment in open(booking).filter(|segment| segment.uid == node.uid) {
+                if booking.exclusive && node.sale == NodeSale::Open {
+                    node.sale = NodeSale::NotNow;
+                } else if !booking.exclusive {
+                    node.returning += segment.devices;
+                }
             }
         }
     }
@@ -257,6 +297,7 @@ fn apply(mut snapshot: Snapshot, plan: &Plan) -> Snapshot {
             sku: pool.sku.clone(),
             tier: request.tier,
             devices: new.segments.iter().map(|segment| segment.devices).sum(),
+            exclusive: matches!(request.shape, Shape::WholeNodes { .. }),
             require: request.require.clone(),
             booked_at: NOW,
             active_at: None,
@@ -296,7 +337,25 @@ fn is_free(snapshot: &Snapshot, pool: &Pool, node: &Node) -> bool {
         && node.health == NodeHealth::Sound
         && node.owner_use.gpu == MilliGpu(0)
         && node.capacity.gpu == MilliGpu::whole(pool.devices_per_node)
+        && node.returning == 0
         && !snapshot.bookings.iter().any(|booking| open(booking).any(|segment| segment.uid == node.uid))
+}
+
+/// Devices of the node that can be booked in parts.
+fn part_room(snapshot: &Snapshot, pool: &Pool, node: &Node) -> u32 {
+    if is_free(snapshot, pool, node) {
+        return pool.devices_per_node;
+    }
+    let there = || snapshot.bookings.iter().filter(|booking| open(booking).any(|segment| segment.uid == node.uid));
+    let sells = node.sale == NodeSale::Shared || node.sale == NodeSale::Open && node.owner_use.gpu == MilliGpu(0);
+    let sound = node.health == NodeHealth::Sound && node.capacity.gpu == MilliGpu::whole(pool.devices_per_node);
+    if node.pool != pool.name || !sells || !sound || there().count() == 0 || there().any(|booking| booking.exclusive) {
+        return 0;
+    }
+    let held = |booking: &Arc<Booking>| {
+        open(booking).filter(|segment| segment.uid == node.uid).map(|segment| segment.devices).sum::<u32>()
+    };
+    pool.devices_per_node.saturating_sub(there().map(held).sum::<u32>() + node.returning)
 }
 
 /// The most of the nodes that stand together as the request wants it.
@@ -311,17 +370,22 @@ fn together(pool: &Pool, nodes: &[&Node], require: Option<&TopologyKey>) -> usiz
 
 /// The pools that could hold the request if they were empty and whole, with the number of nodes.
 fn could_hold<'a>(snapshot: &'a Snapshot, request: &Request) -> Vec<(&'a Pool, usize)> {
-    let Shape::WholeNodes { count, .. } = request.shape else { return Vec::new() };
+    let (count, each) = match request.shape {
+        Shape::WholeNodes { count, .. } => (count, None),
+        Shape::Devices { count, per_node } => (count, Some(per_node.unwrap_or(1))),
+        Shape::Share { .. } => return Vec::new(),
+    };
     let fits = |pool: &'a Pool| {
         let matches = match &request.place {
             Where::Pool(name) => pool.name == *name,
             Where::Sku(sku, region) => pool.sku == *sku && pool.region == *region,
         };
         let level = request.require.as_ref().is_none_or(|level| pool.topology.contains(level));
-        let wanted = (count / pool.devices_per_node) as usize;
+        let of_each = each.map_or(pool.devices_per_node, |each| pool.devices_per_node / each * each);
+        let wanted = count.div_ceil(of_each.max(1)) as usize;
         let all: Vec<&Node> = snapshot.nodes.iter().filter(|node| node.pool == pool.name).collect();
         let large = all.is_empty() || together(pool, &all, request.require.as_ref()) >= wanted;
-        let whole = count > 0 && count % pool.devices_per_node == 0;
+        let whole = count > 0 && (each.is_some() || count % pool.devices_per_node == 0);
         (matches && level && whole && large).then_some((pool, wanted))
     };
     snapshot.pools.iter().filter_map(fits).collect()
@@ -367,14 +431,32 @@ proptest! {
         for (pool, segment) in replacements.chain(new) {
             let pool = snapshot.pools.iter().find(|known| known.name == *pool).expect("a pool");
             let node = node_of(&snapshot, segment).expect("a node of the snapshot");
-            prop_assert!(is_free(&snapshot, pool, node), "{node:?}");
-            prop_assert_eq!(segment.devices, pool.devices_per_node);
+            match segment.of {
+                None => {
+                    prop_assert!(is_free(&snapshot, pool, node), "{node:?}");
+                    prop_assert_eq!(segment.devices, pool.devices_per_node);
+                }
+                Some(of) => {
+                    prop_assert_eq!(of, pool.devices_per_node);
+                    prop_assert!(segment.devices > 0 && segment.devices <= part_room(&snapshot, pool, node), "{node:?}");
+                }
+            }
             prop_assert_eq!((segment.from, segment.to), (None, None));
         }
         let after = apply(snapshot, &plan);
-        let mut taken = BTreeSet::new();
-        for segment in after.bookings.iter().flat_map(|booking| open(booking)) {
-            prop_assert!(taken.insert(segment.uid.clone()), "{segment:?} is sold twice");
+        let mut taken: BTreeMap<NodeUid, (u32, u32)> = BTreeMap::new();
+        for booking in &after.bookings {
+            for segment in open(booking) {
+                let (whole, parts) = taken.entry(segment.uid.clone()).or_default();
+                if booking.exclusive { *whole += 1 } else { *parts += segment.devices };
+                prop_assert!(*whole == 0 && *parts <= 8 || *whole == 1 && *parts == 0, "{segment:?} is sold twice");
+            }
+        }
+        for pool in &after.pools {
+            for node in after.nodes.iter().filter(|node| node.pool == pool.name) {
+                let parts = taken.get(&node.uid).map_or(0, |(_, parts)| *parts);
+                prop_assert!(parts <= pool.devices_per_node, "{node:?} has {parts} in parts");
+            }
         }
     }
 
@@ -412,6 +494,42 @@ proptest! {
         }
     }
 
+    /// A planner that was told of changes plans as one that began with what they led to.
+    #[test]
+    fn told_of_changes_or_begun_anew(before in snapshots(), after in snapshots()) {
+        let mut planner = Planner::open(before.clone());
+        prop_assert_eq!(planner.plan(NOW), plan(&before, NOW));
+        // A plan is no change.
+        prop_assert_eq!(planner.plan(NOW), plan(&before, NOW));
+        planner.set_tenants(after.tenants.clone());
+        for booking in before.bookings.iter().filter(|b| after.bookings.iter().all(|other| other.id != b.id)) {
+            planner.remove_booking(&booking.id);
+        }
+        for request in &before.requests {
+            let uid = &request.reservation.uid;
+            if after.requests.iter().all(|other| other.reservation.uid != *uid) {
+                planner.remove_request(uid);
+            }
+        }
+        for node in before.nodes.iter().filter(|node| after.nodes.iter().all(|other| other.uid != node.uid)) {
+            planner.remove_node(&node.uid);
+        }
+        for request in &after.requests {
+            planner.set_request(request.clone());
+        }
+        for node in &after.nodes {
+            planner.set_node(node.clone());
+        }
+        for booking in &after.bookings {
+            planner.set_booking(booking);
+        }
+        prop_assert_eq!(planner.plan(NOW), plan(&after, NOW));
+        let mut pools = after.pools.clone();
+        pools.remove(0);
+        planner.set_pools(pools.clone());
+        prop_assert_eq!(planner.plan(NOW), plan(&Snapshot { pools, ..after }, NOW));
+    }
+
     /// A gang is booked whole, in one pool, and in one domain of the required level; so are its replacements.
     #[test]
     fn gangs_are_whole_and_together(snapshot in snapshots()) {
@@ -421,9 +539,20 @@ proptest! {
             let request = snapshot.requests.iter().find(asked).expect("asked");
             let pool = snapshot.pools.iter().find(|pool| pool.name == new.pool).expect("a pool");
             let nodes: Vec<&Node> = new.segments.iter().filter_map(|segment| node_of(&snapshot, segment)).collect();
-            prop_assert_eq!(request.shape, whole(new.segments.iter().map(|segment| segment.devices).sum()));
+            let devices: u32 = new.segments.iter().map(|segment| segment.devices).sum();
+            match request.shape {
+                Shape::WholeNodes { count, .. } => {
+                    prop_assert_eq!(count, devices);
+                    prop_assert!(could_hold(&snapshot, request).contains(&(pool, nodes.len())));
+                }
+                Shape::Devices { count, per_node } => {
+                    prop_assert_eq!(count, devices);
+                    prop_assert!(per_node.is_none_or(|each| new.segments.iter().all(|segment| segment.devices == each)));
+                    prop_assert!(could_hold(&snapshot, request).iter().any(|(could, _)| could.name == pool.name));
+                }
+                Shape::Share { .. } => prop_assert!(false, "a share was sold"),
+            }
             prop_assert_eq!(together(pool, &nodes, request.require.as_ref()), new.segments.len());
-            prop_assert!(could_hold(&snapshot, request).contains(&(pool, nodes.len())));
         }
         for swap in plan.swaps.iter().filter(|swap| swap.replacement.is_some()) {
             let lost = |uid: &NodeUid| plan.swaps.iter().any(|swap| swap.lost.as_ref() == Some(uid));
@@ -499,8 +628,24 @@ proptest! {
                 if pool.not_selling.is_some() || waiting.iter().any(|other| older(&other)) {
                     continue;
                 }
-                let free: Vec<&Node> = after.nodes.iter().filter(|node| is_free(&after, pool, node)).collect();
-                prop_assert!(together(pool, &free, request.require.as_ref()) < wanted, "{request:?} fits {pool:?}");
+                let Shape::Devices { count, per_node } = request.shape else {
+                    let free: Vec<&Node> = after.nodes.iter().filter(|node| is_free(&after, pool, node)).collect();
+                    prop_assert!(together(pool, &free, request.require.as_ref()) < wanted, "{request:?} fits {pool:?}");
+                    continue;
+                };
+                let each = per_node.unwrap_or(1);
+                let of_node = |node: &Node| part_room(&after, pool, node) / each * if per_node.is_some() { 1 } else { each };
+                let needed = if per_node.is_some() { count / each } else { count };
+                for one in after.nodes.iter().filter(|node| node.pool == pool.name) {
+                    let near = |node: &&Node| request.require.as_ref().is_none_or(|level| {
+                        domain(pool, one, level).is_some() && domain(pool, node, level) == domain(pool, one, level)
+                    });
+                    let of_pool = after.nodes.iter().filter(|node| node.pool == pool.name);
+                    let room: u32 = of_pool.filter(near).map(|node| {
+                        if per_node.is_some() { of_node(node).min(1) } else { of_node(node) }
+                    }).sum();
+                    prop_assert!(room < needed, "{request:?} fits {pool:?}");
+                }
             }
         }
         for (uid, outcome) in &plan.outcomes {
@@ -517,7 +662,8 @@ proptest! {
         // Many that want the same of one tenant.
         quota(&mut snapshot, nodes * 8);
         for request in &mut snapshot.requests {
-            (request.tenant, request.tier, request.shape) = (Some("acme".into()), Tier::OnDemand, whole(8));
+            (request.tenant, request.tier) = (Some("acme".into()), Tier::OnDemand);
+            request.shape = if matches!(request.shape, Shape::Devices { .. }) { part(3) } else { whole(8) };
         }
         let held = |snapshot: &Snapshot, tenant: &Tenant, quota: &Quota| -> u64 {
             snapshot

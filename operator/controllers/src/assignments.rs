@@ -1,0 +1,288 @@
+//! Room on shared nodes, one namespace at a time: which of its pods may land where (docs/ARCHITECTURE.md, "Shared nodes").
+//!
+//! What is given is decided by the planner's `assign`; here it is looked at, recorded in the reservations' statuses, and then made known to
+//! the pods. A pod is never told before its record is written.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+use k8s_openapi::{
+    api::core::v1::{Namespace, Pod, Toleration},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+use kube::{
+    Api, ResourceExt,
+    api::{Patch, PatchParams},
+    core::PartialObjectMeta,
+    runtime::{controller::Action, events::EventType, reflector::ObjectRef},
+};
+use serde_json::json;
+use spillway_crds::{
+    Assignment as Place, GpuReservation,
+    names::{HOLD_NODE_PREFIX, HOLD_TAINT, hold_of_node},
+};
+use spillway_manifests::{hold, validate};
+use spillway_planner::{
+    Booking, NodeUid, Reason, ReservationUid, TimeMs,
+    assign::{Assignment, Guest, Record, Room, assign},
+    node::Part,
+};
+
+use crate::{
+    context::Context,
+    error::{Error, call},
+    kill,
+    pods::PodFacts,
+    view::View,
+};
+
+/// A namespace in which nothing happens is looked at again after so long.
+const RESYNC: Duration = Duration::from_secs(300);
+/// Why a pod waits is said by an Event at most this often.
+pub const EVENTS: Duration = Duration::from_secs(300);
+
+/// A reservation of the namespace that has parts of nodes.
+struct Sharer {
+    object: Arc<GpuReservation>,
+    booking: Arc<Booking>,
+}
+
+/// Looks at a namespace.
+///
+/// # Errors
+/// When the API server cannot be asked or told, or what was decided on is not the latest any more.
+pub async fn reconcile(object: Arc<PartialObjectMeta<Namespace>>, context: Arc<Context>) -> Result<Action, Error> {
+    let namespace = object.name_any();
+    let gaps = context.pulse.gaps();
+    let sharers = sharers(&context, &context.view(), &namespace);
+    if sharers.is_empty() {
+        context.forget_waiting(&namespace);
+        return Ok(Action::await_change());
+    }
+    // Objects first, then the root: what is written stands on a ledger that is no older than them.
+    let view = context.settled("assigning room on shared nodes", gaps).await?;
+    let still =
+        |sharer: &Sharer| view.booking_of(&sharer.booking.reservation.uid).map(|b| &b.id) == Some(&sharer.booking.id);
+    let sharers: Vec<Sharer> = sharers.into_iter().filter(still).collect();
+
+    let rooms: Vec<Room> = sharers.iter().flat_map(|sharer| rooms(&context, sharer)).collect();
+    let pods = context.pods.in_namespace(&namespace);
+    let guests: Vec<Guest> = pods.iter().map(guest).collect();
+    let records: Vec<Record> = sharers.iter().flat_map(|sharer| records(&sharer.object)).collect();
+    let gone = context.pods_seen_gone();
+    let found = assign(&rooms, &guests, &records, &gone);
+
+    write_records(&context, &sharers, &found).await?;
+    context.forget_gone(records.iter().map(|record| &record.pod_uid), &found.records);
+    kill::point("assign.after-record");
+    for (pod, node) in &found.admit {
+        let Some(pod) = pods.iter().find(|one| one.uid == *pod) else { continue };
+        admit(&context, pod, node).await?;
+        kill::point("assign.after-toleration");
+    }
+    say_why_pods_wait(&context, &namespace, &sharers, &pods, &found).await;
+    Ok(Action::requeue(RESYNC))
+}
+
+/// The reservations of a namespace that have parts of nodes, by name.
+fn sharers(context: &Context, view: &View, namespace: &str) -> Vec<Sharer> {
+    let Some(ledger) = view.ledger.as_ref().filter(|_| view.blocked.is_none()) else { return Vec::new() };
+    let mut found: Vec<Sharer> = context
+        .stores
+        .reservations
+        .state()
+        .into_iter()
+        .filter(|object| !object.spec.exclusive_nodes && object.namespace().as_deref() == Some(namespace))
+        .filter_map(|object| {
+            let booking = ledger.booking_of(&ReservationUid::from(object.uid().unwrap_or_default()))?;
+            (!booking.exclusive).then(|| Sharer { object, booking: Arc::clone(booking) })
+        })
+        .collect();
+    found.sort_by_key(|sharer| sharer.object.name_any());
+    found
+}
+
+/// The parts of a booking that were handed over and whose nodes are set up for them.
+fn rooms(context: &Context, sharer: &Sharer) -> Vec<Room> {
+    let booking = &sharer.booking;
+    let Some(pool) = context.stores.pools.get(&ObjectRef::new(booking.pool.as_str())) else { return Vec::new() };
+    let resource: Arc<str> = Arc::from(pool.spec.devices.resource.as_str());
+    let open = booking.segments.iter().filter(|segment| segment.to.is_none() && segment.from.is_some());
+    open.filter_map(|segment| {
+        let node = context.stores.nodes.get(&ObjectRef::new(segment.node.as_str()))?;
+        let part = Part { booking: booking.id.clone(), devices: segment.devices };
+        let there = node.uid().as_deref() == Some(segment.uid.as_str())
+            && hold::is_shared(&node)
+            && hold::read_parts(&node).contains(&part);
+        let capacity = validate::capacity(&node, &resource);
+        let of = i64::from(segment.of.unwrap_or(0)).max(1);
+        let share = |amount: i64| amount.saturating_mul(i64::from(segment.devices)) / of;
+        there.then(|| Room {
+            reservation: Arc::clone(&booking.reservation.name),
+            node: segment.node.clone(),
+            uid: segment.uid.clone(),
+            resource: Arc::clone(&resource),
+            devices: segment.devices,
+            cpu_milli: share(capacity.cpu_milli),
+            memory_mib: share(capacity.memory_mib),
+        })
+    })
+    .collect()
+}
+
+fn guest(pod: &PodFacts) -> Guest {
+    Guest {
+        uid: Arc::clone(&pod.uid),
+        name: Arc::clone(&pod.name),
+        created: TimeMs(pod.created_ms),
+        node: pod.node.as_deref().map(Into::into),
+        reservation: pod.reservation.clone(),
+        admitted: pod.admitted.iter().map(|uid| NodeUid::from(&**uid)).collect(),
+        devices: pod.devices.clone(),
+        cpu_milli: pod.cpu_milli,
+        memory_mib: pod.memory_mib,
+        limited: pod.limited,
+        priority: pod.priority,
+        deleting: pod.deleting.is_some(),
+    }
+}
+
+/// The places that a reservation's status records.
+pub fn records(object: &GpuReservation) -> Vec<Record> {
+    let name: Arc<str> = Arc::from(object.name_any());
+    let places = object.status.as_ref().map(|status| status.assignments.as_slice()).unwrap_or_default();
+    let record = |place: &Place| Record {
+        pod_uid: Arc::from(place.pod_uid.as_str()),
+        pod: Arc::from(place.pod.as_str()),
+        reservation: Arc::clone(&name),
+        node: place.node.as_str().into(),
+        devices: u32::try_from(place.devices).unwrap_or(0),
+    };
+    places.iter().map(record).collect()
+}
+
+/// Writes the places of each reservation whose places changed, if nobody else wrote it. Who loses places comes before who gets some.
+async fn write_records(context: &Context, sharers: &[Sharer], found: &Assignment) -> Result<(), Error> {
+    let mut writes = Vec::new();
+    for sharer in sharers {
+        let name = sharer.object.name_any();
+        let wanted: Vec<Record> = found.records.iter().filter(|record| *record.reservation == name).cloned().collect();
+        let mut before = records(&sharer.object);
+        before.sort_unstable();
+        if wanted != before {
+            writes.push((wanted.len() > before.len(), sharer, wanted));
+        }
+    }
+    writes.sort_by_key(|(grows, ..)| *grows);
+    for (_, sharer, wanted) in writes {
+        let places: Vec<Place> = wanted
+            .iter()
+            .map(|record| Place {
+                pod: record.pod.to_string(),
+                pod_uid: record.pod_uid.to_string(),
+                node: record.node.to_string(),
+                devices: i32::try_from(record.devices).unwrap_or(i32::MAX),
+            })
+            .collect();
+        let patch = json!({
+            "metadata": {"resourceVersion": sharer.object.metadata.resource_version},
+            "status": {"assignments": places},
+        });
+        let namespace = sharer.object.namespace().unwrap_or_default();
+        let api: Api<GpuReservation> = Api::namespaced(context.client.clone(), &namespace);
+        kill::point("assign.before-record");
+        call(
+            "recording room on shared nodes",
+            api.patch_status(&sharer.object.name_any(), &PatchParams::default(), &Patch::Merge(&patch)),
+        )
+        .await?;
+    }
+    Ok(())
+}
+
+/// Gives a pod the toleration of a node, if it still waits for one.
+async fn admit(context: &Context, facts: &PodFacts, node: &NodeUid) -> Result<(), Error> {
+    let api: Api<Pod> = Api::namespaced(context.client.clone(), &facts.namespace);
+    let Some(pod) = call("reading a pod that gets room", api.get_opt(&facts.name)).await? else { return Ok(()) };
+    let spec = pod.spec.clone().unwrap_or_default();
+    let waits = pod.uid().as_deref() == Some(&*facts.uid)
+        && pod.metadata.deletion_timestamp.is_none()
+        && spec.node_name.as_deref().unwrap_or_default().is_empty();
+    let value = hold_of_node(node.as_str());
+    let mut tolerations = spec.tolerations.unwrap_or_default();
+    let of_node = |toleration: &Toleration| {
+        toleration.key.as_deref() == Some(HOLD_TAINT)
+            && toleration.value.as_deref().is_some_and(|value| value.starts_with(HOLD_NODE_PREFIX))
+    };
+    // One pod, one node: whoever gave it another has a record of that.
+    if !waits || tolerations.iter().any(of_node) {
+        return Ok(());
+    }
+    tolerations.push(Toleration {
+        key: Some(HOLD_TAINT.to_owned()),
+        operator: Some("Equal".to_owned()),
+        value: Some(value),
+        ..Toleration::default()
+    });
+    let patch = json!({
+        "metadata": {"resourceVersion": pod.metadata.resource_version},
+        "spec": {"tolerations": tolerations},
+    });
+    call("giving a pod room on a shared node", api.patch(&facts.name, &PatchParams::default(), &Patch::Merge(&patch)))
+        .await
+        .map(|_| ())
+}
+
+/// An Event on each pod that waits, and a note for the statuses of the reservations.
+async fn say_why_pods_wait(
+    context: &Context,
+    namespace: &str,
+    sharers: &[Sharer],
+    pods: &[PodFacts],
+    found: &Assignment,
+) {
+    let reasons: HashMap<&str, &Reason> = found.waiting.iter().map(|(uid, reason)| (&**uid, reason)).collect();
+    let mut notes: BTreeMap<ReservationUid, (usize, Reason)> = BTreeMap::new();
+    for pod in pods {
+        let Some(reason) = reasons.get(&*pod.uid) else { continue };
+        let asked = |sharer: &&Sharer| pod.reservation.as_ref().is_none_or(|name| **name == sharer.object.name_any());
+        for sharer in sharers.iter().filter(asked) {
+            let note = notes
+                .entry(sharer.booking.reservation.uid.clone())
+                .or_insert_with(|| (0, Reason { code: reason.code, message: reason.message.clone() }));
+            note.0 += 1;
+        }
+        if context.pod_events.wait(&format!("{} {}", pod.uid, reason.code)).is_none() {
+            let object = Pod {
+                metadata: ObjectMeta {
+                    name: Some(pod.name.to_string()),
+                    namespace: Some(pod.namespace.to_string()),
+                    uid: Some(pod.uid.to_string()),
+                    ..ObjectMeta::default()
+                },
+                ..Pod::default()
+            };
+            context.event(&object, EventType::Warning, reason.code, &reason.message, "Assign").await;
+        }
+    }
+    for uid in context.note_waiting(namespace, notes) {
+        if let Some(sharer) = sharers.iter().find(|sharer| sharer.booking.reservation.uid == uid) {
+            context.queues.reservations.push_in(namespace, &sharer.object.name_any()).await;
+        }
+    }
+}
+
+/// Pods of which a live reservation says that they have room on a node, and which are not there any more.
+pub fn releasing(context: &Context, bookings: &[Arc<Booking>], node: &str) -> BTreeSet<Arc<str>> {
+    let mut found = BTreeSet::new();
+    for booking in bookings.iter().filter(|booking| !booking.exclusive) {
+        let key = ObjectRef::new(&booking.reservation.name).within(&booking.reservation.namespace);
+        let Some(object) = context.stores.reservations.get(&key) else { continue };
+        let here = records(&object).into_iter().filter(|record| record.node.as_str() == node);
+        found.extend(here.map(|record| record.pod_uid).filter(|uid| !context.pods.has(uid)));
+    }
+    found
+}
