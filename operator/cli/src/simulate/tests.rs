@@ -32,12 +32,61 @@ fn printed(format: Format, arguments: &[&str]) -> String {
 
 #[test]
 fn a_tiny_list_as_json() {
-    insta::assert_snapshot!(printed(Format::Json, &["--seeds", "1-2"]), @"");
+    insta::assert_snapshot!(printed(Format::Json, &["--seeds", "1-2"]), @r#"
+    {
+      "policy": "dual",
+      "seeds": [
+        1,
+        2
+      ],
+      "nodes": 7,
+      "devices": 31,
+      "tasks": 14,
+      "allocated_percent": {
+        "100": {
+          "mean": 89.0161,
+          "per_seed": [
+            79.9677,
+            98.0645
+          ]
+        },
+        "110": {
+          "mean": 90.629,
+          "per_seed": [
+            83.1935,
+            98.0645
+          ]
+        },
+        "130": {
+          "mean": 91.9355,
+          "per_seed": [
+            85.8065,
+            98.0645
+          ]
+        }
+      },
+      "dropped": [
+        5,
+        12
+      ],
+      "seconds_per_experiment": 0.001
+    }
+    "#);
 }
 
 #[test]
 fn a_tiny_list_as_a_table() {
-    insta::assert_snapshot!(printed(Format::Table, &["--seeds", "1-3", "--policy", "fgd"]), @"");
+    insta::assert_snapshot!(printed(Format::Table, &["--seeds", "1-3", "--policy", "fgd"]), @r#"
+    Policy fgd, 7 nodes with 31 devices, 14 tasks: percent of the devices that are allocated when 100, 110 and 130 percent have arrived
+
+    SEED   AT-100   AT-110   AT-130  DROPPED
+    1     78.3548  81.5806  97.0968  5
+    2     98.0645  98.0645  98.0645  12
+    3     72.9355  83.5806  90.6452  2
+    mean  83.1183  87.7419  95.2688
+
+    0.001 seconds an experiment on one thread
+    "#);
 }
 
 /// A seed gives the same bytes at any time, with any number of threads, alone and among others.

@@ -203,6 +203,12 @@ impl Slot {
         true
     }
 
+    /// Whether every item costs the same in both.
+    pub(super) fn is_like(&self, other: &Self) -> bool {
+        self.bin.class == other.bin.class && self.bin.left == other.bin.left
+    }
+
+    /// Its class, as a set.
     pub(super) fn class(&self) -> ClassSet {
         ClassSet::of(self.bin.class)
     }

@@ -14,8 +14,8 @@ pub struct Class(u8);
 
 impl Class {
     /// The class of this number; none: there are only [`CLASSES_MAX`].
-    pub fn new(number: u8) -> Option<Self> {
-        (number < CLASSES_MAX).then_some(Self(number))
+    pub const fn new(number: u8) -> Option<Self> {
+        if number < CLASSES_MAX { Some(Self(number)) } else { None }
     }
 
     /// Its number.

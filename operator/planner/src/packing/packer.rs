@@ -240,6 +240,8 @@ impl Packer {
             known.costs.clear();
         }
         known.costs.resize(self.slots.len(), none);
+        // Many bins are alike, empty ones above all: what was just computed holds for the next one as well.
+        let mut last: Option<(&Slot, i64, u16)> = None;
         for (at, (cost, &(_, stamp))) in known.costs.iter_mut().zip(&self.marks).enumerate() {
             if cost.stamp == stamp {
                 continue;
@@ -248,6 +250,10 @@ impl Packer {
             let Some(slot) = self.slots.get(at).and_then(Option::as_ref).filter(|slot| slot.fits(kind)) else {
                 continue;
             };
+            if let Some((_, known, device)) = last.filter(|(last, ..)| last.is_like(slot)) {
+                (cost.cost, cost.device) = (known, device);
+                continue;
+            }
             (cost.cost, cost.device) = match &self.judge {
                 Judge::DualPrices(prices) => {
                     let Some(worth) = self.worths.get_mut(at) else { continue };
@@ -261,6 +267,7 @@ impl Packer {
                 Judge::BestFit => negated(published::best_fit(slot, kind)),
                 Judge::Random(_) => (0, 0),
             };
+            last = Some((slot, cost.cost, cost.device));
         }
     }
 
@@ -287,6 +294,15 @@ impl Packer {
     fn forget(&mut self) {
         self.costs.clear();
         self.worths.iter_mut().for_each(|worth| *worth = None);
+    }
+
+    /// Bins whose cost for the item is not known, or of another state.
+    #[cfg(test)]
+    pub(super) fn unknown(&self, item: &Item) -> usize {
+        let known = self.costs.get(&item.kind()).filter(|known| known.epoch == self.epoch);
+        let costs = known.map(|known| known.costs.as_slice()).unwrap_or_default();
+        let fresh = self.marks.iter().zip(costs).filter(|((_, stamp), cost)| *stamp == cost.stamp).count();
+        self.marks.len() - fresh
     }
 
     pub(super) fn slots(&self) -> impl Iterator<Item = &Slot> {

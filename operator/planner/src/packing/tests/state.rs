@@ -1,3 +1,5 @@
+use std::time::{Duration, Instant};
+
 use rstest::rstest;
 
 use super::*;
@@ -105,7 +107,7 @@ fn steps_are_due_often_at_first() {
         }
     }
     assert_eq!(due[..12], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 13]);
-    assert_eq!(due[due.len() - 3..], [188, 288, 388]);
+    assert_eq!(due[due.len() - 3..], [187, 287, 387]);
 }
 
 /// As large as it gets: every number with as many digits as it may have.
@@ -166,4 +168,52 @@ fn a_state_that_was_never_learned_is_refused(#[case] types: &str, #[case] expect
     let text = format!(r#"{{"arrivals":1,"steppedAt":0,"counted":1,"gpuMilli":500,"restricted":[],{types}}}"#);
     let error = serde_json::from_str::<Learned>(&text).unwrap_err().to_string();
     assert!(error.contains(expected), "{error}");
+}
+
+/// A change of one bin leaves what is known of the others; new prices leave nothing.
+#[test]
+fn one_change_makes_one_cost_unknown() {
+    let mut packer = packer(Policy::DualPrices, (0..50).map(|_| node(8)));
+    assert_eq!(packer.unknown(&share()), 50);
+    let place = packer.place(&share()).unwrap();
+    assert_eq!(packer.unknown(&share()), 0);
+    packer.take(&share(), &place).unwrap();
+    packer.update(BinId(7), node(8)).unwrap();
+    assert_eq!(packer.unknown(&share()), 1);
+    packer.give_back(&share(), &place).unwrap();
+    packer.remove(BinId(9)).unwrap();
+    packer.add(node(4)).unwrap();
+    packer.place(&item(2, 1000));
+    assert_eq!((packer.unknown(&share()), packer.unknown(&item(2, 1000))), (2, 0));
+    packer.place(&share());
+    packer.reprice(&Learned::default());
+    assert_eq!(packer.unknown(&share()), 50);
+}
+
+/// 10,000 nodes of 8 devices, items of whole devices with CPU and memory in proportion, as the operator asks: a decision takes well under a
+/// millisecond when the costs are known but those of the last node. (About 0.02 ms; the bound is for machines that do other things.)
+#[test]
+fn ten_thousand_bins() {
+    let items: Vec<Item> = (1..=8).map(|n| Item::new(12_000 * n, 49_152 * n, n, 1000).unwrap()).collect();
+    let mut packer = packer(Policy::DualPrices, (0..10_000).map(|_| node(8)));
+    let mut learned = Learned::default();
+    let mut times = Vec::new();
+    for (n, item) in items.iter().cycle().take(4000).enumerate() {
+        let begun = Instant::now();
+        let place = packer.place(item).unwrap();
+        times.push(begun.elapsed());
+        packer.take(item, &place).unwrap();
+        learned.observe(item);
+        if n == 2000 {
+            let begun = Instant::now();
+            learned = learn(&packer, &learned);
+            let learning = begun.elapsed();
+            packer.reprice(&learned);
+            println!("10,000 bins: a step of learning {learning:?}, repricing {:?}", begun.elapsed() - learning);
+        }
+    }
+    times.sort();
+    let (median, most) = (times[times.len() / 2], times[times.len() - 1]);
+    println!("10,000 bins: a decision {median:?}, the longest {most:?}");
+    assert!(median < Duration::from_millis(1), "{median:?}");
 }
