@@ -128,8 +128,7 @@ pub(crate) fn read(nodes: &Path, tasks: &Path) -> Result<Trace, InputError> {
     if models.len() > usize::from(CLASSES_MAX) {
         return Err(useless(nodes, format!("{} models, but at most {CLASSES_MAX} can be told apart", models.len())));
     }
-    let models: Vec<(String, Class)> =
-        models.into_iter().zip((0..).map_while(Class::new)).map(|(model, class)| (model, class)).collect();
+    let models: Vec<(String, Class)> = models.into_iter().zip((0..).map_while(Class::new)).collect();
     let class_of = |model: &str| models.iter().find(|(name, _)| name == model).map(|&(_, class)| class);
     let bins = listed.iter().filter_map(|(model, cpu_milli, memory_mib, devices)| {
         Some(Bin::empty(class_of(model)?, *cpu_milli, *memory_mib, *devices))

@@ -48,9 +48,12 @@ pub fn learn(packer: &Packer, learned: &Learned) -> Learned {
     learned
 }
 
+/// CPU and memory left, and the devices by what is left of them: how much, and how many. In order, whatever the devices are numbered.
+type Look = (u32, u32, Vec<(u16, u16)>);
+
 /// The bins with devices left, each sort once.
 fn alike(grid: &Grid, packer: &Packer) -> Vec<Alike> {
-    let mut counts: BTreeMap<(u32, u32, Vec<(u16, u16)>), u64> = BTreeMap::new();
+    let mut counts: BTreeMap<Look, u64> = BTreeMap::new();
     for slot in packer.slots().filter(|slot| slot.gpu_left > 0) {
         let mut levels: Vec<(u16, u16)> = slot.levels.iter().map(|level| (level.milli, level.count)).collect();
         levels.sort_unstable();
