@@ -93,7 +93,7 @@ pub(crate) struct Seeds(Vec<u64>);
 /// A policy of the planner's packer.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
 pub(crate) enum PolicyName {
-    /// Dual prices learned from what arrives: what Spillway uses.
+    /// Dual prices learned from what arrives: Spillway's own.
     Dual,
     /// Fragmentation gradient descent, told the list beforehand.
     Fgd,

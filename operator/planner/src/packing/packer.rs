@@ -17,7 +17,7 @@ const CACHED_MAX: usize = 1 << 22;
 /// How a bin is chosen among those that an item fits into. Whatever fits somewhere is placed.
 #[derive(Clone, Debug)]
 pub enum Policy {
-    /// Where the future loses least, by learned prices. What the operator uses.
+    /// Where the future loses least, by learned prices. Ours.
     DualPrices,
     /// Fragmentation gradient descent, told the mix of items beforehand. To be measured against.
     Fgd(Mix),
