@@ -9,17 +9,22 @@ ifeq ($(origin KUBECONFIG),command line)
 DEMO_KUBECONFIG := $(KUBECONFIG)
 endif
 unexport KUBECONFIG
-# A list of nodes for the demo: CSV with the header sn,cpu_milli,memory_mib,gpu,model.
+# A list of nodes for the demo and for bench-packing: CSV with the header sn,cpu_milli,memory_mib,gpu,model.
 NODES ?=
+# For bench-packing: a list of tasks (CSV with cpu_milli,memory_mib,num_gpu,gpu_milli,gpu_spec), seeds, and a policy of
+# `spillway simulate openb`.
+TASKS ?=
+SEEDS ?= 42-51
+POLICY ?= dual
 # More arguments for `helm install`, such as --set image.operator.repository=... with an existing cluster.
 HELM_ARGS ?=
 # How often `make soak` kills the operator.
 KILLS ?= 1000
 
-.PHONY: help demo test lint unit e2e soak advisories generate docs images clean-lab
+.PHONY: help demo test lint unit e2e soak bench-packing advisories generate docs images clean-lab
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@printf '%s\n' '' \
 	  '  make demo NODES=nodes.csv      pools from your own list of nodes (sn,cpu_milli,memory_mib,gpu,model)' \
 	  '  make demo KUBECONFIG=~/.kube/config HELM_ARGS="--set image.operator.repository=..."' \
@@ -42,6 +47,9 @@ e2e: ## The tests on a real Kubernetes, one after the other; TESTS="attacks sale
 
 soak: ## Kill the operator 1000 times while reservations churn, then verify; KILLS=n for another number (as root)
 	@SPILLWAY_SOAK_KILLS='$(KILLS)' e2e/test.sh soak
+
+bench-packing: ## How much of a cluster's GPUs a list of tasks fills, as JSON: NODES=nodes.csv TASKS=tasks.csv [SEEDS=42-51]
+	@e2e/test.sh bench-packing --nodes '$(NODES)' --tasks '$(TASKS)' --seeds '$(SEEDS)' --policy '$(POLICY)'
 
 advisories: ## Look the dependencies up in the RustSec advisory database (fetches it from github.com)
 	@e2e/test.sh advisories

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What the targets of the Makefile do, step by step: e2e/test.sh test|lint|unit|e2e|soak|advisories|docs|images|demo|clean-lab
+# What the targets of the Makefile do, step by step: e2e/test.sh test|lint|unit|e2e|soak|bench-packing|advisories|docs|images|demo|clean-lab
 #
 # - Every Cargo command selects the whole workspace and the same features, or dependencies would be compiled once more with
 #   the features of a smaller choice. `--test NAME` and the like choose what runs.
@@ -156,6 +156,31 @@ demo() {
     exec "$target/debug/demo" "${args[@]}" ${more[@]+-- "${more[@]}"}
 }
 
+# bench-packing --nodes FILE --tasks FILE --seeds SEEDS --policy NAME: only the JSON goes to standard output.
+bench_packing() {
+    local args=("$@") missing=0 name
+    while (($# > 1)); do
+        name=${1#--}
+        case $1 in
+            --nodes | --tasks)
+                if [ -z "$2" ]; then
+                    echo "${name^^} is missing: make bench-packing NODES=nodes.csv TASKS=tasks.csv [SEEDS=42-51]" >&2
+                    missing=1
+                elif [ ! -r "$2" ]; then
+                    echo "there is no readable file $2: name another with ${name^^}=" >&2
+                    missing=1
+                fi
+                ;;
+        esac
+        shift 2
+    done
+    ((missing == 0)) || exit 2
+    need_cc >&2
+    # One binary of another profile: choosing the whole workspace would build the tests' dependencies for nothing.
+    cargo build --release --locked -p spillway-cli --bin spillway || exit 1
+    exec "$target/release/spillway" simulate openb "${args[@]}" -o json
+}
+
 command=${1:-}
 shift || true
 case $command in
@@ -177,6 +202,7 @@ case $command in
         step "soak: $SPILLWAY_SOAK_KILLS kills" cargo test "${workspace[@]}" --test chaos -- --test-threads=1 --nocapture random_kills
         finish
         ;;
+    bench-packing) bench_packing "$@" ;;
     advisories) deny check advisories ;;
     docs)
         # The book is Markdown first; whoever has mdBook installed gets by with that.

@@ -9,7 +9,11 @@ use std::{
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
-use crate::{output::Format, time};
+use crate::{
+    output::Format,
+    simulate::{self, SimulateArgs},
+    time,
+};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -82,6 +86,10 @@ pub(crate) enum Command {
     /// now) is a warning and not a violation.
     #[command(after_help = VERIFY_EXAMPLES)]
     Verify(VerifyArgs),
+
+    /// Run an experiment on lists of nodes and tasks through the planner's own packing policies, without a cluster.
+    #[command(after_help = simulate::EXAMPLES)]
+    Simulate(SimulateArgs),
 
     /// Print the completion script of a shell.
     #[command(after_help = COMPLETIONS_EXAMPLES)]

@@ -69,6 +69,9 @@ pub(crate) enum Error {
         #[source]
         source: spillway_metering::Error,
     },
+    /// An experiment could not be run.
+    #[error(transparent)]
+    Simulate(#[from] crate::simulate::Error),
     /// The answer could not be printed.
     #[error("could not write the answer")]
     Write {

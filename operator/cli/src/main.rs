@@ -4,6 +4,7 @@
 //! - [`args`]: the command line.
 //! - [`client`], [`cluster`], [`ledger`]: reading from the API server.
 //! - [`capacity`], [`usage`], [`explain`], [`verify`]: one command each: a part that reads, and a pure part that answers.
+//! - [`simulate`]: experiments on lists of nodes and tasks through the planner's own policies, without a cluster.
 //! - [`output`]: tables, JSON, YAML.
 //! - [`error`]: what went wrong, and what to do about it.
 
@@ -27,6 +28,7 @@ mod ledger;
 mod output;
 #[cfg(test)]
 mod sample;
+mod simulate;
 mod time;
 mod usage;
 mod verify;
@@ -63,6 +65,10 @@ async fn run(cli: &Cli) -> Result<ExitCode, Error> {
             args::write_completions(*shell, &mut out).map_err(|source| Error::Write { source })?;
             return Ok(ExitCode::SUCCESS);
         }
+        Command::Simulate(args) => {
+            output::write(cli.output, &simulate::run(args)?, &mut out)?;
+            return Ok(ExitCode::SUCCESS);
+        }
         other => other,
     };
     let client = client::connect(&cli.connection).await?;
@@ -79,7 +85,7 @@ async fn run(cli: &Cli) -> Result<ExitCode, Error> {
                 code = ExitCode::from(EXIT_FINDING);
             }
         }
-        Command::Completions { .. } => {}
+        Command::Completions { .. } | Command::Simulate(_) => {}
     }
     Ok(code)
 }

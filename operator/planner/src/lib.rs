@@ -7,12 +7,14 @@
 //! - [`assign`]: which pod may land on which shared node.
 //! - [`node`]: the next step of a node on its way to what the ledger wants.
 //! - [`mod@plan`]: the decision over a whole [`Snapshot`]: bookings, ends, replacements, and an answer for every request.
+//! - [`packing`]: which node and which devices a part of a node is cut from.
 //! - [`ledger`]: the format and the protocol of the booking ledger. The operator and the model check run the same transition function.
 
 pub mod assign;
 pub mod calendar;
 pub mod ledger;
 pub mod node;
+pub mod packing;
 pub mod placement;
 pub mod plan;
 pub mod types;
