@@ -10,6 +10,7 @@ pub mod engine;
 pub mod error;
 pub mod fence;
 pub mod finalizer;
+pub mod gauges;
 pub mod http;
 pub mod kill;
 pub mod leader;
