@@ -200,3 +200,6 @@ impl Copy {
         check_ledger(Some(&self.root_object()), &self.page_objects())
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -192,3 +192,6 @@ fn substitute(value: &mut Value, words: &BTreeMap<String, String>) -> bool {
         _ => false,
     }
 }
+
+#[cfg(test)]
+mod tests;
