@@ -52,12 +52,15 @@ async fn send(client: &kube::Client, case: &Case) -> Result<Result<Value, String
     }
 }
 
-/// Whether a refusal names one of the places that are wrong: its last word, or that of what it stands in.
+/// Whether a refusal names one of the places that are wrong: the field, or the object that it stands in. A name that is taken is named by the
+/// API server's own text.
 fn names_the_field(message: &str, case: &Case) -> bool {
-    case.places.iter().any(|place| {
-        let mut words = place.split('/').filter(|word| !word.is_empty() && word.parse::<u8>().is_err());
-        words.next_back().is_some_and(|word| message.contains(word))
-    })
+    message.contains("already exists")
+        || case.places.iter().any(|place| {
+            let words: Vec<&str> = place.split('/').filter(|word| !word.is_empty() && word.parse::<u8>().is_err()).collect();
+            let inner = words.iter().rev().take(2).filter(|word| words.len() == 1 || !matches!(**word, "spec" | "metadata"));
+            inner.into_iter().any(|word| message.contains(word))
+        })
 }
 
 /// What is missing in the status of an object that was taken.

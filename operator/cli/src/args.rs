@@ -21,9 +21,10 @@ pub(crate) use ledger::{LedgerCommand, LedgerVerifyArgs, RestoreArgs};
 
 const EXIT_CODES: &str = "\
 Exit codes:
-  0  answered; `verify` found no violation
-  1  `verify` found a violation
-  2  the question could not be answered (wrong arguments, no permission, no connection, no Spillway there)";
+  0  answered, or done; `verify` found no violation
+  1  `verify` found a violation, `ledger verify` an unsound ledger, `preflight` what would be refused or evicted
+  2  the question could not be answered (wrong arguments, no permission, no connection, no Spillway there), or
+     what was asked would do harm: then the message says which option accepts it";
 
 /// What a GPU fleet has sold, to whom, how much of it was used, and whether all that is true.
 ///
