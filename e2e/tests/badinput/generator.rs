@@ -51,18 +51,62 @@ pub(crate) struct Case {
 }
 
 const POOL: [&str; 19] = [
-    "/spec", "/spec/sku", "/spec/region", "/spec/provenance", "/spec/devices", "/spec/devices/resource", "/spec/devices/perNode",
-    "/spec/topology", "/spec/topology/0", "/spec/nodeCheck", "/spec/sale", "/spec/sale/paused", "/spec/sale/graceCap",
-    "/spec/sale/repairAfter", "/spec/sale/notThere", "/spec/notThere", "/metadata/name", "/metadata/labels", "/metadata/annotations",
+    "/spec",
+    "/spec/sku",
+    "/spec/region",
+    "/spec/provenance",
+    "/spec/devices",
+    "/spec/devices/resource",
+    "/spec/devices/perNode",
+    "/spec/topology",
+    "/spec/topology/0",
+    "/spec/nodeCheck",
+    "/spec/sale",
+    "/spec/sale/paused",
+    "/spec/sale/graceCap",
+    "/spec/sale/repairAfter",
+    "/spec/sale/notThere",
+    "/spec/notThere",
+    "/metadata/name",
+    "/metadata/labels",
+    "/metadata/annotations",
 ];
 const RESERVATION: [&str; 19] = [
-    "/spec", "/spec/pool", "/spec/sku", "/spec/region", "/spec/devices", "/spec/devices/count", "/spec/devices/perNode",
-    "/spec/exclusiveNodes", "/spec/tier", "/spec/term", "/spec/term/duration", "/spec/topology", "/spec/topology/require", "/spec/waitFor",
-    "/spec/devices/notThere", "/spec/notThere", "/metadata/name", "/metadata/labels", "/metadata/annotations",
+    "/spec",
+    "/spec/pool",
+    "/spec/sku",
+    "/spec/region",
+    "/spec/devices",
+    "/spec/devices/count",
+    "/spec/devices/perNode",
+    "/spec/exclusiveNodes",
+    "/spec/tier",
+    "/spec/term",
+    "/spec/term/duration",
+    "/spec/topology",
+    "/spec/topology/require",
+    "/spec/waitFor",
+    "/spec/devices/notThere",
+    "/spec/notThere",
+    "/metadata/name",
+    "/metadata/labels",
+    "/metadata/annotations",
 ];
 const TENANT: [&str; 15] = [
-    "/spec", "/spec/namespaces", "/spec/namespaces/0", "/spec/owner", "/spec/quotas", "/spec/quotas/0", "/spec/quotas/0/sku",
-    "/spec/quotas/0/tier", "/spec/quotas/0/limit", "/spec/regions", "/spec/regions/0", "/spec/notThere", "/metadata/name", "/metadata/labels",
+    "/spec",
+    "/spec/namespaces",
+    "/spec/namespaces/0",
+    "/spec/owner",
+    "/spec/quotas",
+    "/spec/quotas/0",
+    "/spec/quotas/0/sku",
+    "/spec/quotas/0/tier",
+    "/spec/quotas/0/limit",
+    "/spec/regions",
+    "/spec/regions/0",
+    "/spec/notThere",
+    "/metadata/name",
+    "/metadata/labels",
     "/metadata/annotations",
 ];
 
@@ -137,12 +181,62 @@ fn wrong(place: &str, dice: &mut Dice) -> Option<Value> {
         Some(json!((0..300).map(|number| format!("item-{number}")).collect::<Vec<_>>())),
     ];
     let durations = [
-        "0s", "1ns", "1us", "1ms", "0.5s", "1s", "-5m", "+5m", "1h30m", "1.5h", "1d", "5", "h", "9999999h", "26352h", "26353h", "8784h1ms",
-        "1h1h1h1h1h1h1h1h1h1h1h", "00000000000000000000000000001s", "0.00000000000000000000001h", "1e3s", "1 h", "99999999999999999999999h", "PT1H",
+        "0s",
+        "1ns",
+        "1us",
+        "1ms",
+        "0.5s",
+        "1s",
+        "-5m",
+        "+5m",
+        "1h30m",
+        "1.5h",
+        "1d",
+        "5",
+        "h",
+        "9999999h",
+        "26352h",
+        "26353h",
+        "8784h1ms",
+        "1h1h1h1h1h1h1h1h1h1h1h",
+        "00000000000000000000000000001s",
+        "0.00000000000000000000001h",
+        "1e3s",
+        "1 h",
+        "99999999999999999999999h",
+        "PT1H",
     ];
-    let words = ["Internal", "internal", "COMMITTED", "Spot", "OnDemand", "Leased", "Agent", "None", "kubernetes.io/hostname", "acme",
-        "kube-system", "spillway-system", "a.b", "A", "-a", "a-", "nvidia.com/gpu", "nvidia.com/", "/gpu", "h200", "b200", "case-1"];
+    let words = [
+        "Internal",
+        "internal",
+        "COMMITTED",
+        "Spot",
+        "OnDemand",
+        "Leased",
+        "Agent",
+        "None",
+        "kubernetes.io/hostname",
+        "acme",
+        "kube-system",
+        "spillway-system",
+        "a.b",
+        "A",
+        "-a",
+        "a-",
+        "nvidia.com/gpu",
+        "nvidia.com/",
+        "/gpu",
+        "h200",
+        "b200",
+        "case-1",
+    ];
     let numbers = [1, 2, 3, 8, 9, 16, 24, 1000, 1024, 1025, 100_000, 100_001, 1_000_000, 1_000_001];
+    // What is of the right form is often taken: then it must be handled.
+    if dice.below(2) == 0
+        && let Some(value) = plausible(place, dice)
+    {
+        return Some(value);
+    }
     let takes_a_duration = ["duration", "waitFor", "graceCap", "repairAfter"].iter().any(|name| place.ends_with(name));
     match dice.below(if takes_a_duration { 3 } else { 4 }) {
         0 => general[dice.below(general.len())].clone(),
@@ -151,6 +245,41 @@ fn wrong(place: &str, dice: &mut Dice) -> Option<Value> {
         2 => Some(json!(*dice.pick(&words))),
         _ => Some(json!(*dice.pick(&numbers))),
     }
+}
+
+/// A value of the right type that may be wrong for what is there.
+fn plausible(place: &str, dice: &mut Dice) -> Option<Value> {
+    Some(match place {
+        "/spec/devices/count" => json!(*dice.pick(&[1, 7, 8, 12, 16, 24, 32, 800, 99_992, 100_000])),
+        "/spec/devices/perNode" => json!(*dice.pick(&[1, 2, 4, 8, 16, 1024])),
+        "/spec/quotas/0/limit" => json!(*dice.pick(&[0, 1, 7, 8, 1_000_000])),
+        "/spec/tier" | "/spec/quotas/0/tier" => json!(*dice.pick(&["Internal", "Committed", "OnDemand", "Spot"])),
+        "/spec/sku" | "/spec/quotas/0/sku" => json!(*dice.pick(&["b200", "nvidia-h200-sxm", "no-such-sku", "a.b-c"])),
+        "/spec/pool" => json!(*dice.pick(&["h200", "fixed", "no-such-pool"])),
+        "/spec/region" | "/spec/regions/0" => json!(*dice.pick(&["us-east", "mars"])),
+        "/spec/provenance" => json!(*dice.pick(&["Owned", "Leased", "Resold"])),
+        "/spec/nodeCheck" => json!(*dice.pick(&["Agent", "None"])),
+        "/spec/namespaces/0" => json!(*dice.pick(&["acme", "kube-system", "spillway-system", "default", "not-there"])),
+        "/spec/namespaces" => {
+            json!(*dice.pick(&[&["acme", "fixed"][..], &["default", "kube-public"], &["a", "b", "c", "d"]]))
+        }
+        "/spec/owner" | "/spec/sale/paused" => json!(dice.below(2) == 0),
+        "/spec/devices/resource" => json!(*dice.pick(&["amd.com/gpu", "example.com/thing", "nvidia.com/mig-1g.10gb"])),
+        "/spec/topology/0" | "/spec/topology/require" => {
+            json!(*dice.pick(&["kubernetes.io/hostname", "no.such/level", "zone"]))
+        }
+        "/spec/topology" => json!(["a", "b", "c"]),
+        "/spec/term/duration" => json!(*dice.pick(&["1s", "1500ms", "1.5s", "26352h", "0.001h"])),
+        "/spec/waitFor" => json!(*dice.pick(&["0s", "1ms", "8784h", "1.5s"])),
+        "/spec/sale/graceCap" => json!(*dice.pick(&["1s", "119.9s", "120s", "1h"])),
+        "/spec/sale/repairAfter" => json!(*dice.pick(&["1s", "24h", "0.5h"])),
+        "/metadata/labels" => json!({"spillway.dev/role": "owner", "a.b/c": ""}),
+        "/metadata/annotations" => json!({"spillway.dev/allow-early-end": "yes", "x": "\u{1F47E}".repeat(1000)}),
+        "/spec/term" | "/spec/sale" | "/spec/quotas" | "/spec/regions" => {
+            return dice.pick(&[Some(json!([])), Some(json!({}))]).clone();
+        }
+        _ => return None,
+    })
 }
 
 /// Puts a value into a place, or takes the place out.

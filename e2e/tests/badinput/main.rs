@@ -57,8 +57,10 @@ async fn send(client: &kube::Client, case: &Case) -> Result<Result<Value, String
 fn names_the_field(message: &str, case: &Case) -> bool {
     message.contains("already exists")
         || case.places.iter().any(|place| {
-            let words: Vec<&str> = place.split('/').filter(|word| !word.is_empty() && word.parse::<u8>().is_err()).collect();
-            let inner = words.iter().rev().take(2).filter(|word| words.len() == 1 || !matches!(**word, "spec" | "metadata"));
+            let words: Vec<&str> =
+                place.split('/').filter(|word| !word.is_empty() && word.parse::<u8>().is_err()).collect();
+            let inner =
+                words.iter().rev().take(2).filter(|word| words.len() == 1 || !matches!(**word, "spec" | "metadata"));
             inner.into_iter().any(|word| message.contains(word))
         })
 }
@@ -84,7 +86,8 @@ fn unhandled(object: &Value) -> Option<String> {
 }
 
 async fn list(client: &kube::Client, path: &str, kind: &str) -> Result<Vec<Value>> {
-    let list: Value = client.request(Request::get(path).body(Vec::new())?).await.with_context(|| format!("listing {path}"))?;
+    let list: Value =
+        client.request(Request::get(path).body(Vec::new())?).await.with_context(|| format!("listing {path}"))?;
     let mut items = list["items"].as_array().context("items")?.clone();
     for item in &mut items {
         item["kind"] = json!(kind);
@@ -145,12 +148,18 @@ async fn what_is_wrong_is_refused_or_handled_and_harms_nothing() -> Result<()> {
             Err(message) => {
                 refused += 1;
                 if !names_the_field(&message, &case) {
-                    wrong.push(format!("the refusal does not name the field of {case:?}: {message}"));
+                    wrong.push(format!(
+                        "the refusal of case {} does not name the field: {message}\n  {case:?}",
+                        case.number
+                    ));
                 }
             }
         }
     }
-    ensure!(refused > count / 4 && taken > count / 20, "{refused} refused and {taken} taken: the generator is one-sided");
+    ensure!(
+        refused > count / 4 && taken > count / 20,
+        "{refused} refused and {taken} taken: the generator is one-sided"
+    );
 
     // What was taken is answered.
     let begun = Instant::now();
@@ -181,7 +190,11 @@ async fn what_is_wrong_is_refused_or_handled_and_harms_nothing() -> Result<()> {
         let now = versions(&client).await?;
         if now != last {
             if begun.elapsed() > bound {
-                let changes: Vec<&String> = now.iter().filter(|(name, version)| last.get(*name) != Some(*version)).map(|(name, _)| name).collect();
+                let changes: Vec<&String> = now
+                    .iter()
+                    .filter(|(name, version)| last.get(*name) != Some(*version))
+                    .map(|(name, _)| name)
+                    .collect();
                 wrong.push(format!("written again and again: {changes:?}"));
                 break;
             }

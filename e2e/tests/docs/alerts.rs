@@ -80,7 +80,8 @@ fn every_alert_is_of_metrics_that_exist_and_has_a_runbook() -> Result<()> {
         if !is_well_formed(expression) {
             wrong.push(format!("{name}: '{expression}' is no expression"));
         }
-        wrong.extend(unknown(expression, &documented).into_iter().map(|metric| format!("{name}: there is no {metric}")));
+        wrong
+            .extend(unknown(expression, &documented).into_iter().map(|metric| format!("{name}: there is no {metric}")));
         if !matches!(text("/labels/severity"), "critical" | "warning") {
             wrong.push(format!("{name} has no severity"));
         }

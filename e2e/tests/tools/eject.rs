@@ -85,8 +85,13 @@ async fn after_it_the_cluster_is_as_before() -> Result<()> {
     let stage = Spillway::install(&lab).await?;
     for name in ["gpu-0", "gpu-1"] {
         stage.set_ready(name, "True").await?;
-        stage.patch_node_status(name, json!({"status": {"capacity": {"nvidia.com/gpu": "8", "cpu": "64", "memory": "256Gi", "pods": "110"},
-            "allocatable": {"nvidia.com/gpu": "8", "cpu": "64", "memory": "256Gi", "pods": "110"}}})).await?;
+        stage
+            .patch_node_status(
+                name,
+                json!({"status": {"capacity": {"nvidia.com/gpu": "8", "cpu": "64", "memory": "256Gi", "pods": "110"},
+            "allocatable": {"nvidia.com/gpu": "8", "cpu": "64", "memory": "256Gi", "pods": "110"}}}),
+            )
+            .await?;
         lab.kubectl(&["label", "node", name, "spillway.dev/pool=h200"]).await?;
     }
     stage.create_pool("h200", json!({})).await?;
@@ -118,7 +123,9 @@ async fn after_it_the_cluster_is_as_before() -> Result<()> {
     // With the policies still there: past them, by breaking the glass.
     let untouched = objects(&lab).await?;
     spillway(&lab, &["eject"]).await?.expect(2, &["nobody can be asked"])?;
-    spillway(&lab, &["eject", "--dry-run"]).await?.expect(0, &["Node/gpu-0", "Namespace/acme", "DaemonSet/gpu-operator/each"])?;
+    spillway(&lab, &["eject", "--dry-run"])
+        .await?
+        .expect(0, &["Node/gpu-0", "Namespace/acme", "DaemonSet/gpu-operator/each"])?;
     same(&untouched, &objects(&lab).await?)?;
     spillway(&lab, &["eject", "--yes"]).await?.expect(0, &["Nothing of Spillway is left"])?;
     same(&before, &objects(&lab).await?)?;
@@ -133,10 +140,8 @@ async fn after_it_the_cluster_is_as_before() -> Result<()> {
     stage.wait_holder("acme", BOUND).await?;
     operator.stop().await?;
     lab.helm(&["uninstall", "spillway", "-n", NAMESPACE]).await?;
-    lab.wait_for("the Lease to run out", BOUND, || async {
-        Ok(spillway(&lab, &["eject", "--yes"]).await?.code == 0)
-    })
-    .await?;
+    lab.wait_for("the Lease to run out", BOUND, || async { Ok(spillway(&lab, &["eject", "--yes"]).await?.code == 0) })
+        .await?;
     same(&before, &objects(&lab).await?)?;
     lab.stop()
 }

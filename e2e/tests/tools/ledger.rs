@@ -25,7 +25,10 @@ async fn stop(spillway: &Spillway<'_>, operator: Operator) -> Result<()> {
     operator.stop().await?;
     spillway
         .wait_for("the Lease to run out", BOUND, || async {
-            let lease = spillway.lab().kubectl(&["get", "lease", "spillway-operator", "-n", "spillway-system", "-o", "json"]).await?;
+            let lease = spillway
+                .lab()
+                .kubectl(&["get", "lease", "spillway-operator", "-n", "spillway-system", "-o", "json"])
+                .await?;
             let lease: Value = serde_json::from_str(&lease)?;
             let renewed: jiff::Timestamp = match lease["spec"]["renewTime"].as_str() {
                 Some(text) => text.parse().context("renewTime")?,
@@ -83,7 +86,9 @@ async fn lost_and_restored(file: &str) -> Result<LedgerView> {
     let operator = stage.start_operator("operator-a")?;
     furnish(&stage).await?;
     stage.wait_unsold("h200", 4, BOUND).await?;
-    stage.reserve("acme", "train", json!({"devices": {"count": 16}, "tier": "Committed", "term": {"duration": "1h"}})).await?;
+    stage
+        .reserve("acme", "train", json!({"devices": {"count": 16}, "tier": "Committed", "term": {"duration": "1h"}}))
+        .await?;
     stage.wait_phase("acme", "train", Phase::Active, BOUND).await?;
     stage.reserve("beta", "short", json!({"devices": {"count": 8}, "term": {"duration": "1s"}})).await?;
     stage.wait_phase("beta", "short", Phase::Ended, BOUND).await?;
@@ -114,7 +119,9 @@ async fn lost_and_restored(file: &str) -> Result<LedgerView> {
     stage.verify_settled("0s").await?.ensure_clean()?;
 
     // What is there is not overwritten.
-    spillway(&lab, &["ledger", "restore", file, "--yes"]).await?.expect(2, &["this cluster has a ledger", "--replace"])?;
+    spillway(&lab, &["ledger", "restore", file, "--yes"])
+        .await?
+        .expect(2, &["this cluster has a ledger", "--replace"])?;
     let operator = stage.start_operator("operator-a")?;
     stage.reserve("beta", "after", json!({"devices": {"count": 8}})).await?;
     stage.wait_phase("beta", "after", Phase::Active, BOUND).await?;
@@ -125,7 +132,9 @@ async fn lost_and_restored(file: &str) -> Result<LedgerView> {
     // The root alone is gone, and the copy is from before what was sold since: pages know it.
     let now = stage.ledger().await?;
     stop(&stage, operator).await?;
-    spillway(&lab, &["ledger", "restore", file, "--yes", "--replace"]).await?.expect(2, &["--accept-older", "booked since"])?;
+    spillway(&lab, &["ledger", "restore", file, "--yes", "--replace"])
+        .await?
+        .expect(2, &["--accept-older", "booked since"])?;
     stage.delete_root().await?;
     spillway(&lab, &["ledger", "restore", file, "--yes"]).await?.expect(2, &["--accept-older"])?;
     spillway(&lab, &["ledger", "restore", "--from-pages", "--yes"]).await?.expect(0, &["Restored:"])?;
@@ -153,7 +162,9 @@ async fn lost_and_restored(file: &str) -> Result<LedgerView> {
 async fn etcd_is_lost(file: &str, sold: &LedgerView) -> Result<()> {
     let lab = Lab::start(LabOptions::new(Size::Api)).await?;
     let stage = Spillway::install(&lab).await?;
-    spillway(&lab, &["ledger", "restore", file, "--yes"]).await?.expect(2, &["2 live bookings without a reservation", "--accept-losses"])?;
+    spillway(&lab, &["ledger", "restore", file, "--yes"])
+        .await?
+        .expect(2, &["2 live bookings without a reservation", "--accept-losses"])?;
 
     // Namespaces and what the copy has of manifests; the kubelets register their nodes.
     for namespace in ["acme", "beta"] {

@@ -16,8 +16,8 @@ mod ledger;
 mod preflight;
 
 pub(crate) use eject::EjectArgs;
-pub(crate) use preflight::{FailOn, PreflightArgs};
 pub(crate) use ledger::{LedgerCommand, LedgerVerifyArgs, RestoreArgs};
+pub(crate) use preflight::{FailOn, PreflightArgs};
 
 const EXIT_CODES: &str = "\
 Exit codes:

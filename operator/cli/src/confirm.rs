@@ -2,7 +2,7 @@
 
 use std::io::{self, IsTerminal, Write};
 
-use crate::error::Error;
+use crate::{error::Error, output::Format};
 
 /// What was said.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -15,11 +15,26 @@ pub(crate) enum Asked {
     No,
 }
 
+/// Says a sentence to a person: beside the answer, where that is for a program.
+pub(crate) fn say(format: Format, out: &mut dyn Write, text: &str) -> Result<(), Error> {
+    match format {
+        Format::Table => writeln!(out, "{text}").and_then(|()| out.flush()),
+        Format::Json | Format::Yaml => writeln!(io::stderr(), "{text}"),
+    }
+    .map_err(|source| Error::Write { source })
+}
+
 /// Asks for a word, unless it was said on the command line. Without a terminal nobody can be asked, and that is an error.
-pub(crate) fn ask(word: &'static str, dry_run: bool, yes: bool, out: &mut dyn Write) -> Result<Asked, Error> {
+pub(crate) fn ask(
+    word: &'static str,
+    dry_run: bool,
+    yes: bool,
+    format: Format,
+    out: &mut dyn Write,
+) -> Result<Asked, Error> {
     let failed = |source: io::Error| Error::Write { source };
     if dry_run {
-        writeln!(out, "Nothing was changed (--dry-run).").map_err(failed)?;
+        say(format, out, "Nothing was changed (--dry-run).")?;
         return Ok(Asked::DryRun);
     }
     if yes {
@@ -28,12 +43,12 @@ pub(crate) fn ask(word: &'static str, dry_run: bool, yes: bool, out: &mut dyn Wr
     if !io::stdin().is_terminal() {
         return Err(Error::NotConfirmed { word });
     }
-    write!(out, "Type {word} to go on: ").and_then(|()| out.flush()).map_err(failed)?;
+    say(format, out, &format!("Type {word} to go on:"))?;
     let mut line = String::new();
     io::stdin().read_line(&mut line).map_err(failed)?;
     if line.trim() == word {
         return Ok(Asked::Yes);
     }
-    writeln!(out, "Nothing was changed.").map_err(failed)?;
+    say(format, out, "Nothing was changed.")?;
     Ok(Asked::No)
 }

@@ -86,7 +86,7 @@ pub(crate) async fn run(
     if ejection.changes.is_empty() {
         return Ok(());
     }
-    match confirm::ask("eject", args.dry_run, args.yes, out)? {
+    match confirm::ask("eject", args.dry_run, args.yes, format, out)? {
         Asked::DryRun | Asked::No => return Ok(()),
         Asked::Yes => {}
     }
@@ -133,8 +133,11 @@ pub(crate) async fn run(
             )],
         });
     }
-    writeln!(out, "Done: {} changed. Nothing of Spillway is left on nodes, namespaces and DaemonSets.", counted(done, "object"))
-        .map_err(|source| Error::Write { source })
+    let text = format!(
+        "Done: {} changed. Nothing of Spillway is left on nodes, namespaces and DaemonSets.",
+        counted(done, "object")
+    );
+    confirm::say(format, out, &text)
 }
 
 /// Writes one object, reading it again when it changed; how many were written: one or none.
@@ -247,7 +250,12 @@ async fn sold(client: &Client) -> Result<Option<String>, Error> {
         !matches!(value, None | Some("closed" | "unsold"))
     });
     let held = held.count();
-    Ok((held > 0).then(|| format!("{} the taint of a holder", if held == 1 { "1 node has".to_owned() } else { format!("{held} nodes have") })))
+    Ok((held > 0).then(|| {
+        format!(
+            "{} the taint of a holder",
+            if held == 1 { "1 node has".to_owned() } else { format!("{held} nodes have") }
+        )
+    }))
 }
 
 impl Report for Ejection {
@@ -257,7 +265,10 @@ impl Report for Ejection {
         }
         let mut table = Table::new(&["OBJECT", "IS TAKEN OFF"]);
         for binding in &self.bindings {
-            table.push(vec![format!("MutatingAdmissionPolicyBinding/{binding}"), "deleted: it would put tolerations back".to_owned()]);
+            table.push(vec![
+                format!("MutatingAdmissionPolicyBinding/{binding}"),
+                "deleted: it would put tolerations back".to_owned(),
+            ]);
         }
         for change in &self.changes {
             table.push(vec![change.object.clone(), change.removes.join(", ")]);
@@ -267,7 +278,10 @@ impl Report for Ejection {
             writeln!(out, "\nIt acts as the break-glass group, by impersonation, past the policies of the chart.")?;
         }
         if self.changes.iter().any(|change| change.object.starts_with("DaemonSet/")) {
-            writeln!(out, "\nThe pods of a DaemonSet whose template changes are replaced, as its update strategy says.")?;
+            writeln!(
+                out,
+                "\nThe pods of a DaemonSet whose template changes are replaced, as its update strategy says."
+            )?;
         }
         writeln!(out)
     }

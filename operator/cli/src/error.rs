@@ -106,7 +106,9 @@ pub(crate) enum Error {
         why: Vec<String>,
     },
     /// Nobody said yes, and nobody can be asked.
-    #[error("nobody can be asked whether to {word}, because standard input is no terminal: look at it with --dry-run, then say --yes")]
+    #[error(
+        "nobody can be asked whether to {word}, because standard input is no terminal: look at it with --dry-run, then say --yes"
+    )]
     NotConfirmed {
         /// What would be done.
         word: &'static str,

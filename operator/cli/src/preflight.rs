@@ -11,7 +11,9 @@ use std::{
 
 use k8s_openapi::{
     api::{
-        admissionregistration::v1::{MutatingWebhookConfiguration, ValidatingAdmissionPolicy, ValidatingWebhookConfiguration},
+        admissionregistration::v1::{
+            MutatingWebhookConfiguration, ValidatingAdmissionPolicy, ValidatingWebhookConfiguration,
+        },
         apps::v1::{DaemonSet, Deployment, StatefulSet},
         batch::v1::{CronJob, Job},
         core::v1::{Namespace, Node, Pod},
@@ -195,10 +197,8 @@ pub(crate) fn judge(facts: &Facts) -> Preflight {
 }
 
 async fn fetch(client: &Client, args: &PreflightArgs) -> Result<Facts, Error> {
-    let version = client
-        .apiserver_version()
-        .await
-        .map_err(|source| Error::Read { what: "the API server's version", source })?;
+    let version =
+        client.apiserver_version().await.map_err(|source| Error::Read { what: "the API server's version", source })?;
     let everything = ListParams::default();
     let alive = ListParams::default().fields("status.phase!=Succeeded,status.phase!=Failed");
     let tenants: Vec<Tenant> = if_installed(client, "tenants.spillway.dev").await?;

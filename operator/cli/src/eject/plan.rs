@@ -78,7 +78,8 @@ pub(super) fn namespace(namespace: &Namespace) -> Option<Change> {
 
 /// True when the Pod Security level is `baseline` and whoever owns the field owns that of our role as well.
 fn wrote_pod_security(meta: &ObjectMeta) -> bool {
-    let level = meta.labels.iter().flatten().find(|(key, _)| *key == POD_SECURITY_ENFORCE).map(|(_, level)| level.as_str());
+    let level =
+        meta.labels.iter().flatten().find(|(key, _)| *key == POD_SECURITY_ENFORCE).map(|(_, level)| level.as_str());
     level == Some("baseline")
         && meta.managed_fields.iter().flatten().any(|entry| {
             let labels = entry.fields_v1.as_ref().and_then(|fields| fields.0.pointer("/f:metadata/f:labels"));
@@ -105,7 +106,11 @@ pub(super) fn daemonset(daemonset: &DaemonSet) -> Option<Change> {
     }
     let selector = spec.and_then(|spec| spec.node_selector.as_ref());
     let selectors = nulls(
-        selector.into_iter().flatten().map(|(key, _)| key).filter(|key| is_ours(key) && key.contains("hold.spillway.dev/")),
+        selector
+            .into_iter()
+            .flatten()
+            .map(|(key, _)| key)
+            .filter(|key| is_ours(key) && key.contains("hold.spillway.dev/")),
         "nodeSelector",
         &mut removes,
     );

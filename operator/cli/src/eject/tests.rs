@@ -49,7 +49,11 @@ fn a_node_without_ours_is_left_alone(#[case] value: Value) {
 #[case::written_by_the_operator("baseline", json!({"f:spillway.dev/role": {}, "f:pod-security.kubernetes.io/enforce": {}}), true)]
 #[case::written_by_a_person("baseline", json!({"f:spillway.dev/role": {}}), false)]
 #[case::stricter("restricted", json!({"f:spillway.dev/role": {}, "f:pod-security.kubernetes.io/enforce": {}}), false)]
-fn the_pod_security_label_goes_where_the_operator_wrote_it(#[case] level: &str, #[case] fields: Value, #[case] goes: bool) {
+fn the_pod_security_label_goes_where_the_operator_wrote_it(
+    #[case] level: &str,
+    #[case] fields: Value,
+    #[case] goes: bool,
+) {
     let namespace: Namespace = serde_json::from_value(json!({"metadata": {
         "name": "acme", "resourceVersion": "3",
         "labels": {"spillway.dev/role": "tenant", "pod-security.kubernetes.io/enforce": level},

@@ -73,8 +73,7 @@ pub(crate) async fn read(client: &Client) -> Result<(Copy, Whole), Error> {
             list(roots.clone(), &ListParams::default(), ROOTS).await?;
             return Err(Error::NoLedger);
         };
-        let objects: Vec<CapacityLedgerPage> =
-            list(Api::all(client.clone()), &ListParams::default(), PAGES).await?;
+        let objects: Vec<CapacityLedgerPage> = list(Api::all(client.clone()), &ListParams::default(), PAGES).await?;
         let pages: BTreeMap<String, PageCopy> =
             objects.iter().map(PageCopy::of).map(|page| (page.name.clone(), page)).collect();
         let whole = match decode(&read_root(&root), &by_name(objects)) {

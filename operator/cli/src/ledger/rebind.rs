@@ -81,7 +81,12 @@ pub(crate) fn match_names(whole: &Whole, reservations: &[GpuReservation], nodes:
             *booking.reservation.namespace == *namespace && *booking.reservation.name == *name
         };
         let mine = whole.ended.iter().any(|booking| booking.reservation.uid.as_str() == uid);
-        if !over && !mine && !booked.contains(uid.as_str()) && !rebound.contains(&uid) && whole.ended.iter().any(|b| ended(&b)) {
+        if !over
+            && !mine
+            && !booked.contains(uid.as_str())
+            && !rebound.contains(&uid)
+            && whole.ended.iter().any(|b| ended(&b))
+        {
             matches.bought_again.push(Missing {
                 object: format!("GpuReservation/{namespace}/{name}"),
                 why: "what a reservation of this name had has ended; this one is new and is booked anew. Delete it if that is not meant"

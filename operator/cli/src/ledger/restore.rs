@@ -79,8 +79,6 @@ pub(crate) struct Restoration {
     pub(crate) refusals: Vec<String>,
     /// True when it acts as the group that the policies let pass.
     pub(crate) breaks_the_glass: bool,
-    /// True once it is done.
-    pub(crate) restored: bool,
 }
 
 /// All that is written.
@@ -108,7 +106,10 @@ pub(crate) async fn run(
     let nodes: Vec<Node> = cluster::list(Api::all(client.clone()), &ListParams::default(), "nodes").await?;
     let (copy, source) = match &args.file {
         Some(file) => (read_file(file)?, file.display().to_string()),
-        None => (leftovers::gather(&world, export::cluster_id(client).await?, now_ms)?, "the pages that are left".to_owned()),
+        None => (
+            leftovers::gather(&world, export::cluster_id(client).await?, now_ms)?,
+            "the pages that are left".to_owned(),
+        ),
     };
     let (mut restoration, writes) = judge(&copy, source, world, &nodes, args, now_ms)?;
     if let Some(holder) = client::leader(client, &args.operator_namespace, now_ms).await?
@@ -129,21 +130,20 @@ pub(crate) async fn run(
     if !restoration.refusals.is_empty() {
         return Err(Error::Refused { what: "the ledger is not restored", why: restoration.refusals });
     }
-    match confirm::ask("restore", args.dry_run, args.yes, out)? {
+    match confirm::ask("restore", args.dry_run, args.yes, format, out)? {
         Asked::DryRun | Asked::No => return Ok(()),
         Asked::Yes => {}
     }
     write(&glass, &writes).await?;
     // The API server's own word for it: it is whole, and it is ours.
     let (now, whole) = export::read(client).await?;
-    writeln!(
-        out,
+    let text = format!(
         "Restored: the ledger has generation {}, {} live and {} that ended. Now run `spillway verify`, then start the operator.",
         now.root.generation,
         counted(whole.live.len(), "booking"),
         whole.ended.len()
-    )
-    .map_err(|source| Error::Write { source })
+    );
+    confirm::say(format, out, &text)
 }
 
 /// Reads a copy from a file, or from standard input.
@@ -172,7 +172,7 @@ fn judge(
     }
     let stamp = highest_stamp(nodes);
     let living = world.root.clone();
-    let older = older(copy, &world, stamp);
+    let older = older(copy, &world, stamp, args.from_pages);
     let matches = match_names(&whole, &world.reservations, nodes);
     let Matches { rebound, lost, nodes_gone, bought_again } = matches;
     let uids: BTreeMap<String, String> = rebound.iter().map(|one| (one.from.clone(), one.to.clone())).collect();
@@ -210,26 +210,36 @@ fn judge(
         violations,
         refusals: Vec::new(),
         breaks_the_glass: false,
-        restored: false,
     };
     restoration.refusals = refusals(&restoration, args);
     Ok((restoration, Writes { root, pages, living }))
 }
 
 /// Why a copy is from before something that this cluster knows.
-fn older(copy: &Copy, world: &World, stamp: i64) -> Option<String> {
+fn older(copy: &Copy, world: &World, stamp: i64, from_pages: bool) -> Option<String> {
     let generation = copy.root.generation;
     if stamp > generation {
         return Some(format!("it has generation {generation}, and a node was written under {stamp}"));
     }
     if let Some(living) = world.root.as_ref().filter(|root| root.spec.generation > generation) {
-        return Some(format!("it has generation {generation}, and the ledger that is there {}", living.spec.generation));
+        return Some(format!(
+            "it has generation {generation}, and the ledger that is there {}",
+            living.spec.generation
+        ));
+    }
+    // Where pages were chosen, what is newer was looked at.
+    if from_pages {
+        return None;
     }
     let newest = copy.pages.iter().filter_map(|page| leftovers::made_at(&page.name)).max()?;
-    let later = world.pages.iter().map(ResourceExt::name_any).find(|name| {
-        name.starts_with("index-") && leftovers::made_at(name).is_some_and(|at| at > newest)
-    })?;
-    Some(format!("the cluster has page {later}, which is newer than all of its pages: something was committed after it"))
+    let later = world
+        .pages
+        .iter()
+        .map(ResourceExt::name_any)
+        .find(|name| name.starts_with("index-") && leftovers::made_at(name).is_some_and(|at| at > newest))?;
+    Some(format!(
+        "the cluster has page {later}, which is newer than all of its pages: something was committed after it"
+    ))
 }
 
 /// What the independent checker says of the cluster with this ledger in it.
@@ -320,7 +330,10 @@ async fn write_page(pages: Api<CapacityLedgerPage>, page: &PageCopy) -> Result<(
                 return Ok(());
             }
             Err(Error::Copy {
-                why: format!("the cluster has a page {} that says something else: the copy is not of this ledger", page.name),
+                why: format!(
+                    "the cluster has a page {} that says something else: the copy is not of this ledger",
+                    page.name
+                ),
             })
         }
         result => result.map(drop).map_err(failed),
@@ -341,7 +354,8 @@ impl Report for Restoration {
         )?;
         writeln!(out, "Bookings:    {} live, {} that ended", self.live, self.ended)?;
         writeln!(out, "Pages:       {} to write, {} are there", self.pages_to_write, self.pages_present)?;
-        let as_group = if self.breaks_the_glass { "by impersonation, past policy spillway-ledger" } else { "as yourself" };
+        let as_group =
+            if self.breaks_the_glass { "by impersonation, past policy spillway-ledger" } else { "as yourself" };
         writeln!(out, "Written:     {as_group}")?;
         if let Some(older) = &self.older {
             writeln!(out, "OLDER:       {older}")?;
@@ -356,7 +370,10 @@ impl Report for Restoration {
         }
         for (title, list) in [
             ("Live bookings whose reservation is not there, which the operator ends:", &self.lost),
-            ("Nodes of live bookings that are not there, which the operator replaces if others are free:", &self.nodes_gone),
+            (
+                "Nodes of live bookings that are not there, which the operator replaces if others are free:",
+                &self.nodes_gone,
+            ),
             ("Reservations that are booked a second time:", &self.bought_again),
         ] {
             if !list.is_empty() {
@@ -372,7 +389,13 @@ impl Report for Restoration {
                 writeln!(out, "  {one}")?;
             }
         }
-        writeln!(out, "\nNot restored, because it is not in the ledger: nodes, namespaces, pods, and the status of reservations. The operator writes")?;
-        writeln!(out, "taints, labels and statuses again from the ledger; nodes that were held come back to their holders after the node check.\n")
+        writeln!(
+            out,
+            "\nNot restored, because it is not in the ledger: nodes, namespaces, pods, and the status of reservations. The operator writes"
+        )?;
+        writeln!(
+            out,
+            "taints, labels and statuses again from the ledger; nodes that were held come back to their holders after the node check.\n"
+        )
     }
 }

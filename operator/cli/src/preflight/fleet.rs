@@ -67,11 +67,14 @@ fn leftovers(facts: &Facts) -> Vec<Finding> {
         let held = hold::read_taints(node);
         let holder = [held.0, held.1].into_iter().flatten().find(|value| !matches!(*value, "closed" | "unsold"));
         if let Some(value) = holder {
-            let why = format!("it has taint {HOLD_TAINT}={value} and there is no ledger: the operator says LedgerLost and sells nothing");
+            let why = format!(
+                "it has taint {HOLD_TAINT}={value} and there is no ledger: the operator says LedgerLost and sells nothing"
+            );
             let remedy = "spillway ledger restore, if something is sold; else spillway eject";
             findings.push(found(Severity::Refused, "HeldWithoutLedger", object, why, remedy));
         } else if hold::stamped_generation(node).is_some() {
-            let why = "it was written under a ledger and there is none: the operator says LedgerLost and sells nothing".to_owned();
+            let why = "it was written under a ledger and there is none: the operator says LedgerLost and sells nothing"
+                .to_owned();
             let remedy = "spillway ledger restore, if something is sold; else spillway eject";
             findings.push(found(Severity::Refused, "StampWithoutLedger", object, why, remedy));
         } else if (held.0.is_some() || held.1.is_some()) && !node.labels().contains_key(POOL_LABEL) {
@@ -83,7 +86,13 @@ fn leftovers(facts: &Facts) -> Vec<Finding> {
         let name = namespace.name_any();
         if !facts.tenants.iter().any(|tenant| tenant.spec.namespaces.contains(&name)) {
             let why = format!("it has label {ROLE_LABEL} and no Tenant lists it");
-            findings.push(found(Severity::Note, "StrayNamespaceLabels", format!("Namespace/{name}"), why, "spillway eject, or a Tenant"));
+            findings.push(found(
+                Severity::Note,
+                "StrayNamespaceLabels",
+                format!("Namespace/{name}"),
+                why,
+                "spillway eject, or a Tenant",
+            ));
         }
     }
     findings
@@ -108,7 +117,13 @@ fn pools(facts: &Facts) -> Vec<Finding> {
                 true => "no node has its label".to_owned(),
                 false => format!("no node has its label; {} and perhaps others have {resource}", with.join(", ")),
             };
-            findings.push(found(Severity::Note, "PoolWithoutNodes", object.clone(), why, "kubectl label node NODE spillway.dev/pool=POOL"));
+            findings.push(found(
+                Severity::Note,
+                "PoolWithoutNodes",
+                object.clone(),
+                why,
+                "kubectl label node NODE spillway.dev/pool=POOL",
+            ));
         }
         let grace = parse_duration_ms(&pool.spec.sale.grace_cap).unwrap_or_default();
         if grace < facts.values.grace_cap_seconds.saturating_mul(1000) {
@@ -116,12 +131,27 @@ fn pools(facts: &Facts) -> Vec<Finding> {
                 "its sale.graceCap {} is below the cluster's {} s: it sells nothing",
                 pool.spec.sale.grace_cap, facts.values.grace_cap_seconds
             );
-            findings.push(found(Severity::Note, "GraceCapTooLow", object.clone(), why, "raise sale.graceCap, or lower graceCapSeconds"));
+            findings.push(found(
+                Severity::Note,
+                "GraceCapTooLow",
+                object.clone(),
+                why,
+                "raise sale.graceCap, or lower graceCapSeconds",
+            ));
         }
         if !facts.is_device(&pool.spec.devices.resource) {
-            let why = format!("its resource {} has none of the prefixes {}: its pods are not pinned to what they hold",
-                pool.spec.devices.resource, facts.values.device_prefixes.join(", "));
-            findings.push(found(Severity::Note, "NotADevice", object, why, "add its prefix to the value devicePrefixes"));
+            let why = format!(
+                "its resource {} has none of the prefixes {}: its pods are not pinned to what they hold",
+                pool.spec.devices.resource,
+                facts.values.device_prefixes.join(", ")
+            );
+            findings.push(found(
+                Severity::Note,
+                "NotADevice",
+                object,
+                why,
+                "add its prefix to the value devicePrefixes",
+            ));
         }
     }
     findings
@@ -134,14 +164,20 @@ fn unknown_devices(facts: &Facts) -> Vec<Finding> {
         let capacity = node.status.as_ref().and_then(|status| status.capacity.as_ref());
         for name in capacity.into_iter().flatten().map(|(name, _)| name) {
             let lower = name.to_lowercase();
-            if name.contains('/') && ["gpu", "mig", "npu", "tpu", "gaudi", "accelerator"].iter().any(|word| lower.contains(word)) && !facts.is_device(name) {
+            if name.contains('/')
+                && ["gpu", "mig", "npu", "tpu", "gaudi", "accelerator"].iter().any(|word| lower.contains(word))
+                && !facts.is_device(name)
+            {
                 seen.entry(name).or_insert_with(|| node.name_any());
             }
         }
     }
     seen.into_iter()
         .map(|(resource, node)| {
-            let why = format!("it offers {resource}, which has none of the prefixes {}", facts.values.device_prefixes.join(", "));
+            let why = format!(
+                "it offers {resource}, which has none of the prefixes {}",
+                facts.values.device_prefixes.join(", ")
+            );
             let remedy = "add its prefix to the value devicePrefixes, if it is for sale";
             found(Severity::Note, "UnknownDevice", format!("Node/{node}"), why, remedy)
         })
@@ -158,8 +194,16 @@ fn tenants(facts: &Facts) -> Vec<Finding> {
         for namespace in &tenant.spec.namespaces {
             listed.entry(namespace).or_default().push(tenant.name_any());
             if facts.role(namespace) == Role::Infrastructure {
-                let why = format!("it lists namespace {namespace}, which is infrastructure: whoever may create pods there can use every node");
-                findings.push(found(Severity::Refused, "TenantInInfrastructure", object.clone(), why, "take it out of the one or the other"));
+                let why = format!(
+                    "it lists namespace {namespace}, which is infrastructure: whoever may create pods there can use every node"
+                );
+                findings.push(found(
+                    Severity::Refused,
+                    "TenantInInfrastructure",
+                    object.clone(),
+                    why,
+                    "take it out of the one or the other",
+                ));
             } else if !names.contains(namespace) {
                 let why = format!("it lists namespace {namespace}, which does not exist");
                 findings.push(found(Severity::Note, "NamespaceMissing", object.clone(), why, "create the namespace"));
@@ -167,8 +211,15 @@ fn tenants(facts: &Facts) -> Vec<Finding> {
         }
     }
     for (namespace, tenants) in listed.into_iter().filter(|(_, tenants)| tenants.len() > 1) {
-        let why = format!("Tenants {} list it: it is the older one's, and the others are not Ready", tenants.join(", "));
-        findings.push(found(Severity::Refused, "TwoTenants", format!("Namespace/{namespace}"), why, "list it in one Tenant"));
+        let why =
+            format!("Tenants {} list it: it is the older one's, and the others are not Ready", tenants.join(", "));
+        findings.push(found(
+            Severity::Refused,
+            "TwoTenants",
+            format!("Namespace/{namespace}"),
+            why,
+            "list it in one Tenant",
+        ));
     }
     findings
 }

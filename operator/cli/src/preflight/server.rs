@@ -41,7 +41,10 @@ fn version(facts: &Facts) -> Vec<Finding> {
         severity: Severity::Refused,
         rule: "KubernetesVersion",
         object: "Cluster".to_owned(),
-        why: format!("it is {}, and Spillway needs 1.36 or newer (MutatingAdmissionPolicy v1)", facts.version.git_version),
+        why: format!(
+            "it is {}, and Spillway needs 1.36 or newer (MutatingAdmissionPolicy v1)",
+            facts.version.git_version
+        ),
         remedy: "upgrade the control plane first".to_owned(),
     }]
 }
@@ -63,14 +66,22 @@ fn node_restriction(facts: &Facts) -> Vec<Finding> {
         }]
     };
     if servers.is_empty() {
-        return note("whether the plugin NodeRestriction is on cannot be seen: the API server is no pod here", Severity::Note);
+        return note(
+            "whether the plugin NodeRestriction is on cannot be seen: the API server is no pod here",
+            Severity::Note,
+        );
     }
     let with = servers.iter().all(|pod| {
         let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
-        let words = containers.flat_map(|container| container.command.iter().flatten().chain(container.args.iter().flatten()));
+        let words =
+            containers.flat_map(|container| container.command.iter().flatten().chain(container.args.iter().flatten()));
         words.into_iter().any(|word| word.starts_with("--enable-admission-plugins") && word.contains("NodeRestriction"))
     });
-    if with { Vec::new() } else { note("the plugin NodeRestriction is off: a kubelet may write other nodes", Severity::Note) }
+    if with {
+        Vec::new()
+    } else {
+        note("the plugin NodeRestriction is off: a kubelet may write other nodes", Severity::Note)
+    }
 }
 
 /// Webhooks that stand between Spillway and what it writes.
@@ -83,7 +94,11 @@ fn in_the_way(facts: &Facts) -> Vec<Finding> {
                 severity: Severity::Note,
                 rule: "WebhookFailsClosed",
                 object: webhook.object.clone(),
-                why: format!("while {} does not answer, {} cannot be written: nothing is handed over or given back", webhook.name, blocks.join(" and ")),
+                why: format!(
+                    "while {} does not answer, {} cannot be written: nothing is handed over or given back",
+                    webhook.name,
+                    blocks.join(" and ")
+                ),
                 remedy: "let it leave out the operator's user, or set failurePolicy: Ignore".to_owned(),
             });
         }
@@ -92,8 +107,12 @@ fn in_the_way(facts: &Facts) -> Vec<Finding> {
                 severity: Severity::Note,
                 rule: "WebhookChangesPods",
                 object: webhook.object.clone(),
-                why: format!("{} changes pods: a toleration without a key or a nodeName that it adds makes the pod refused", webhook.name),
-                remedy: "try one pod with kubectl create --dry-run=server -o yaml, and look at its tolerations".to_owned(),
+                why: format!(
+                    "{} changes pods: a toleration without a key or a nodeName that it adds makes the pod refused",
+                    webhook.name
+                ),
+                remedy: "try one pod with kubectl create --dry-run=server -o yaml, and look at its tolerations"
+                    .to_owned(),
             });
         }
     }
@@ -133,13 +152,16 @@ pub(super) fn webhooks(
 }
 
 fn takes(rules: Option<&[RuleWithOperations]>) -> Vec<&'static str> {
-    let core = |rule: &&RuleWithOperations| rule.api_groups.iter().flatten().any(|group| group.is_empty() || group == "*");
+    let core =
+        |rule: &&RuleWithOperations| rule.api_groups.iter().flatten().any(|group| group.is_empty() || group == "*");
     ["pods", "nodes", "namespaces"]
         .into_iter()
         .filter(|what| {
-            rules.unwrap_or_default().iter().filter(core).any(|rule| {
-                rule.resources.iter().flatten().any(|name| name == what || name == "*" || name == "*/*")
-            })
+            rules
+                .unwrap_or_default()
+                .iter()
+                .filter(core)
+                .any(|rule| rule.resources.iter().flatten().any(|name| name == what || name == "*" || name == "*/*"))
         })
         .collect()
 }

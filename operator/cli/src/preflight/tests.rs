@@ -20,8 +20,10 @@ fn facts(more: impl FnOnce(&mut Facts)) -> Facts {
         roles: roles(&[], &[], &args),
         version: read(json!({"major": "1", "minor": "36", "gitVersion": "v1.36.4", "buildDate": "", "compiler": "",
             "gitCommit": "", "gitTreeState": "", "goVersion": "", "platform": ""})),
-        pods: vec![read(json!({"metadata": {"namespace": "kube-system", "name": "kube-apiserver-a"}, "spec": {"containers":
-            [{"name": "a", "command": ["kube-apiserver", "--enable-admission-plugins=NodeRestriction"]}]}}))],
+        pods: vec![read(
+            json!({"metadata": {"namespace": "kube-system", "name": "kube-apiserver-a"}, "spec": {"containers":
+            [{"name": "a", "command": ["kube-apiserver", "--enable-admission-plugins=NodeRestriction"]}]}}),
+        )],
         deployments: Vec::new(),
         statefulsets: Vec::new(),
         daemonsets: Vec::new(),
@@ -144,7 +146,8 @@ fn pods_on_nodes_that_are_sold(
             if devices == 0 {
                 pod.spec.as_mut().unwrap().containers[0].resources = None;
             }
-            pod.metadata.owner_references = Some(vec![read(json!({"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "rs", "uid": "u"}))]);
+            pod.metadata.owner_references =
+                Some(vec![read(json!({"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "rs", "uid": "u"}))]);
             facts.pods.push(pod);
         }
     });
@@ -157,11 +160,16 @@ fn what_an_earlier_installation_left_is_found() {
         facts.nodes.push(crate::sample::node("held", "p", "uid-acme", true));
         facts.pools.push(crate::sample::pool("p", "h200", 8));
         facts.namespaces.push(read(json!({"metadata": {"name": "gone", "labels": {"spillway.dev/role": "tenant"}}})));
-        facts.nodes[1].status.as_mut().unwrap().capacity = Some([("nvidia.com/gpu".to_owned(), read(json!("8")))].into());
+        facts.nodes[1].status.as_mut().unwrap().capacity =
+            Some([("nvidia.com/gpu".to_owned(), read(json!("8")))].into());
     };
     assert_eq!(
         found(&facts(left)),
-        ["Refused HeldWithoutLedger Node/held", "Note NotInAPool Node/gpu-1", "Note StrayNamespaceLabels Namespace/gone"]
+        [
+            "Refused HeldWithoutLedger Node/held",
+            "Note NotInAPool Node/gpu-1",
+            "Note StrayNamespaceLabels Namespace/gone"
+        ]
     );
     let with_ledger = facts(|facts| {
         left(facts);
@@ -173,7 +181,9 @@ fn what_an_earlier_installation_left_is_found() {
 #[test]
 fn pools_and_tenants_that_do_not_fit_are_found() {
     let tenant = |name: &str, namespaces: Value| {
-        read(json!({"apiVersion": "spillway.dev/v1alpha1", "kind": "Tenant", "metadata": {"name": name}, "spec": {"namespaces": namespaces}}))
+        read(
+            json!({"apiVersion": "spillway.dev/v1alpha1", "kind": "Tenant", "metadata": {"name": name}, "spec": {"namespaces": namespaces}}),
+        )
     };
     let facts = facts(|facts| {
         facts.nodes[0].labels_mut().insert("spillway.dev/pool".to_owned(), "p".to_owned());
@@ -258,7 +268,8 @@ fn values_come_from_the_release() {
         fail_on: FailOn::Evicted,
     };
     let installed =
-        ["--infrastructure-namespaces=monitoring,sw", "--device-prefixes=amd.com/", "--grace-cap-seconds=60"].map(str::to_owned);
+        ["--infrastructure-namespaces=monitoring,sw", "--device-prefixes=amd.com/", "--grace-cap-seconds=60"]
+            .map(str::to_owned);
     let policy: ValidatingAdmissionPolicy = read(json!({"spec": {"validations": [
         {"expression": "request.userInfo.username in ['system:kube-scheduler', 'volcano']"}]}}));
     let values = merge(&args, &installed, Some(bound_by(&policy)));

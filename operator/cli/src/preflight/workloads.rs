@@ -116,7 +116,10 @@ fn tolerations(facts: &Facts, template: &Template<'_>) -> Vec<Finding> {
                 template,
                 Severity::Refused,
                 "HoldToleration",
-                format!("it tolerates {}={value}, which namespace {namespace} may not", one.key.as_deref().unwrap_or_default()),
+                format!(
+                    "it tolerates {}={value}, which namespace {namespace} may not",
+                    one.key.as_deref().unwrap_or_default()
+                ),
                 "leave the toleration out, Spillway adds the right one".to_owned(),
             ));
         }
@@ -214,11 +217,7 @@ fn pod_security(facts: &Facts, template: &Template<'_>) -> Vec<Finding> {
     }
     let spec = template.spec;
     let mut wants = BTreeSet::new();
-    for (what, wanted) in [
-        ("hostNetwork", spec.host_network),
-        ("hostPID", spec.host_pid),
-        ("hostIPC", spec.host_ipc),
-    ] {
+    for (what, wanted) in [("hostNetwork", spec.host_network), ("hostPID", spec.host_pid), ("hostIPC", spec.host_ipc)] {
         if wanted == Some(true) {
             wants.insert(what);
         }

@@ -53,11 +53,8 @@ fn after_a_loss_of_etcd_names_say_what_is_meant() {
     let renamed = crate::ledger::copy::Copy { root, pages, ..copy.clone() };
     assert!(renamed.faults().is_empty(), "{:?}", renamed.faults());
     let now = renamed.decode().unwrap();
-    let mut said: Vec<(&str, &str)> = now
-        .live
-        .iter()
-        .map(|booking| (booking.reservation.uid.as_str(), booking.segments[0].uid.as_str()))
-        .collect();
+    let mut said: Vec<(&str, &str)> =
+        now.live.iter().map(|booking| (booking.reservation.uid.as_str(), booking.segments[0].uid.as_str())).collect();
     said.sort_unstable();
     assert_eq!(said, [("new-serve", "new-2"), ("new-train", "new-1")]);
     // No name is used twice, and history stays as it was.
