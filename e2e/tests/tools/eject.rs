@@ -43,7 +43,7 @@ fn same(before: &BTreeMap<String, Value>, after: &BTreeMap<String, Value>) -> Re
     Ok(())
 }
 
-async fn daemonset(lab: &Lab, namespace: &str, tolerations: Value, devices: bool) -> Result<()> {
+async fn daemonset(lab: &Lab, namespace: &str, tolerations: &Value, devices: bool) -> Result<()> {
     let limits = if devices { json!({"nvidia.com/gpu": "1"}) } else { json!({}) };
     let object = json!({"apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": {"name": "each", "namespace": namespace},
         "spec": {"selector": {"matchLabels": {"app": "e"}}, "template": {"metadata": {"labels": {"app": "e"}}, "spec": {
@@ -70,10 +70,10 @@ async fn after_it_the_cluster_is_as_before() -> Result<()> {
         lab.kubectl(&["create", "namespace", namespace]).await?;
     }
     lab.kubectl(&["label", "namespace", "house", "pod-security.kubernetes.io/enforce=baseline"]).await?;
-    daemonset(&lab, "gpu-operator", json!([{"key": "nvidia.com/gpu", "operator": "Exists"}]), false).await?;
-    daemonset(&lab, "house", json!([]), true).await?;
-    daemonset(&lab, "acme", json!([]), true).await?;
-    daemonset(&lab, "apps", json!([{"operator": "Exists", "effect": "NoExecute"}]), false).await?;
+    daemonset(&lab, "gpu-operator", &json!([{"key": "nvidia.com/gpu", "operator": "Exists"}]), false).await?;
+    daemonset(&lab, "house", &json!([]), true).await?;
+    daemonset(&lab, "acme", &json!([]), true).await?;
+    daemonset(&lab, "apps", &json!([{"operator": "Exists", "effect": "NoExecute"}]), false).await?;
     for name in ["gpu-0", "gpu-1", "cpu-0"] {
         let node = FakeNode::new(name, "H200").label("topology.kubernetes.io/zone", "z1").to_object();
         Api::<Node>::all(lab.client()?).create(&PostParams::default(), &node).await.context("making a node")?;

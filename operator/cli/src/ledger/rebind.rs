@@ -192,8 +192,10 @@ fn substitute(value: &mut Value, words: &BTreeMap<String, String>) -> bool {
             }
             None => false,
         },
-        Value::Array(items) => items.iter_mut().fold(false, |any, item| substitute(item, words) || any),
-        Value::Object(fields) => fields.values_mut().fold(false, |any, field| substitute(field, words) || any),
+        Value::Array(items) => items.iter_mut().filter_map(|item| substitute(item, words).then_some(())).count() > 0,
+        Value::Object(fields) => {
+            fields.values_mut().filter_map(|field| substitute(field, words).then_some(())).count() > 0
+        }
         _ => false,
     }
 }

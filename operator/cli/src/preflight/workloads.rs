@@ -111,7 +111,8 @@ fn tolerations(facts: &Facts, template: &Template<'_>) -> Vec<Finding> {
                 Role::Infrastructure | Role::None => false,
             };
         // One pod may have been given the toleration of one node.
-        if !allowed && !(template.is_pod && value.starts_with("node.")) {
+        let assigned = template.is_pod && value.starts_with("node.");
+        if !allowed && !assigned {
             findings.push(finding(
                 template,
                 Severity::Refused,
