@@ -4,7 +4,7 @@
 //!
 //! `SPILLWAY_BAD_INPUTS=2000` makes it long, `SPILLWAY_BAD_INPUT_SEED` repeats a run.
 
-#![expect(clippy::indexing_slicing, clippy::print_stderr, reason = "a test may fail loudly, and says what it saw")]
+#![allow(clippy::indexing_slicing, reason = "a field that a JSON value lacks reads as null, and lists are never empty")]
 
 mod generator;
 
