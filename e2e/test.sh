@@ -200,6 +200,8 @@ case $command in
         export SPILLWAY_SOAK_KILLS=${SPILLWAY_SOAK_KILLS:-1000}
         need_cc && build && lab_tools
         step "soak: $SPILLWAY_SOAK_KILLS kills" cargo test "${workspace[@]}" --test chaos -- --test-threads=1 --nocapture random_kills
+        export SPILLWAY_BAD_INPUTS=${SPILLWAY_BAD_INPUTS:-2000}
+        step "soak: $SPILLWAY_BAD_INPUTS bad inputs" cargo test "${workspace[@]}" --test badinput -- --test-threads=1 --nocapture
         finish
         ;;
     bench-packing) bench_packing "$@" ;;

@@ -97,6 +97,7 @@ async fn helm_lints_and_refuses_what_would_not_work() -> Result<()> {
     ensure!(lint.contains("0 chart(s) failed") && !lint.contains("[WARNING]"), "{lint}");
 
     let mut wrong = Vec::new();
+    wrong.extend(monitoring(&lab).await?);
     for (set, text) in REFUSED_VALUES {
         match helm(&lab, &["template", "spillway", CHART], &["--set", set]).await {
             Ok(_) => wrong.push(format!("{set} was taken")),
@@ -122,6 +123,38 @@ async fn helm_lints_and_refuses_what_would_not_work() -> Result<()> {
     lab.stop()?;
     ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
     Ok(())
+}
+
+/// Alerts and dashboard come when they are asked for, whole, and not otherwise.
+async fn monitoring(lab: &Lab) -> Result<Option<String>> {
+    let template = ["template", "spillway", CHART];
+    let plain = helm(lab, &template, &[]).await?;
+    let set = [
+        "--set",
+        "metrics.prometheusRule.enabled=true,metrics.prometheusRule.labels.release=kps,metrics.dashboard.enabled=true",
+    ];
+    let mut objects = Vec::new();
+    for document in helm(lab, &template, &set).await?.split("\n---\n") {
+        objects.push(serde_yaml::from_str::<Value>(document).context("a document of the chart")?);
+    }
+    let find = |kind: &str, name: &str| {
+        objects
+            .iter()
+            .find(|object| object["kind"] == kind && object["metadata"]["name"] == name)
+            .cloned()
+            .unwrap_or_default()
+    };
+    let (rule, board) = (find("PrometheusRule", "spillway"), find("ConfigMap", "spillway-dashboard"));
+    let alerts = rule["spec"]["groups"][0]["rules"].as_array().map_or(0, Vec::len);
+    let text = board["data"]["spillway.json"].as_str().unwrap_or_default();
+    let panels = serde_json::from_str::<Value>(text).ok().and_then(|board| board["panels"].as_array().map(Vec::len));
+    let whole = alerts >= 5
+        && rule["metadata"]["labels"]["release"] == "kps"
+        && panels.is_some_and(|panels| panels > 10)
+        && board["metadata"]["labels"]["grafana_dashboard"] == "1"
+        && !plain.contains("PrometheusRule")
+        && !plain.contains("grafana_dashboard");
+    Ok((!whole).then(|| format!("{alerts} alerts, {panels:?} panels: {rule} {}", board["metadata"])))
 }
 
 #[tokio::test]

@@ -15,15 +15,24 @@ use crate::{
     time,
 };
 
+mod eject;
+mod ledger;
+mod preflight;
+
+pub(crate) use eject::EjectArgs;
+pub(crate) use ledger::{LedgerCommand, LedgerVerifyArgs, RestoreArgs};
+pub(crate) use preflight::{FailOn, PreflightArgs};
+
 const EXIT_CODES: &str = "\
 Exit codes:
-  0  answered; `verify` found no violation
-  1  `verify` found a violation
-  2  the question could not be answered (wrong arguments, no permission, no connection, no Spillway there)";
+  0  answered, or done; `verify` found no violation
+  1  `verify` found a violation, `ledger verify` an unsound ledger, `preflight` what would be refused or evicted
+  2  the question could not be answered (wrong arguments, no permission, no connection, no Spillway there), or
+     what was asked would do harm: then the message says which option accepts it";
 
 /// What a GPU fleet has sold, to whom, how much of it was used, and whether all that is true.
 ///
-/// It reads the API server and writes nothing. Installed as `kubectl-spillway` as well, it is `kubectl spillway`.
+/// It reads the API server and writes nothing, but for `ledger restore` and `eject`, which ask first. Installed as `kubectl-spillway` as well, it is `kubectl spillway`.
 #[derive(Debug, Parser)]
 #[command(name = "spillway", version, after_help = EXIT_CODES, after_long_help = EXIT_CODES, propagate_version = true)]
 pub(crate) struct Cli {
@@ -91,6 +100,28 @@ pub(crate) enum Command {
     #[command(after_help = simulate::EXAMPLES)]
     Simulate(SimulateArgs),
 
+    /// Copy the booking ledger into a file, check a copy, put one back.
+    #[command(after_help = LEDGER_EXAMPLES)]
+    Ledger {
+        /// What to do with it.
+        #[command(subcommand)]
+        command: LedgerCommand,
+    },
+
+    /// List what Spillway's policies would refuse or evict in this cluster, before they are enforced.
+    ///
+    /// It reads only, and works before the chart is installed and after. Exits with 1 when something would be refused or evicted.
+    #[command(after_help = PREFLIGHT_EXAMPLES)]
+    Preflight(PreflightArgs),
+
+    /// Take everything of Spillway off nodes, namespaces and DaemonSets: the cluster is as before.
+    ///
+    /// Taints, labels and annotations under spillway.dev/, and the tolerations and node selectors that the policies put into templates of
+    /// DaemonSets. Those of pods cannot be changed, and harm nobody. Shows what it would do, and asks. It can be said again at any time.
+    /// Custom resources and CRDs stay: the ledger is what bills stand on.
+    #[command(after_help = EJECT_EXAMPLES)]
+    Eject(EjectArgs),
+
     /// Print the completion script of a shell.
     #[command(after_help = COMPLETIONS_EXAMPLES)]
     Completions {
@@ -126,6 +157,25 @@ Examples:
   spillway verify --settle 2m -o json   grant two minutes to what is on its way
 
 Exit codes: 0 no violation, 1 a violation, 2 not all objects could be read.";
+
+const LEDGER_EXAMPLES: &str = "\
+Examples:
+  spillway ledger export ledger.json            copy root and all pages
+  spillway ledger verify ledger.json            can it be relied on?
+  spillway ledger verify                        and what the cluster has?
+  spillway ledger restore ledger.json           show what would happen, ask, put it back
+  spillway ledger restore --from-pages          the root is gone and the pages are there";
+
+const PREFLIGHT_EXAMPLES: &str = "\
+Examples:
+  spillway preflight
+  spillway preflight --infrastructure-namespaces=gpu-operator,monitoring --schedulers=system:kube-scheduler,volcano
+  spillway preflight --fail-on never -o json";
+
+const EJECT_EXAMPLES: &str = "\
+Examples:
+  spillway eject --dry-run      what would be taken off?
+  spillway eject                show, ask, do it";
 
 const COMPLETIONS_EXAMPLES: &str = "\
 Examples:

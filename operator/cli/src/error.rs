@@ -72,6 +72,50 @@ pub(crate) enum Error {
     /// An experiment could not be run.
     #[error(transparent)]
     Simulate(#[from] crate::simulate::Error),
+    /// A copy of the ledger that cannot be used.
+    #[error("this copy of the ledger cannot be used: {why}")]
+    Copy {
+        /// Why, and what to do.
+        why: String,
+    },
+    /// A file could not be read or written.
+    #[error("could not use the file {name:?}: does it exist, and may you read and write it?")]
+    File {
+        /// Its name.
+        name: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The API server refused a change.
+    #[error(
+        "could not write {what} {name:?}: what was written before it stays, and the same command goes on from there once the cause is mended"
+    )]
+    Change {
+        /// Plural resource, with its group.
+        what: &'static str,
+        /// Which.
+        name: String,
+        /// Why.
+        #[source]
+        source: kube::Error,
+    },
+    /// It would do harm.
+    #[error("{what}:\n  - {}", why.join("\n  - "))]
+    Refused {
+        /// What is not done.
+        what: &'static str,
+        /// Why, each with what to do.
+        why: Vec<String>,
+    },
+    /// Nobody said yes, and nobody can be asked.
+    #[error(
+        "nobody can be asked whether to {word}, because standard input is no terminal: look at it with --dry-run, then say --yes"
+    )]
+    NotConfirmed {
+        /// What would be done.
+        word: &'static str,
+    },
     /// The answer could not be printed.
     #[error("could not write the answer")]
     Write {

@@ -13,6 +13,13 @@ use spillway_planner::{
 
 use crate::{cluster::list, error::Error, time};
 
+pub(crate) mod check;
+pub(crate) mod copy;
+pub(crate) mod export;
+pub(crate) mod leftovers;
+pub(crate) mod rebind;
+pub(crate) mod restore;
+
 const ROOTS: &str = "capacityledgers.spillway.dev";
 const PAGES: &str = "capacityledgerpages.spillway.dev";
 /// How often the ledger is read anew when it was collected while it was read.

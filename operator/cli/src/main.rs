@@ -1,5 +1,5 @@
 //! The `spillway` command, also `kubectl spillway`: what a fleet has sold, to whom, how much of it was used, why a reservation is where it is,
-//! and whether all that is true. It reads, and writes nothing.
+//! and whether all that is true. It reads, and writes nothing, but for `ledger restore` and `eject`, which ask first.
 //!
 //! - [`args`]: the command line.
 //! - [`client`], [`cluster`], [`ledger`]: reading from the API server.
@@ -15,17 +15,21 @@ use std::{
 
 use clap::{CommandFactory, FromArgMatches};
 
-use args::{Cli, Command};
+use args::{Cli, Command, LedgerCommand, LedgerVerifyArgs};
 use error::Error;
+use kube::Client;
 
 mod args;
 mod capacity;
 mod client;
 mod cluster;
+mod confirm;
+mod eject;
 mod error;
 mod explain;
 mod ledger;
 mod output;
+mod preflight;
 #[cfg(test)]
 mod sample;
 mod simulate;
@@ -71,8 +75,14 @@ async fn run(cli: &Cli) -> Result<ExitCode, Error> {
         }
         other => other,
     };
-    let client = client::connect(&cli.connection).await?;
     let format = cli.output;
+    // A copy is checked without any cluster.
+    if let Command::Ledger { command: LedgerCommand::Verify(LedgerVerifyArgs { file: Some(file) }) } = command {
+        let checked = ledger::check::check_file(&file.display().to_string(), &ledger::restore::read_file(file)?);
+        output::write(format, &checked, &mut out)?;
+        return Ok(if checked.sound { ExitCode::SUCCESS } else { ExitCode::from(EXIT_FINDING) });
+    }
+    let client = client::connect(&cli.connection).await?;
     let mut code = ExitCode::SUCCESS;
     match command {
         Command::Capacity(args) => output::write(format, &capacity::run(&client, args).await?, &mut out)?,
@@ -85,7 +95,40 @@ async fn run(cli: &Cli) -> Result<ExitCode, Error> {
                 code = ExitCode::from(EXIT_FINDING);
             }
         }
+        Command::Preflight(args) => {
+            let report = preflight::run(&client, args).await?;
+            output::write(format, &report, &mut out)?;
+            if report.fails(args.fail_on) {
+                code = ExitCode::from(EXIT_FINDING);
+            }
+        }
+        Command::Eject(args) => eject::run(&client, &cli.connection, args, format, &mut out).await?,
+        Command::Ledger { command } => code = run_ledger(&client, cli, command, &mut out).await?,
         Command::Completions { .. } | Command::Simulate(_) => {}
     }
     Ok(code)
+}
+
+async fn run_ledger(
+    client: &Client,
+    cli: &Cli,
+    command: &LedgerCommand,
+    out: &mut dyn Write,
+) -> Result<ExitCode, Error> {
+    match command {
+        LedgerCommand::Export(args) => {
+            if let Some(exported) = ledger::export::run(client, &args.file, out).await? {
+                output::write(cli.output, &exported, out)?;
+            }
+        }
+        LedgerCommand::Verify(_) => {
+            let checked = ledger::check::check_cluster(client).await?;
+            output::write(cli.output, &checked, out)?;
+            if !checked.sound {
+                return Ok(ExitCode::from(EXIT_FINDING));
+            }
+        }
+        LedgerCommand::Restore(args) => ledger::restore::run(client, &cli.connection, args, cli.output, out).await?,
+    }
+    Ok(ExitCode::SUCCESS)
 }

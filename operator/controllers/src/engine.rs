@@ -21,7 +21,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use crate::{
     context::{Context, owners},
     error::{Error, call},
-    kill,
+    gauges, kill,
     snapshot::{self, Past},
     store::{LedgerStore, Swap, new_name},
     view::View,
@@ -177,6 +177,7 @@ impl Engine {
         self.tidy().await?;
         self.forget();
         self.publish_view();
+        gauges::observe(&self.context, &self.outcomes, now);
         for (namespace, name) in changed {
             self.context.queues.reservations.push_in(&namespace, &name).await;
         }

@@ -11,6 +11,7 @@ pub mod engine;
 pub mod error;
 pub mod fence;
 pub mod finalizer;
+pub mod gauges;
 pub mod http;
 pub mod kill;
 pub mod leader;

@@ -45,6 +45,10 @@ pub struct Metrics {
     pub commit_seconds: Histogram,
     /// Live bookings.
     pub bookings: Gauge,
+    /// Requests that wait in line.
+    pub waiting: Gauge,
+    /// Age of the oldest turnover of a sound node, in seconds.
+    pub turnover_oldest: Gauge,
     /// Devices by pool and state.
     pub devices: Family<PoolState, Gauge>,
     /// Looks at objects.
@@ -72,6 +76,8 @@ impl Default for Metrics {
             plan_seconds: seconds(),
             commit_seconds: seconds(),
             bookings: Gauge::default(),
+            waiting: Gauge::default(),
+            turnover_oldest: Gauge::default(),
             devices: Family::default(),
             reconciles: Family::default(),
             node_writes: Counter::default(),
@@ -106,6 +112,13 @@ impl Metrics {
             self.commit_seconds.clone(),
         );
         registry.register("bookings", "Live bookings", self.bookings.clone());
+        registry.register("requests_waiting", "Requests that wait in line", self.waiting.clone());
+        registry.register_with_unit(
+            "node_turnover_oldest",
+            "For how long the node has been closed that has been so the longest, of those that are Ready and not cordoned",
+            Unit::Seconds,
+            self.turnover_oldest.clone(),
+        );
         registry.register("pool_devices", "Devices by pool and state", self.devices.clone());
         registry.register("reconciles", "Looks at objects by controller and result", self.reconciles.clone());
         registry.register("node_writes", "Writes of nodes' hold taints and labels", self.node_writes.clone());

@@ -1,5 +1,7 @@
 //! The checks, one file an invariant.
 
+use spillway_crds::{CapacityLedger, CapacityLedgerPage};
+
 use crate::{
     ledger,
     violation::{Findings, Violation},
@@ -29,6 +31,17 @@ pub fn check(world: &World) -> Vec<Violation> {
         meter::check_statuses(world, &ledger, &mut findings);
     }
     pods::check(world, &mut findings);
+    findings.sorted()
+}
+
+/// Checks a ledger by itself, without the objects that it speaks of: that it is whole and readable, that nothing in it is sold twice,
+/// and that its times are in order.
+pub fn check_ledger(root: Option<&CapacityLedger>, pages: &[CapacityLedgerPage]) -> Vec<Violation> {
+    let world = World { root: root.cloned(), pages: pages.to_vec(), ..World::default() };
+    let mut findings = Findings::default();
+    let ledger = ledger::read(root, pages, &mut findings);
+    sold_once::check(&world, &ledger, &mut findings);
+    meter::check_bookings(&world, &ledger, &mut findings);
     findings.sorted()
 }
 

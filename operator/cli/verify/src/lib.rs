@@ -18,7 +18,7 @@ mod load;
 mod violation;
 mod world;
 
-pub use checks::check;
+pub use checks::{check, check_ledger};
 pub use ledger::{Booking, EndReason, Ledger, ReservationRef, Segment, read_ledger};
 pub use load::{LoadError, load};
 pub use violation::{Severity, Violation};
