@@ -29,7 +29,7 @@ use crate::{
     context::{Asked, Context},
     engine::Message,
     error::{Error, call},
-    kill,
+    guards, kill,
     pods::{PodFacts, facts},
     snapshot::{Soundness, soundness},
     view::View,
@@ -62,6 +62,9 @@ pub async fn reconcile(node: Arc<Node>, context: Arc<Context>) -> Result<Action,
     let view = context.view();
     if view.ledger.is_none() || view.blocked.is_some() || node.metadata.deletion_timestamp.is_some() {
         return Ok(Action::await_change());
+    }
+    if let Some(instead) = guards::hold_off(&context, &node).await? {
+        return Ok(instead);
     }
     let uid = NodeUid::from(node.uid().unwrap_or_default());
     let booking = view.booking_on(&uid).cloned();
@@ -473,6 +476,7 @@ impl Writer<'_> {
         };
         let same = view.generation == found
             && view.blocked.is_none()
+            && context.guards.allow_writes()
             && view.booking_on(self.uid).map(|booking| &booking.id) == self.booking.map(|booking| &booking.id);
         if same && context.pulse.gaps() == self.gaps { Ok(found) } else { Err(fenced) }
     }

@@ -10,11 +10,11 @@ use kube::{
 };
 use serde_json::json;
 use spillway_crds::{
-    GpuPool,
+    GpuPool, Mode,
     names::{BOOKING_ANNOTATION, HOLD_CLOSED, HOLD_UNSOLD, POOL_LABEL},
 };
 use spillway_manifests::{
-    hold,
+    hold, observe,
     pool::{Facts, NodeClass, NodeFacts, build_status},
     validate,
 };
@@ -111,9 +111,13 @@ fn facts(context: &Context, view: &View, pool: &GpuPool) -> Facts {
         (bookings.iter().map(|booking| spillway_manifests::reservation::open_devices(booking)).sum(), live)
     });
     let live = sold.as_ref().map(|(_, live)| live.as_slice()).unwrap_or_default();
+    let guarded = context.guards.state();
     let planned = validate::pool(pool, context.config.grace_cap_seconds);
     let not_selling = match (&view.blocked, planned.not_selling) {
         (Some((reason, message)), _) => Some((*reason, message.clone())),
+        (None, _) if let Some((reason, message)) = guarded.doubt() => {
+            Some((*reason, format!("Nothing new is sold: {message}")))
+        }
         (None, Some(why)) => {
             let reason = if pool.metadata.deletion_timestamp.is_some() {
                 "Deleting"
@@ -134,7 +138,10 @@ fn facts(context: &Context, view: &View, pool: &GpuPool) -> Facts {
         }
         (None, None) => None,
     };
-    Facts { nodes, sold, not_selling }
+    let observing = (pool.spec.mode == Mode::Observe).then(|| observe::condition(&guarded.stance));
+    let observed = || observing.as_ref().map(|(_, _, message)| ("Observing", message.clone()));
+    let not_selling = not_selling.or_else(observed);
+    Facts { nodes, sold, not_selling, observing }
 }
 
 fn node_facts(
@@ -168,7 +175,7 @@ fn node_facts(
         NodeClass::Held
     } else if problem.is_some() {
         NodeClass::Broken
-    } else if no_schedule == Some(HOLD_UNSOLD) && booking.is_none() {
+    } else if booking.is_none() && (no_schedule == Some(HOLD_UNSOLD) || context.guards.state().observes()) {
         NodeClass::Unsold
     } else {
         NodeClass::Turnover

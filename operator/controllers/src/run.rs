@@ -38,6 +38,7 @@ use crate::{
     engine::Engine,
     error::Error,
     fence::{Fence, Pulse},
+    guards::{self, Guards},
     http, leader,
     metrics::Metrics,
     nodes,
@@ -93,7 +94,8 @@ fn start(client: Client, config: Config, metrics: Arc<Metrics>, tasks: &mut Join
     let (publish, view) = watch::channel(Arc::new(View::default()));
     let pods = Arc::new(PodIndex::default());
     let synced = Synced::default();
-    let (stores, feeds) = watch_all(&client, &config, &queues, &wake, &pods, &view, &synced);
+    let guards = Arc::new(Guards::new(Arc::clone(&wake)));
+    let (stores, feeds) = watch_all(&client, &config, &queues, &wake, &pods, &view, &guards, &synced);
     let watches = feeds.len();
     for feed in feeds {
         tasks.spawn(async move {
@@ -116,6 +118,7 @@ fn start(client: Client, config: Config, metrics: Arc<Metrics>, tasks: &mut Join
         engine: engine_sender,
         pulse: Arc::clone(&pulse),
         metrics,
+        guards,
         nodes: std::sync::Mutex::new(NodeMemory::default()),
         wording: Throttle::new(reservations::WORDING),
         statements: Throttle::new(pools::STATEMENTS),
@@ -125,6 +128,7 @@ fn start(client: Client, config: Config, metrics: Arc<Metrics>, tasks: &mut Join
         pulse.beat(MAX_GAP).await;
         Ok(())
     });
+    guards::start(&context, tasks);
     let engine = Engine::new(Arc::clone(&context), publish, wake, messages);
     tasks.spawn(async move {
         // Deciding on half of the cluster would sell what is sold: the engine waits for the first list of everything.
@@ -195,6 +199,7 @@ fn control<K, Fut>(
     });
 }
 
+#[expect(clippy::too_many_arguments, reason = "what the watches feed")]
 /// All watches. Each change wakes the engine and asks the controllers to look at what it concerns.
 fn watch_all(
     client: &Client,
@@ -203,6 +208,7 @@ fn watch_all(
     wake: &Arc<Notify>,
     pods: &Arc<PodIndex>,
     view: &watch::Receiver<Arc<View>>,
+    guards: &Arc<Guards>,
     synced: &Synced,
 ) -> (Stores, Vec<watches::Feed>) {
     let any = || watcher::Config::default().any_semantic();
@@ -242,7 +248,7 @@ fn watch_all(
         }
     });
 
-    let (q, w, v) = (queues.clone(), Arc::clone(&wake), view.clone());
+    let (q, w, v, guarded) = (queues.clone(), Arc::clone(&wake), view.clone(), Arc::clone(guards));
     let mut seen: HashMap<String, u64> = HashMap::new();
     let (nodes, node_feed) = watch::<Node, _, _>(Api::all(client.clone()), any(), slim_node, synced, move |event| {
         let (q, w) = (q.clone(), Arc::clone(&w));
@@ -260,6 +266,9 @@ fn watch_all(
                 .and_then(|id| v.borrow().booking(&BookingId::from(id)).map(|booking| booking.reservation.clone()));
             (node.name_any(), node.labels().get(POOL_LABEL).cloned(), booking)
         });
+        if let Some((name, ..)) = &about {
+            guarded.audit.node(name);
+        }
         async move {
             if news {
                 w.notify_one();
@@ -290,6 +299,7 @@ fn watch_all(
     let (namespaces, namespace_feed) = namespaces(client, &queues, &wake, synced);
 
     let (index, prefixes, q, w) = (Arc::clone(pods), config.device_prefixes.clone(), queues, wake);
+    let guarded = Arc::clone(guards);
     let bound = any().fields("spec.nodeName!=,status.phase!=Succeeded,status.phase!=Failed");
     let stream = watcher(Api::<Pod>::all(client.clone()), bound);
     let mut mark = synced.mark();
@@ -302,6 +312,7 @@ fn watch_all(
                     // Only pods with devices change what can be sold.
                     let devices = object(&event).is_none_or(|pod| !pods::devices(pod, &prefixes).is_empty());
                     for node in index.take(&event, &prefixes) {
+                        guarded.audit.node(&node);
                         q.nodes.push(&node).await;
                     }
                     mark(matches!(event, watcher::Event::InitDone));
