@@ -213,7 +213,8 @@ async fn the_copy_is_complete(lab: &Lab) -> Result<()> {
     let role = read(lab, "/apis/rbac.authorization.k8s.io/v1/clusterroles/spillway-operator").await?;
     let may = |plural: &str, name: &str| {
         role["rules"].as_array().into_iter().flatten().any(|rule| {
-            let has = |field: &str, value: &str| rule[field].as_array().is_some_and(|all| all.iter().any(|one| one == value));
+            let has =
+                |field: &str, value: &str| rule[field].as_array().is_some_and(|all| all.iter().any(|one| one == value));
             has("resources", plural) && has("resourceNames", name) && has("verbs", "create") && has("verbs", "patch")
         })
     };

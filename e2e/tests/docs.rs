@@ -25,8 +25,18 @@ const REASONS: [&str; 12] = [
 ];
 
 /// Words of the same form that are no reasons: condition types, taint effects, actions of Events.
-const OTHER_WORDS: [&str; 10] =
-    ["Reconciling", "NoSchedule", "NoExecute", "Refuse", "End", "Replace", "ConfigMap", "PodScheduled", "Delete", "Stop"];
+const OTHER_WORDS: [&str; 10] = [
+    "Reconciling",
+    "NoSchedule",
+    "NoExecute",
+    "Refuse",
+    "End",
+    "Replace",
+    "ConfigMap",
+    "PodScheduled",
+    "Delete",
+    "Stop",
+];
 
 fn read(path: &str) -> Result<String> {
     fs::read_to_string(Path::new(ROOT).join(path)).with_context(|| format!("reading {path}"))

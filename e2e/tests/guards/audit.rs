@@ -24,14 +24,14 @@ async fn held(stage: &Stage<'_>) -> Result<String> {
 /// While the operator is frozen and a policy away, so many pods of beta come to a node of acme's; then both are back.
 async fn intrude(stage: &mut Stage<'_>, node: &str, count: usize) -> Result<Vec<String>> {
     stage.operator.signal(Signal::SIGSTOP)?;
-    policies(stage.spillway, "ValidatingAdmissionPolicyBinding").delete("spillway-pod", &DeleteParams::default()).await?;
-    stage
-        .spillway
-        .wait_for("the policy to be away", BOUND, || async { Ok(!stage.refuses_wildcards().await?) })
+    policies(stage.spillway, "ValidatingAdmissionPolicyBinding")
+        .delete("spillway-pod", &DeleteParams::default())
         .await?;
+    stage.spillway.wait_for("the policy to be away", BOUND, || async { Ok(!stage.refuses_wildcards().await?) }).await?;
     let mut names = Vec::new();
     for _ in 0..count {
-        let wildcard = json!({"tolerations": [{"operator": "Exists"}], "nodeSelector": {"kubernetes.io/hostname": node}});
+        let wildcard =
+            json!({"tolerations": [{"operator": "Exists"}], "nodeSelector": {"kubernetes.io/hostname": node}});
         names.push(stage.create_pod("beta", 0, &wildcard).await?);
     }
     for name in &names {
@@ -50,7 +50,8 @@ pub(crate) async fn who_may_not_be_there_is_ended(stage: &mut Stage<'_>) -> Resu
     let intruders = intrude(stage, &node, 2).await?;
     let pods = Api::<Pod>::namespaced(stage.spillway.client(), "beta");
     for name in &intruders {
-        let gone = || async { Ok(pods.get_opt(name).await?.is_none_or(|pod| pod.metadata.deletion_timestamp.is_some())) };
+        let gone =
+            || async { Ok(pods.get_opt(name).await?.is_none_or(|pod| pod.metadata.deletion_timestamp.is_some())) };
         stage.spillway.wait_for("an intruder to be ended", BOUND, gone).await?;
     }
     stage.wait_metric("spillway_audit_deleted_pods_total", "2").await?;

@@ -32,9 +32,13 @@ pub(crate) async fn a_first_look_touches_nothing(stage: &Stage<'_>) -> Result<Re
     ] {
         spillway
             .wait_for(&format!("{name} to be told"), BOUND, || async {
-                let status = spillway.reservation(namespace, name).await?.and_then(|found| found.status).context("a status")?;
+                let status =
+                    spillway.reservation(namespace, name).await?.and_then(|found| found.status).context("a status")?;
                 let message = status.message.unwrap_or_default();
-                ensure!(status.phase == Phase::Waitlisted && status.reason.as_deref() == Some("Observing"), "{message}");
+                ensure!(
+                    status.phase == Phase::Waitlisted && status.reason.as_deref() == Some("Observing"),
+                    "{message}"
+                );
                 ensure!(message.contains(text), "{message}");
                 Ok(true)
             })
@@ -63,7 +67,10 @@ async fn policies_rest(stage: &Stage<'_>, rest: bool) -> Result<()> {
             let actions = if rest { json!(["Audit"]) } else { json!(["Deny"]) };
             ensure!((mutating == 0) == rest, "{mutating} mutating bindings");
             ensure!(validating.len() > 10, "{} validating bindings", validating.len());
-            ensure!(validating.iter().all(|binding| binding.data["spec"]["validationActions"] == actions), "{validating:?}");
+            ensure!(
+                validating.iter().all(|binding| binding.data["spec"]["validationActions"] == actions),
+                "{validating:?}"
+            );
             Ok(stage.refuses_wildcards().await? != rest)
         })
         .await
@@ -88,7 +95,10 @@ pub(crate) async fn enforcing_ends_nothing_that_runs(stage: &Stage<'_>, resident
 
     // Before anything is sold the system's DaemonSets are rolled, as the book says, and get their toleration.
     spillway.lab().kubectl(&["annotate", "daemonset", "-n", "kube-system", "--all", "example.com/touched=1"]).await?;
-    spillway.lab().kubectl(&["rollout", "status", "daemonset", "-n", "kube-system", "device-plugin", "--timeout=60s"]).await?;
+    spillway
+        .lab()
+        .kubectl(&["rollout", "status", "daemonset", "-n", "kube-system", "device-plugin", "--timeout=60s"])
+        .await?;
     Ok(())
 }
 

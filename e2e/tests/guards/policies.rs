@@ -31,7 +31,9 @@ async fn edit(stage: &Stage<'_>, kind: &str, name: &str, spec: Value) -> Result<
 
 async fn wait_back(stage: &Stage<'_>, kind: &str, name: &str, before: &Value) -> Result<()> {
     let took = stage
-        .time(&format!("{kind} {name} to be back"), || async { Ok(stage.spec(kind, name).await?.as_ref() == Some(before)) })
+        .time(&format!("{kind} {name} to be back"), || async {
+            Ok(stage.spec(kind, name).await?.as_ref() == Some(before))
+        })
         .await?;
     ensure!(took < SOON, "{kind} {name} was back after {took:?}");
     Ok(())
@@ -54,7 +56,11 @@ pub(crate) async fn what_is_deleted_or_changed_comes_back(stage: &Stage<'_>) -> 
         (VALIDATING, "spillway-pod", json!({"matchConditions": [{"name": "never", "expression": "false"}]})),
         (VALIDATING, "spillway-pod-delete", json!({"failurePolicy": "Ignore"})),
         (VALIDATING_BINDING, "spillway-pod", json!({"validationActions": ["Warn"]})),
-        (VALIDATING_BINDING, "spillway-pod", json!({"matchResources": {"namespaceSelector": {"matchLabels": {"a": "b"}}}})),
+        (
+            VALIDATING_BINDING,
+            "spillway-pod",
+            json!({"matchResources": {"namespaceSelector": {"matchLabels": {"a": "b"}}}}),
+        ),
     ];
     for (kind, name, spec) in weaker {
         let before = stage.spec(kind, name).await?.context("a policy")?;
@@ -99,7 +105,9 @@ pub(crate) async fn what_cannot_be_restored_stops_sales(stage: &Stage<'_>) -> Re
     role["metadata"] = json!({"name": "spillway-operator", "labels": role["metadata"]["labels"], "annotations": role["metadata"]["annotations"]});
     let whole = role.to_string();
     if let Some(rules) = role["rules"].as_array_mut() {
-        rules.retain(|rule| rule["apiGroups"] != json!(["admissionregistration.k8s.io"]) || rule["verbs"] == json!(["list", "watch"]));
+        rules.retain(|rule| {
+            rule["apiGroups"] != json!(["admissionregistration.k8s.io"]) || rule["verbs"] == json!(["list", "watch"])
+        });
     }
     spillway.lab().kubectl_with_input(&["replace", "-f", "-"], &role.to_string()).await?;
     tokio::time::sleep(Duration::from_secs(1)).await;
@@ -173,9 +181,7 @@ pub(crate) async fn a_test_that_fails_stops_sales(stage: &Stage<'_>) -> Result<(
 pub(crate) async fn an_uninstall_is_not_fought(stage: &Stage<'_>) -> Result<()> {
     let spillway = stage.spillway;
     spillway.patch_pool(POOL, json!({"mode": "Enforce"})).await?;
-    spillway
-        .wait_for("the policies to act", BOUND, || async { stage.refuses_wildcards().await })
-        .await?;
+    spillway.wait_for("the policies to act", BOUND, || async { stage.refuses_wildcards().await }).await?;
     spillway.lab().helm(&["uninstall", "spillway", "-n", NAMESPACE]).await?;
     tokio::time::sleep(Duration::from_secs(3)).await;
     for kind in [VALIDATING, VALIDATING_BINDING, "MutatingAdmissionPolicy", MUTATING_BINDING] {

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use kube::api::{Api, DynamicObject, ListParams, ObjectMeta, Patch, PatchParams, PostParams};
-use kube::{Client, ResourceExt as _};
 use kube::core::{ApiResource, GroupVersionKind};
+use kube::{Client, ResourceExt as _};
 use serde_json::{Value, json};
 use spillway_crds::{ConditionStatus, names::POOL_LABEL};
 use spillway_lab::spillway::{Operator, Spillway};
@@ -107,14 +107,13 @@ impl<'lab> Stage<'lab> {
 
     /// All pods that run now.
     pub(crate) async fn residents(&self) -> Result<Residents> {
-        let pods = Api::<Pod>::all(self.spillway.client()).list(&ListParams::default()).await.context("listing pods")?;
+        let pods =
+            Api::<Pod>::all(self.spillway.client()).list(&ListParams::default()).await.context("listing pods")?;
         let runs = |pod: &&Pod| {
             pod.metadata.deletion_timestamp.is_none()
                 && pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Running")
         };
-        let known = |pod: &Pod| {
-            ((pod.namespace().unwrap_or_default(), pod.name_any()), pod.uid().unwrap_or_default())
-        };
+        let known = |pod: &Pod| ((pod.namespace().unwrap_or_default(), pod.name_any()), pod.uid().unwrap_or_default());
         Ok(pods.items.iter().filter(runs).map(known).collect())
     }
 
@@ -176,7 +175,8 @@ impl<'lab> Stage<'lab> {
 
     /// The spec of a policy or binding, if it is there.
     pub(crate) async fn spec(&self, kind: &str, name: &str) -> Result<Option<Value>> {
-        let found = policies(self.spillway, kind).get_opt(name).await.with_context(|| format!("reading {kind} {name}"))?;
+        let found =
+            policies(self.spillway, kind).get_opt(name).await.with_context(|| format!("reading {kind} {name}"))?;
         Ok(found.map(|found| found.data["spec"].clone()))
     }
 

@@ -199,8 +199,8 @@ fn control<K, Fut>(
     });
 }
 
-#[expect(clippy::too_many_arguments, reason = "what the watches feed")]
 /// All watches. Each change wakes the engine and asks the controllers to look at what it concerns.
+#[expect(clippy::too_many_arguments, reason = "what the watches feed")]
 fn watch_all(
     client: &Client,
     config: &Config,

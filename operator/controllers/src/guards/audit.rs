@@ -442,8 +442,9 @@ impl Audit {
     async fn write_brake(&self, object: &Value) -> Result<(), Error> {
         let api: Api<ConfigMap> = Api::namespaced(self.context.client.clone(), &self.context.config.namespace);
         let params = PatchParams::apply(FIELD_MANAGER).force();
-        let written = api.patch(AUDIT_BRAKE_CONFIGMAP, &params, &Patch::Apply(object));
-        call("writing the audit's brake", written).await.map(drop)
+        let patch = Patch::Apply(object);
+        let written = call("writing the audit's brake", api.patch(AUDIT_BRAKE_CONFIGMAP, &params, &patch)).await;
+        written.map(drop)
     }
 }
 

@@ -117,6 +117,7 @@ struct Guard {
     listed: BTreeSet<Kind>,
     copy_listed: bool,
     copy: Option<ConfigMap>,
+    copy_relist: Option<ConfigMap>,
     /// What the API server makes of each object that was wanted.
     complete: BTreeMap<Key, (Value, Value)>,
     stance_since: Instant,
@@ -136,6 +137,7 @@ impl Guard {
             listed: BTreeSet::new(),
             copy_listed: false,
             copy: None,
+            copy_relist: None,
             complete: BTreeMap::new(),
             stance_since: Instant::now(),
             stance_known: false,
@@ -150,9 +152,11 @@ impl Guard {
         self.due = true;
         match seen {
             Seen::Trouble => {}
-            Seen::Copy(Event::Apply(copy) | Event::InitApply(copy)) => self.copy = Some(copy),
-            Seen::Copy(Event::Delete(_) | Event::Init) => self.copy = None,
-            Seen::Copy(Event::InitDone) => self.copy_listed = true,
+            Seen::Copy(Event::Init) => self.copy_relist = None,
+            Seen::Copy(Event::InitApply(copy)) => self.copy_relist = Some(copy),
+            Seen::Copy(Event::InitDone) => (self.copy, self.copy_listed) = (self.copy_relist.take(), true),
+            Seen::Copy(Event::Apply(copy)) => self.copy = Some(copy),
+            Seen::Copy(Event::Delete(_)) => self.copy = None,
             Seen::Policy(kind, event) => match event {
                 Event::Init => self.relist.retain(|key, _| key.kind != kind),
                 Event::InitApply(object) => drop(insert(&mut self.relist, kind, &object)),
@@ -274,8 +278,9 @@ impl Guard {
             .filter(|(key, _)| !self.complete.contains_key(*key))
             .filter_map(|(key, want)| Some((key, want, replacement(want, self.live.get(key)?))))
             .collect();
+        let context = &self.context;
         let answers: Vec<_> = stream::iter(ask)
-            .map(|(key, want, object)| async move { (key, want, replace(&self.context, key, object, true).await) })
+            .map(|(key, want, object)| async move { (key, want, replace(context, key, object, true).await) })
             .buffer_unordered(8)
             .collect()
             .await;
@@ -319,7 +324,7 @@ impl Guard {
             self.due = true;
             return Ok(Duration::ZERO);
         }
-        if observing && !self.still_observing().await? || self.context.pulse.gaps() != gaps {
+        if self.context.pulse.gaps() != gaps || (observing && !self.still_observing().await?) {
             self.due = true;
             return Ok(Duration::from_secs(1));
         }

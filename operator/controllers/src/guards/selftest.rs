@@ -142,8 +142,8 @@ async fn prepare(context: &Context) -> Result<Option<String>, Error> {
     let label = |key| found.labels().get(key).map(String::as_str);
     if label(ROLE_LABEL) != Some(ROLE_TENANT) || label(HOLDER_LABEL) != Some(uid.as_str()) {
         let patch = json!({"metadata": {"uid": uid, "labels": {ROLE_LABEL: ROLE_TENANT, HOLDER_LABEL: uid}}});
-        let params = PatchParams::default();
-        let labelled = api.patch_metadata(SELFTEST_NAMESPACE, &params, &Patch::Merge(&patch));
+        let (params, patch) = (PatchParams::default(), Patch::Merge(&patch));
+        let labelled = api.patch_metadata(SELFTEST_NAMESPACE, &params, &patch);
         call("labelling the self-test's namespace", labelled).await?;
         tokio::time::sleep(LABELS_SEEN).await;
     }

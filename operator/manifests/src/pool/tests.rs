@@ -58,7 +58,11 @@ fn a_paused_pool_is_healthy_and_a_lost_ledger_is_not() {
 fn only_a_pool_that_observes_says_whether_it_does() {
     let of = |observing| {
         let status = build_status(&pool(), &Facts { observing, ..Facts::default() }, Timestamp::UNIX_EPOCH);
-        status.conditions.into_iter().find(|condition| condition.type_ == "Observing").map(|found| (found.status, found.reason))
+        status
+            .conditions
+            .into_iter()
+            .find(|condition| condition.type_ == "Observing")
+            .map(|found| (found.status, found.reason))
     };
     assert_eq!(of(None), None);
     let mixed = of(Some((false, "MixedModes", "why".to_owned())));
