@@ -273,20 +273,22 @@ impl Guard {
     /// Asks the API server what it would make of each wanted object that is there and that was not asked about before.
     async fn complete(&mut self, wanted: &BTreeMap<Key, Value>) {
         self.complete.retain(|key, (asked, _)| wanted.get(key) == Some(asked));
-        let ask: Vec<(&Key, &Value, Value)> = wanted
+        let ask: Vec<(Key, Value, Value)> = wanted
             .iter()
             .filter(|(key, _)| !self.complete.contains_key(*key))
-            .filter_map(|(key, want)| Some((key, want, replacement(want, self.live.get(key)?))))
+            .filter_map(|(key, want)| Some((key.clone(), want.clone(), replacement(want, self.live.get(key)?))))
             .collect();
-        let context = &self.context;
-        let answers: Vec<_> = stream::iter(ask)
-            .map(|(key, want, object)| async move { (key, want, replace(context, key, object, true).await) })
-            .buffer_unordered(8)
-            .collect()
-            .await;
+        let asked = ask.into_iter().map(|(key, want, object)| {
+            let context = Arc::clone(&self.context);
+            async move {
+                let answer = replace(&context, &key, object, true).await;
+                (key, want, answer)
+            }
+        });
+        let answers = stream::iter(asked.collect::<Vec<_>>()).buffer_unordered(8).collect::<Vec<_>>().await;
         for (key, want, answer) in answers {
             match answer {
-                Ok(complete) => drop(self.complete.insert(key.clone(), (want.clone(), complete))),
+                Ok(complete) => drop(self.complete.insert(key, (want, complete))),
                 // It changed meanwhile: the watch brings it, and it is asked again.
                 Err(error) if error.is_conflict() || error.is_not_found() => {}
                 Err(error) => tracing::warn!(policy = %key, %error, "the API server could not be asked about a policy"),

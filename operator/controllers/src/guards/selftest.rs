@@ -119,17 +119,14 @@ async fn test(context: &Context) -> Outcome {
         Err(error) => return Outcome::Inconclusive(vec![error.to_string()]),
     };
     let prefix = context.config.device_prefixes.first().map_or("nvidia.com/", String::as_str);
-    let verdicts = stream::iter(attacks(prefix, context.config.grace_cap_seconds))
-        .map(|attack| {
-            let holder = &holder;
-            async move {
-                let answer = attempt(context, &attack).await;
-                judge(&attack, &answer, holder)
-            }
-        })
-        .buffer_unordered(4)
-        .collect::<Vec<_>>()
-        .await;
+    let tries = attacks(prefix, context.config.grace_cap_seconds).into_iter().map(|attack| {
+        let holder = &holder;
+        async move {
+            let answer = attempt(context, &attack).await;
+            judge(&attack, &answer, holder)
+        }
+    });
+    let verdicts = stream::iter(tries.collect::<Vec<_>>()).buffer_unordered(4).collect::<Vec<_>>().await;
     sum(verdicts)
 }
 

@@ -1,5 +1,5 @@
 use rstest::rstest;
-use spillway_planner::{NewBooking, Request, ReservationRef, Segment, Shape, Tier, TimeMs, Where};
+use spillway_planner::{Request, ReservationRef, Segment, Shape, Tier, TimeMs, Where};
 
 use super::*;
 
@@ -44,7 +44,7 @@ fn a_plan_says_what_it_would_do_and_does_nothing() {
         Snapshot { requests: vec![request("fits"), request("waits"), request("never")], ..Snapshot::default() };
     let why = |code| Reason { code, message: "Because.".to_owned() };
     let mut plan = Plan {
-        bookings: vec![NewBooking {
+        bookings: vec![spillway_planner::plan::NewBooking {
             reservation: reservation("fits"),
             pool: "h200".into(),
             segments: vec![segment("a"), segment("b")],
