@@ -25,7 +25,7 @@ const REASONS: [&str; 12] = [
 ];
 
 /// Words of the same form that are no reasons: condition types, taint effects, actions of Events.
-const OTHER_WORDS: [&str; 10] = [
+const OTHER_WORDS: [&str; 11] = [
     "Reconciling",
     "NoSchedule",
     "NoExecute",
@@ -33,6 +33,7 @@ const OTHER_WORDS: [&str; 10] = [
     "End",
     "Replace",
     "ConfigMap",
+    "True",
     "PodScheduled",
     "Delete",
     "Stop",

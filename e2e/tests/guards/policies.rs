@@ -140,20 +140,21 @@ pub(crate) async fn what_cannot_be_restored_stops_sales(stage: &Stage<'_>) -> Re
     spillway.wait_gone("beta", "at-once", BOUND).await
 }
 
-/// All our policies are as they should be, and yet they do not do what they should: somebody's own policy takes the pin off. Only a try shows it.
+/// All our policies are as they should be, and yet they do not do what they should: somebody's own policy lets a tenant's pods tolerate everything, so
+/// that ours refuses them all. Only a try shows it.
 pub(crate) async fn a_test_that_fails_stops_sales(stage: &Stage<'_>) -> Result<()> {
     let spillway = stage.spillway;
-    let meta = |kind: &str| json!({"apiVersion": "admissionregistration.k8s.io/v1", "kind": kind, "metadata": {"name": "zz-unpin"}});
+    let meta = |kind: &str| json!({"apiVersion": "admissionregistration.k8s.io/v1", "kind": kind, "metadata": {"name": "zz-helpful"}});
     let mut policy = meta("MutatingAdmissionPolicy");
     policy["spec"] = json!({
         "failurePolicy": "Fail", "reinvocationPolicy": "IfNeeded",
         "matchConstraints": {"resourceRules": [{"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"]}],
             "namespaceSelector": {"matchLabels": {"spillway.dev/role": "tenant"}}},
-        "matchConditions": [{"name": "pinned", "expression": "has(object.spec.nodeSelector)"}],
-        "mutations": [{"patchType": "JSONPatch", "jsonPatch": {"expression": "[JSONPatch{op: 'remove', path: '/spec/nodeSelector'}]"}}],
+        "matchConditions": [{"name": "not-yet", "expression": "!has(object.spec.tolerations) || !object.spec.tolerations.exists(t, !has(t.key) || t.key == '')"}],
+        "mutations": [{"patchType": "JSONPatch", "jsonPatch": {"expression": "(has(object.spec.tolerations) ? [] : [JSONPatch{op: 'add', path: '/spec/tolerations', value: []}]) + [JSONPatch{op: 'add', path: '/spec/tolerations/-', value: Object.spec.tolerations{operator: 'Exists'}}]"}}],
     });
     let mut binding = meta(MUTATING_BINDING);
-    binding["spec"] = json!({"policyName": "zz-unpin"});
+    binding["spec"] = json!({"policyName": "zz-helpful"});
     for (kind, object) in [("MutatingAdmissionPolicy", policy), (MUTATING_BINDING, binding)] {
         let object: DynamicObject = serde_json::from_value(object)?;
         policies(spillway, kind).create(&PostParams::default(), &object).await.context("somebody's policy")?;
@@ -169,8 +170,8 @@ pub(crate) async fn a_test_that_fails_stops_sales(stage: &Stage<'_>) -> Result<(
         .wait_for("somebody to be told", BOUND, || async { stage.has_event(NAMESPACE, "SelfTestFailed").await })
         .await?;
     ensure!(spillway.copy_ledger().await?.root.spec.generation == generation, "something was written to the ledger");
-    delete(stage, MUTATING_BINDING, "zz-unpin").await?;
-    delete(stage, "MutatingAdmissionPolicy", "zz-unpin").await?;
+    delete(stage, MUTATING_BINDING, "zz-helpful").await?;
+    delete(stage, "MutatingAdmissionPolicy", "zz-helpful").await?;
     spillway.wait_phase("beta", "later", Phase::Active, BOUND).await?;
     stage.wait_metric("spillway_selftest_failed", "0").await?;
     spillway.delete_reservation("beta", "later").await?;

@@ -258,5 +258,24 @@ pub fn replacement(want: &Value, have: &Value) -> Value {
     object
 }
 
+/// The object with its fields owned by who applied them alone; none where they are. Owners of its status stay.
+pub fn owned_alone(have: &Value, manager: &str) -> Option<Value> {
+    let text = |entry: &Value, field: &str| entry.get(field).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let entries = have.pointer("/metadata/managedFields")?.as_array()?;
+    let rightful = |entry: &&Value| {
+        !text(entry, "subresource").is_empty()
+            || (text(entry, "manager") == manager && text(entry, "operation") == "Apply")
+    };
+    let kept: Vec<Value> = entries.iter().filter(rightful).cloned().collect();
+    if kept.len() == entries.len() || kept.is_empty() {
+        return None;
+    }
+    let mut object = have.clone();
+    if let Some(metadata) = object.pointer_mut("/metadata").and_then(Value::as_object_mut) {
+        metadata.insert("managedFields".to_owned(), json!(kept));
+    }
+    Some(object)
+}
+
 #[cfg(test)]
 mod tests;

@@ -28,7 +28,7 @@ use spillway_crds::{
 };
 use spillway_manifests::{
     observe::{Stance, stance},
-    policies::{Fault, Key, Kind, PolicyCopy, compare, read_copy, replacement, wanted},
+    policies::{Fault, Key, Kind, PolicyCopy, compare, owned_alone, read_copy, replacement, wanted},
 };
 
 use super::{Doubt, change, state, subject};
@@ -385,8 +385,8 @@ impl Guard {
         Ok(now == Stance::Observe && self.context.fence.generation().await? == view.generation)
     }
 
-    /// Writes one. An apply in the name of who wrote the copy gives that one its fields back; what somebody added is then taken out by a
-    /// replacement, which changes nothing else and so owns nothing.
+    /// Writes one: a replacement, an apply in the name of who wrote the copy, which gives that one its fields, and a note that they are nobody
+    /// else's. Otherwise the next upgrade that changes one of them would meet a conflict.
     async fn write(
         &mut self,
         copy: &PolicyCopy,
@@ -407,14 +407,19 @@ impl Guard {
             }
             return Ok(());
         };
-        let params = PatchParams::apply(&copy.manager).force();
-        let applied = call("restoring a policy", api.patch(&key.name, &params, &Patch::Apply(want))).await?;
-        let mut have = json!(applied);
-        let complete = replace(&self.context, key, replacement(want, &have), true).await?;
-        if spec(&complete) != spec(&have) {
-            have = replace(&self.context, key, replacement(want, &have), false).await?;
+        // An apply leaves what others added, and merges lists that are sets into what no API server takes: what is there is replaced first.
+        if self.live.contains_key(key) {
+            let found = call("reading a policy", api.get_opt(&key.name)).await?;
+            if let Some(found) = found {
+                replace(&self.context, key, replacement(want, &json!(found)), false).await?;
+            }
         }
-        self.complete.insert(key.clone(), (want.clone(), complete));
+        let params = PatchParams::apply(&copy.manager).force();
+        let mut have = json!(call("restoring a policy", api.patch(&key.name, &params, &Patch::Apply(want))).await?);
+        if let Some(object) = owned_alone(&have, &copy.manager) {
+            have = replace(&self.context, key, object, false).await?;
+        }
+        self.complete.insert(key.clone(), (want.clone(), have.clone()));
         self.live.insert(key.clone(), have);
         Ok(())
     }

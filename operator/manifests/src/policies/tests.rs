@@ -160,3 +160,14 @@ fn a_replacement_has_the_spec_as_a_whole() {
             "spec": {"validations": [1]}})
     );
 }
+
+#[test]
+fn whoever_applied_a_policy_owns_it_alone() {
+    let entry = |manager: &str, operation: &str, subresource: &str| json!({"manager": manager, "operation": operation, "subresource": subresource});
+    let of = |entries: Value| json!({"metadata": {"name": "a", "managedFields": entries}});
+    let (helm, status) = (entry("helm", "Apply", ""), entry("kube-controller-manager", "Update", "status"));
+    let shared = of(json!([helm, entry("kubectl-edit", "Update", ""), entry("helm", "Update", ""), status]));
+    assert_eq!(owned_alone(&shared, "helm"), Some(of(json!([helm, status]))));
+    assert_eq!(owned_alone(&of(json!([helm, status])), "helm"), None);
+    assert_eq!(owned_alone(&json!({"metadata": {}}), "helm"), None);
+}
