@@ -76,8 +76,8 @@ pub(crate) async fn too_many_stop_sales_and_end_nobody(stage: &mut Stage<'_>) ->
     ensure!(stage.spillway.copy_ledger().await?.root.spec.generation == generation, "something was sold");
 
     // A new operator is no wiser.
-    let old = std::mem::replace(&mut stage.operator, stage.spillway.start_operator("operator-b")?);
-    old.kill()?;
+    stage.operator.signal(Signal::SIGKILL)?;
+    stage.operator = stage.spillway.start_operator("operator-a")?;
     stage.operator.wait_leading(BOUND).await?;
     stage.wait_metric("spillway_audit_brake", "1").await?;
 
