@@ -91,6 +91,9 @@ async fn change(context: &Context, with: impl FnOnce(&mut State)) {
     let before = context.guards.state();
     let changed = context.guards.state.send_if_modified(|state| {
         with(state);
+        if before.doubt().is_none() && state.doubt().is_some() {
+            state.since = Instant::now();
+        }
         *state != before
     });
     if !changed {
@@ -142,7 +145,7 @@ pub fn shape(context: &Context, snapshot: &mut Snapshot) -> State {
         context.stores.pools.state().iter().any(|pool| pool.name_any() == name && pool.spec.mode == Mode::Observe)
     };
     for pool in &mut snapshot.pools {
-        if let Some((reason, message)) = state.doubt() {
+        if let Some((reason, message)) = state.told() {
             pool.not_selling = Some(bounded(&format!("{reason}, {message}"), 180));
         } else if observing(pool.name.as_str()) {
             pool.not_selling = Some(format!("pool {} has mode: Observe", pool.name));

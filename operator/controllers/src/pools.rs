@@ -24,6 +24,7 @@ use crate::{
     context::{Context, owners},
     error::{Error, call},
     finalizer,
+    guards::state::UNTOLD,
     metrics::PoolState,
     snapshot::{Owners, owner_devices, soundness},
     view::View,
@@ -86,7 +87,9 @@ pub async fn reconcile(object: Arc<GpuPool>, context: Arc<Context>) -> Result<Ac
         finalizer::remove(&api, &object).await?;
         return Ok(Action::await_change());
     }
-    Ok(Action::requeue(Duration::from_secs(60)))
+    // A doubt that was to pass and does not is told then.
+    let again = if context.guards.state().doubt().is_some() { UNTOLD } else { Duration::from_secs(60) };
+    Ok(Action::requeue(again))
 }
 
 fn facts(context: &Context, view: &View, pool: &GpuPool) -> Facts {
@@ -115,7 +118,7 @@ fn facts(context: &Context, view: &View, pool: &GpuPool) -> Facts {
     let planned = validate::pool(pool, context.config.grace_cap_seconds);
     let not_selling = match (&view.blocked, planned.not_selling) {
         (Some((reason, message)), _) => Some((*reason, message.clone())),
-        (None, _) if let Some((reason, message)) = guarded.doubt() => {
+        (None, _) if let Some((reason, message)) = guarded.told() => {
             Some((*reason, format!("Nothing new is sold: {message}")))
         }
         (None, Some(why)) => {

@@ -47,6 +47,11 @@ pub struct Facts {
     pub observing: Option<(bool, &'static str, String)>,
 }
 
+/// Whether a reason is one that passes by itself within seconds.
+pub fn passes(reason: &str) -> bool {
+    PASSING.contains(&reason)
+}
+
 /// Reasons that pass by themselves within seconds.
 const PASSING: [&str; 4] = ["AuditPending", "GuardsStarting", "PoliciesChanging", "SelfTestPending"];
 
@@ -96,7 +101,7 @@ pub fn build_status(pool: &GpuPool, facts: &Facts, now: Timestamp) -> GpuPoolSta
         Some((reason, message)) => (false, (*reason).to_owned(), message.clone()),
         None => (true, "Selling".to_owned(), "The pool can be sold from.".to_owned()),
     };
-    let passing = PASSING.contains(&reason.as_str());
+    let passing = passes(&reason);
     // As was wished.
     let paused = reason == "Paused" || reason == "Observing";
     let observing = facts

@@ -1,12 +1,17 @@
 //! What the guards found: whether the policies act, and why nothing is sold, if so.
 
-use spillway_manifests::observe::Stance;
+use std::time::{Duration, Instant};
+
+use spillway_manifests::{observe::Stance, pool::passes};
 
 /// Why nothing is sold: a CamelCase word, and a sentence that says what to do.
 pub type Doubt = (&'static str, String);
 
 /// The planner's word for a request that would not wait.
 pub const NOT_NOW: &str = "NotNow";
+
+/// What passes by itself is not told for so long: a leader that starts on a settled cluster writes no status.
+pub const UNTOLD: Duration = Duration::from_secs(15);
 
 /// What the guards found.
 #[derive(Clone, Debug, PartialEq)]
@@ -19,12 +24,20 @@ pub struct State {
     pub tested: Option<Doubt>,
     /// Why the audit stopped sales.
     pub brake: Option<Doubt>,
+    /// Since when something is in doubt, if it is.
+    pub since: Instant,
 }
 
 impl Default for State {
     /// Nothing is known yet, so everything is in doubt.
     fn default() -> Self {
-        Self { stance: Stance::Enforce, policies: Some(starting()), tested: Some(pending()), brake: Some(starting()) }
+        Self {
+            stance: Stance::Enforce,
+            policies: Some(starting()),
+            tested: Some(pending()),
+            brake: Some(starting()),
+            since: Instant::now(),
+        }
     }
 }
 
@@ -35,6 +48,11 @@ impl State {
         let starting = |doubt: &&Doubt| doubt.0 == STARTING;
         let all = || self.brake.iter().chain(self.policies.iter()).chain(tested());
         all().find(|doubt| !starting(doubt)).or_else(|| all().next())
+    }
+
+    /// What of it people are told: all but what passes by itself, unless that lasts.
+    pub fn told(&self) -> Option<&Doubt> {
+        self.doubt().filter(|(reason, _)| !passes(reason) || self.since.elapsed() >= UNTOLD)
     }
 
     /// All pools observe and nothing is booked.

@@ -3,7 +3,7 @@ use rstest::rstest;
 use super::*;
 
 fn clear() -> State {
-    State { stance: Stance::Enforce, policies: None, tested: None, brake: None }
+    State { stance: Stance::Enforce, policies: None, tested: None, brake: None, since: Instant::now() }
 }
 
 #[rstest]
@@ -22,6 +22,17 @@ fn clear() -> State {
 )]
 fn what_is_in_doubt(#[case] state: State, #[case] expected: Option<&str>) {
     assert_eq!(state.doubt().map(|doubt| doubt.0), expected);
+}
+
+#[rstest]
+#[case::at_a_start(State::default(), None)]
+#[case::a_start_that_lasts(
+    State { since: Instant::now().checked_sub(UNTOLD).unwrap(), ..State::default() },
+    Some("SelfTestPending")
+)]
+#[case::what_does_not_pass(State { policies: Some(no_copy("it is gone")), ..clear() }, Some("PolicyCopyMissing"))]
+fn what_passes_by_itself_is_not_told(#[case] state: State, #[case] expected: Option<&str>) {
+    assert_eq!(state.told().map(|doubt| doubt.0), expected);
 }
 
 #[test]
