@@ -7,6 +7,7 @@ use serde_json::json;
 use spillway_crds::{Phase, names::ROLE_LABEL};
 use spillway_lab::spillway::holds;
 
+use crate::policies::upgrade;
 use crate::stage::{BOUND, NODES, POOL, Residents, Stage, policies};
 
 /// A pool that observes: no taint, no label, no refusal; reservations are told what would be. Gives the pods that were there.
@@ -52,6 +53,14 @@ pub(crate) async fn a_first_look_touches_nothing(stage: &Stage<'_>) -> Result<Re
     ensure!(names.is_empty() || names == ["spillway-selftest"], "namespaces were labelled: {names:?}");
     spillway.delete_reservation("beta", "waits").await?;
     stage.ensure_alive(&residents).await?;
+
+    // An upgrade puts no policy in force for the moment until the operator has looked: it has nothing to mend.
+    let restored = stage.operator.metric("spillway_policies_restored_total").await?;
+    upgrade(stage, "120").await?;
+    policies_rest(stage, true).await?;
+    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    let after = stage.operator.metric("spillway_policies_restored_total").await?;
+    ensure!(restored == after, "the upgrade put policies in force: {restored} were written before it, {after} after");
     Ok(residents)
 }
 

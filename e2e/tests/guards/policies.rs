@@ -77,15 +77,17 @@ pub(crate) async fn what_is_deleted_or_changed_comes_back(stage: &Stage<'_>) -> 
     Ok(())
 }
 
+/// An upgrade with this grace cap.
+pub(crate) async fn upgrade(stage: &Stage<'_>, cap: &str) -> Result<()> {
+    let set = format!("operator.replicas=0,agent.enabled=false,graceCapSeconds={cap}");
+    stage.spillway.lab().helm(&["upgrade", "spillway", CHART, "-n", NAMESPACE, "--set", &set]).await?;
+    Ok(())
+}
+
 /// Whoever restores a policy must not come to own it: the next upgrade changes it as if nothing had been, and is not undone.
 pub(crate) async fn an_upgrade_after_a_restore_meets_no_conflict(stage: &Stage<'_>) -> Result<()> {
-    let lab = stage.spillway.lab();
-    let mine = ["--set", "operator.replicas=0", "--set", "agent.enabled=false"];
     for (cap, text) in [("110", "1 to 110,"), ("120", "1 to 120,")] {
-        let set = format!("graceCapSeconds={cap}");
-        let mut args = vec!["upgrade", "spillway", CHART, "-n", NAMESPACE, "--set", &set];
-        args.extend(mine);
-        lab.helm(&args).await?;
+        upgrade(stage, cap).await?;
         let upgraded = || async {
             Ok(stage.spec(VALIDATING, "spillway-pod-delete").await?.unwrap_or_default().to_string().contains(text))
         };

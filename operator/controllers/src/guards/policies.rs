@@ -46,7 +46,7 @@ const SALE_BOUND: Duration = Duration::from_secs(3);
 /// How often all is compared while nothing happens.
 const RESYNC: Duration = Duration::from_secs(60);
 /// First and longest wait after a restore that failed.
-const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(15));
+const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(5));
 
 /// What the watches bring.
 enum Seen {
