@@ -53,6 +53,20 @@ pub const FINALIZER: &str = "spillway.dev/ledger";
 pub const LEDGER_NAME: &str = "cluster";
 /// Label on `CapacityLedgerPage`: `index`, `bookings` or `archive`.
 pub const PAGE_KIND_LABEL: &str = "spillway.dev/page";
+/// ConfigMap in the operator's namespace: the policies and bindings of the chart, from which they are restored.
+pub const POLICIES_CONFIGMAP: &str = "spillway-policies";
+/// ConfigMap in the operator's namespace that is there while the audit has stopped sales; a person deletes it.
+pub const AUDIT_BRAKE_CONFIGMAP: &str = "spillway-audit-brake";
+/// Namespace in which the operator attacks itself: a tenant's to the policies, in no Tenant.
+pub const SELFTEST_NAMESPACE: &str = "spillway-selftest";
+/// The user as whom it does, the only one that it may impersonate.
+pub const SELFTEST_USER: &str = "spillway:selftest";
+/// A `ServiceAccount` without rights in [`SELFTEST_NAMESPACE`].
+pub const SELFTEST_SERVICE_ACCOUNT: &str = "nobody";
+/// Deployment of the operator: a release without it is being uninstalled.
+pub const OPERATOR_DEPLOYMENT: &str = "spillway-operator";
+/// Annotation of a mirror pod: the kubelet's picture of a static pod.
+pub const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
 /// Pod Security label that the operator sets on namespaces it lists.
 pub const POD_SECURITY_ENFORCE: &str = "pod-security.kubernetes.io/enforce";
 

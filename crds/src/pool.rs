@@ -27,6 +27,17 @@ pub enum NodeCheck {
     None,
 }
 
+/// Whether a pool is sold from, or only looked at.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+pub enum Mode {
+    /// It is sold from, and the policies hold what is sold.
+    #[default]
+    Enforce,
+    /// Plan and report, sell nothing. When every pool says so and nothing is booked, no node and no namespace is written and no policy refuses
+    /// or changes anything; policies are cluster-wide, so one pool that enforces makes them act for all.
+    Observe,
+}
+
 /// The nodes labelled `spillway.dev/pool: <name>`: one SKU, one region, one sale policy. Its status is the public capacity statement.
 #[derive(Clone, CustomResource, Debug, Deserialize, Eq, KubeSchema, PartialEq, Serialize)]
 #[kube(
@@ -47,11 +58,15 @@ pub enum NodeCheck {
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason"),
     printcolumn(name = "Provenance", type_ = "string", json_path = ".spec.provenance", priority = 1),
+    printcolumn(name = "Mode", type_ = "string", json_path = ".spec.mode", priority = 1),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     validation = ("size(self.metadata.name) <= 63", "the name of a pool is a label value: at most 63 characters")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct GpuPoolSpec {
+    /// Whether it is sold from, or only looked at.
+    #[serde(default = "default_mode")]
+    pub mode: Mode,
     /// What is sold: GPU model and form factor, such as `nvidia-h200-sxm`. Immutable.
     #[schemars(length(min = 1, max = 63), regex(pattern = "^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$"))]
     #[x_kube(validation = ("self == oldSelf", "sku cannot change: make another pool and relabel the nodes"))]
@@ -74,6 +89,10 @@ pub struct GpuPoolSpec {
     /// How the pool is sold.
     #[serde(default)]
     pub sale: SalePolicy,
+}
+
+fn default_mode() -> Mode {
+    Mode::Enforce
 }
 
 fn default_node_check() -> NodeCheck {
@@ -133,7 +152,8 @@ pub struct GpuPoolStatus {
     /// `metadata.generation` that was looked at.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// `Ready`: the pool can be sold from. `Reconciling`, `Stalled`: kstatus. `NodesSound`: all nodes are what the spec says.
+    /// `Ready`: the pool can be sold from. `Reconciling`, `Stalled`: kstatus. `NodesSound`: all nodes are what the spec says. `Observing`, on a
+    /// pool with mode Observe: nothing is written or refused on its account, or why policies act all the same.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,

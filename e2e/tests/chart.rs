@@ -173,6 +173,7 @@ async fn a_release_comes_changes_goes_and_comes_back_without_losing_a_booking() 
     }
     wait_for_policies(&lab, true).await?;
     crds_are_kept_ones(&lab).await?;
+    the_copy_is_complete(&lab).await?;
     let ledger = make_ledger(&lab).await?;
 
     // An upgrade changes the policies and loses nothing.
@@ -235,6 +236,37 @@ async fn a_first_look_refuses_nothing_and_sells_nothing() -> Result<()> {
     let taints = read(&lab, "/api/v1/nodes/node-a").await?["spec"]["taints"].to_string();
     ensure!(!taints.contains("spillway.dev/hold"), "a node was closed, and nobody is there to open it: {taints}");
     lab.stop()
+}
+
+/// What the operator restores from has every policy and binding of the release, and its role names every one of them.
+async fn the_copy_is_complete(lab: &Lab) -> Result<()> {
+    let copy = read(lab, &format!("/api/v1/namespaces/{NAMESPACE}/configmaps/spillway-policies")).await?;
+    let mut copied: Vec<String> =
+        copy["data"].as_object().context("data")?.keys().filter(|key| *key != "enforce").cloned().collect();
+    let role = read(lab, "/apis/rbac.authorization.k8s.io/v1/clusterroles/spillway-operator").await?;
+    let may = |plural: &str, name: &str| {
+        role["rules"].as_array().into_iter().flatten().any(|rule| {
+            let has =
+                |field: &str, value: &str| rule[field].as_array().is_some_and(|all| all.iter().any(|one| one == value));
+            has("resources", plural) && has("resourceNames", name) && has("verbs", "create") && has("verbs", "patch")
+        })
+    };
+    let mut there = Vec::new();
+    for (plural, kind) in [
+        ("validatingadmissionpolicies", "ValidatingAdmissionPolicy"),
+        ("validatingadmissionpolicybindings", "ValidatingAdmissionPolicyBinding"),
+        ("mutatingadmissionpolicies", "MutatingAdmissionPolicy"),
+        ("mutatingadmissionpolicybindings", "MutatingAdmissionPolicyBinding"),
+    ] {
+        for name in names(lab, &format!("/apis/admissionregistration.k8s.io/v1/{plural}")).await? {
+            ensure!(may(plural, &name), "the operator may not restore {kind} {name}");
+            there.push(format!("{kind}.{name}"));
+        }
+    }
+    copied.sort();
+    there.sort();
+    ensure!(copied == there && there.len() > 30, "the copy has {copied:?}, the cluster {there:?}");
+    Ok(())
 }
 
 async fn uid(lab: &Lab) -> Result<String> {

@@ -12,20 +12,35 @@ mod alerts;
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
 /// Where the words that people see as `reason` are written.
-const REASONS: [&str; 9] = [
+const REASONS: [&str; 12] = [
     "operator/planner/src/plan/reasons.rs",
     "operator/planner/src/node.rs",
     "operator/controllers/src/engine.rs",
+    "operator/controllers/src/guards/state.rs",
+    "operator/controllers/src/guards/audit.rs",
     "operator/controllers/src/pools.rs",
     "operator/controllers/src/reservations.rs",
     "operator/controllers/src/tenants.rs",
+    "operator/manifests/src/observe.rs",
     "operator/manifests/src/pool.rs",
     "operator/manifests/src/reservation.rs",
     "operator/manifests/src/tenant.rs",
 ];
 
 /// Words of the same form that are no reasons: condition types, taint effects, actions of Events.
-const OTHER_WORDS: [&str; 6] = ["Reconciling", "NoSchedule", "NoExecute", "Refuse", "End", "Replace"];
+const OTHER_WORDS: [&str; 11] = [
+    "Reconciling",
+    "NoSchedule",
+    "NoExecute",
+    "Refuse",
+    "End",
+    "Replace",
+    "ConfigMap",
+    "True",
+    "PodScheduled",
+    "Delete",
+    "Stop",
+];
 
 fn read(path: &str) -> Result<String> {
     fs::read_to_string(Path::new(ROOT).join(path)).with_context(|| format!("reading {path}"))

@@ -51,7 +51,22 @@ request.userInfo.username == '{{ include "spillway.operatorUser" . }}' || '{{ .V
 to override, act as group {{ .Values.breakGlassGroup }}
 {{- end -}}
 
-{{/* The annotation and the actions of a ValidatingAdmissionPolicyBinding. */}}
+{{/*
+"true" where every GpuPool has mode Observe and holds nothing: then the operator wants no policy to act, and an upgrade must not make them act for the
+moment until it has looked. Not in the copy that it restores from (.copy), and not where the chart is rendered without a cluster.
+*/}}
+{{- define "spillway.observing" -}}
+{{- if and .Values.policies.enforce (not .copy) (.Capabilities.APIVersions.Has "spillway.dev/v1alpha1") -}}
+{{- $pools := (lookup "spillway.dev/v1alpha1" "GpuPool" "" "").items -}}
+{{- $enforcing := dict -}}
+{{- range $pools }}
+{{- if or (ne (default "Enforce" .spec.mode) "Observe") (gt (int (default 0 (default dict .status).liveBookingCount)) 0) }}{{ $_ := set $enforcing .metadata.name true }}{{ end }}
+{{- end -}}
+{{- if and $pools (not $enforcing) }}true{{ end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* A ValidatingAdmissionPolicyBinding. */}}
 {{- define "spillway.binding" -}}
 ---
 apiVersion: admissionregistration.k8s.io/v1
@@ -62,5 +77,27 @@ metadata:
     {{- include "spillway.labels" .root | nindent 4 }}
 spec:
   policyName: {{ .name }}
-  validationActions: {{ if .root.Values.policies.enforce }}[Deny]{{ else }}[Warn, Audit]{{ end }}
+  validationActions: {{ if include "spillway.observing" .root }}[Audit]{{ else if .root.Values.policies.enforce }}[Deny]{{ else }}[Warn, Audit]{{ end }}
+{{- end -}}
+
+{{/* A MutatingAdmissionPolicyBinding: without it the policy does nothing. */}}
+{{- define "spillway.mutatingBinding" -}}
+{{- if not (include "spillway.observing" .root) -}}
+---
+apiVersion: admissionregistration.k8s.io/v1
+kind: MutatingAdmissionPolicyBinding
+metadata:
+  name: {{ .name }}
+  labels:
+    {{- include "spillway.labels" .root | nindent 4 }}
+spec: {policyName: {{ .name }}}
+{{- end -}}
+{{- end -}}
+
+{{/* The names of our policies; each binding is called as its policy. */}}
+{{- define "spillway.validatingPolicies" -}}
+[spillway-binding, spillway-crd, spillway-finalizer, spillway-gpunode, spillway-ledger, spillway-namespace, spillway-node, spillway-operator, spillway-pod, spillway-pod-delete, spillway-reservation-delete, spillway-resize, spillway-seller-delete, spillway-status]
+{{- end -}}
+{{- define "spillway.mutatingPolicies" -}}
+[spillway-infrastructure-daemonset, spillway-node, spillway-owner-daemonset, spillway-owner-pod, spillway-tenant-daemonset, spillway-tenant-pod]
 {{- end -}}

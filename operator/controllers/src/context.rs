@@ -15,7 +15,7 @@ use kube::{
         reflector::{ObjectRef, Store},
     },
 };
-use spillway_crds::{GpuNode, GpuPool, GpuReservation, Tenant};
+use spillway_crds::{GpuNode, GpuPool, GpuReservation, Tenant, names::SELFTEST_NAMESPACE};
 use spillway_planner::{NodeUid, Reason, ReservationUid, TenantName, assign::Record};
 use tokio::sync::{mpsc, watch};
 
@@ -24,6 +24,7 @@ use crate::{
     engine,
     error::Error,
     fence::{Fence, Pulse},
+    guards::Guards,
     metrics::Metrics,
     pods::PodIndex,
     view::View,
@@ -143,6 +144,8 @@ pub struct Context {
     pub metrics: Arc<Metrics>,
     /// Writes Events.
     pub recorder: Recorder,
+    /// What the guards found.
+    pub guards: Arc<Guards>,
     /// What nodes are being asked.
     pub nodes: Mutex<NodeMemory>,
     /// Pods that wait for room on shared nodes.
@@ -207,7 +210,10 @@ impl Context {
             self.tell(engine::Message::Reload);
             return Err(fenced);
         };
-        let same = view.generation == found && view.blocked.is_none() && self.pulse.gaps() == gaps;
+        let same = view.generation == found
+            && view.blocked.is_none()
+            && self.guards.allow_writes()
+            && self.pulse.gaps() == gaps;
         if same { Ok(view) } else { Err(fenced) }
     }
 
@@ -263,14 +269,15 @@ impl Context {
     }
 }
 
-/// Which tenant each namespace belongs to: the oldest Tenant that lists it; an infrastructure namespace belongs to nobody.
+/// Which tenant each namespace belongs to: the oldest Tenant that lists it; an infrastructure namespace, and that of the self-test, belong to
+/// nobody.
 pub fn owners(tenants: &[Arc<Tenant>], config: &Config) -> BTreeMap<String, (TenantName, bool)> {
     let mut sorted: Vec<&Arc<Tenant>> = tenants.iter().collect();
     sorted.sort_by_key(|tenant| (tenant.metadata.creation_timestamp.as_ref().map(|time| time.0), tenant.name_any()));
     let mut owners = BTreeMap::new();
     for tenant in sorted {
         for namespace in &tenant.spec.namespaces {
-            if !config.infrastructure.contains(namespace) {
+            if !config.infrastructure.contains(namespace) && namespace != SELFTEST_NAMESPACE {
                 owners
                     .entry(namespace.clone())
                     .or_insert_with(|| (TenantName::from(tenant.name_any()), tenant.spec.owner));

@@ -21,7 +21,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use crate::{
     context::{Context, owners},
     error::{Error, call},
-    gauges, kill,
+    gauges, guards, kill,
     snapshot::{self, Past},
     store::{LedgerStore, Swap, new_name},
     view::View,
@@ -159,10 +159,12 @@ impl Engine {
         let now = now();
         let owners = owners(&self.context.stores.tenants.state(), &self.context.config);
         let past = Past { ended: &self.ended, refused: &self.refused, given_up: &self.given_up };
-        let look = snapshot::build(&self.context, &ledger, &owners, &past, now);
+        let mut look = snapshot::build(&self.context, &ledger, &owners, &past, now);
+        let guarded = guards::shape(&self.context, &mut look.snapshot);
         let started = Instant::now();
-        let plan = plan(&look.snapshot, now);
+        let mut plan = plan(&look.snapshot, now);
         self.context.metrics.plan_seconds.observe(started.elapsed().as_secs_f64());
+        guards::temper(&self.context, &guarded, &look.snapshot, &mut plan);
         let mut changes = changes(&plan, &look.snapshot, &ledger);
         changes.extend(self.handovers(&ledger, &plan, now));
         if self.orphans.elapsed() > ORPHANS {

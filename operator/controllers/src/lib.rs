@@ -2,6 +2,7 @@
 //!
 //! Capacity is decided by the [`engine`] alone: it plans on a snapshot and commits to the ledger. The other controllers read the last
 //! committed [`view`] and derive from it: [`nodes`] the taints and labels, [`reservations`], [`pools`] and [`tenants`] their statuses.
+//! The [`guards`] watch the hold, and while they doubt it nothing is sold.
 //! Nothing here is true only in memory: a new leader reads the ledger and the API server and goes on.
 
 pub mod assignments;
@@ -12,6 +13,7 @@ pub mod error;
 pub mod fence;
 pub mod finalizer;
 pub mod gauges;
+pub mod guards;
 pub mod http;
 pub mod kill;
 pub mod leader;

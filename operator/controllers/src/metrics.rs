@@ -24,6 +24,13 @@ pub struct Reconcile {
     pub result: &'static str,
 }
 
+/// How a self-test ended.
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+pub struct TestResult {
+    /// `passed`, `failed` or `inconclusive`.
+    pub result: &'static str,
+}
+
 /// All metrics.
 pub struct Metrics {
     registry: Registry,
@@ -57,6 +64,24 @@ pub struct Metrics {
     pub node_writes: Counter,
     /// Writes held back by the fence.
     pub fenced: Counter,
+    /// 1 while a guard stops sales.
+    pub doubt: Gauge,
+    /// 1 while all pools observe and nothing is booked.
+    pub observing: Gauge,
+    /// Policies and bindings that are not as they should be.
+    pub policies_wrong: Gauge,
+    /// Policies and bindings written back.
+    pub policies_restored: Counter,
+    /// Self-tests by how they ended.
+    pub selftests: Family<TestResult, Counter>,
+    /// 1 while the last self-test with a clear answer failed.
+    pub selftest_failed: Gauge,
+    /// Pods that the last audit found where they may not be.
+    pub audit_illegal: Gauge,
+    /// Pods that the audit deleted.
+    pub audit_deleted: Counter,
+    /// 1 while the audit's brake is on.
+    pub audit_brake: Gauge,
 }
 
 fn seconds() -> Histogram {
@@ -82,7 +107,17 @@ impl Default for Metrics {
             reconciles: Family::default(),
             node_writes: Counter::default(),
             fenced: Counter::default(),
+            doubt: Gauge::default(),
+            observing: Gauge::default(),
+            policies_wrong: Gauge::default(),
+            policies_restored: Counter::default(),
+            selftests: Family::default(),
+            selftest_failed: Gauge::default(),
+            audit_illegal: Gauge::default(),
+            audit_deleted: Counter::default(),
+            audit_brake: Gauge::default(),
         };
+        metrics.doubt.set(1);
         metrics.registered()
     }
 }
@@ -127,6 +162,31 @@ impl Metrics {
             "Writes held back because the decision behind them was not the latest",
             self.fenced.clone(),
         );
+        registry.register("sales_doubted", "1 while a guard stops sales", self.doubt.clone());
+        registry.register("observing", "1 while all pools observe and nothing is booked", self.observing.clone());
+        registry.register(
+            "policies_wrong",
+            "Admission policies and bindings that are not as they should be",
+            self.policies_wrong.clone(),
+        );
+        registry.register(
+            "policies_restored",
+            "Admission policies and bindings that were written back",
+            self.policies_restored.clone(),
+        );
+        registry.register("selftests", "Self-tests by how they ended", self.selftests.clone());
+        registry.register(
+            "self_test_failed",
+            "1 while the last self-test with a clear answer failed",
+            self.selftest_failed.clone(),
+        );
+        registry.register(
+            "audit_illegal_pods",
+            "Pods that the last audit found where they may not be",
+            self.audit_illegal.clone(),
+        );
+        registry.register("audit_deleted_pods", "Pods that the audit deleted", self.audit_deleted.clone());
+        registry.register("audit_brake", "1 while the brake of the audit stops sales", self.audit_brake.clone());
         self
     }
 

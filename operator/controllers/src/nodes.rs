@@ -31,7 +31,7 @@ use crate::{
     context::{Asked, Context},
     engine::Message,
     error::{Error, call},
-    kill,
+    guards, kill,
     pods::{PodFacts, facts},
     snapshot::{Soundness, soundness},
     view::View,
@@ -65,6 +65,9 @@ pub async fn reconcile(node: Arc<Node>, context: Arc<Context>) -> Result<Action,
     let view = context.view();
     if view.ledger.is_none() || view.blocked.is_some() || node.metadata.deletion_timestamp.is_some() {
         return Ok(Action::await_change());
+    }
+    if let Some(instead) = guards::hold_off(&context, &node).await? {
+        return Ok(instead);
     }
     let uid = NodeUid::from(node.uid().unwrap_or_default());
     let bookings: Vec<Arc<Booking>> = view.bookings_on(&uid).cloned().collect();

@@ -10,11 +10,11 @@ use kube::{
 };
 use serde_json::json;
 use spillway_crds::{
-    GpuPool,
+    GpuPool, Mode,
     names::{HOLD_CLOSED, HOLD_UNSOLD, POOL_LABEL},
 };
 use spillway_manifests::{
-    hold,
+    hold, observe,
     pool::{Facts, NodeClass, NodeFacts, build_status},
     validate,
 };
@@ -24,6 +24,7 @@ use crate::{
     context::{Context, owners},
     error::{Error, call},
     finalizer,
+    guards::state::UNTOLD,
     metrics::PoolState,
     snapshot::{Owners, owner_devices, soundness},
     view::View,
@@ -86,7 +87,9 @@ pub async fn reconcile(object: Arc<GpuPool>, context: Arc<Context>) -> Result<Ac
         finalizer::remove(&api, &object).await?;
         return Ok(Action::await_change());
     }
-    Ok(Action::requeue(Duration::from_secs(60)))
+    // A doubt that was to pass and does not is told then.
+    let again = if context.guards.state().doubt().is_some() { UNTOLD } else { Duration::from_secs(60) };
+    Ok(Action::requeue(again))
 }
 
 fn facts(context: &Context, view: &View, pool: &GpuPool) -> Facts {
@@ -111,9 +114,13 @@ fn facts(context: &Context, view: &View, pool: &GpuPool) -> Facts {
         (bookings.iter().map(|booking| spillway_manifests::reservation::open_devices(booking)).sum(), live)
     });
     let live = sold.as_ref().map(|(_, live)| live.as_slice()).unwrap_or_default();
+    let guarded = context.guards.state();
     let planned = validate::pool(pool, context.config.grace_cap_seconds);
     let not_selling = match (&view.blocked, planned.not_selling) {
         (Some((reason, message)), _) => Some((*reason, message.clone())),
+        (None, _) if let Some((reason, message)) = guarded.told() => {
+            Some((*reason, format!("Nothing new is sold: {message}")))
+        }
         (None, Some(why)) => {
             let reason = if pool.metadata.deletion_timestamp.is_some() {
                 "Deleting"
@@ -134,7 +141,10 @@ fn facts(context: &Context, view: &View, pool: &GpuPool) -> Facts {
         }
         (None, None) => None,
     };
-    Facts { nodes, sold, not_selling }
+    let observing = (pool.spec.mode == Mode::Observe).then(|| observe::condition(&guarded.stance));
+    let observed = || observing.as_ref().map(|(_, _, message)| ("Observing", message.clone()));
+    let not_selling = not_selling.or_else(observed);
+    Facts { nodes, sold, not_selling, observing }
 }
 
 fn node_facts(
@@ -167,7 +177,7 @@ fn node_facts(
         NodeClass::Held
     } else if problem.is_some() {
         NodeClass::Broken
-    } else if no_schedule == Some(HOLD_UNSOLD) && bookings.is_empty() {
+    } else if bookings.is_empty() && (no_schedule == Some(HOLD_UNSOLD) || context.guards.state().observes()) {
         NodeClass::Unsold
     } else {
         NodeClass::Turnover

@@ -36,6 +36,7 @@ use crate::{
     engine::Engine,
     error::Error,
     fence::{Fence, Pulse},
+    guards::{self, Guards},
     http, leader,
     metrics::Metrics,
     nodes,
@@ -97,7 +98,8 @@ fn start(client: Client, config: Config, metrics: Arc<Metrics>, tasks: &mut Join
     let (publish, view) = watch::channel(Arc::new(View::default()));
     let pods = Arc::new(PodIndex::default());
     let synced = Synced::default();
-    let (stores, feeds) = watch_all(&client, &config, &queues, &wake, &pods, &view, &synced);
+    let guards = Arc::new(Guards::new(Arc::clone(&wake)));
+    let (stores, feeds) = watch_all(&client, &config, &queues, &wake, &pods, &view, &guards, &synced);
     let watches = feeds.len();
     for feed in feeds {
         tasks.spawn(async move {
@@ -120,6 +122,7 @@ fn start(client: Client, config: Config, metrics: Arc<Metrics>, tasks: &mut Join
         engine: engine_sender,
         pulse: Arc::clone(&pulse),
         metrics,
+        guards,
         nodes: std::sync::Mutex::new(NodeMemory::default()),
         waiting: std::sync::Mutex::default(),
         pod_events: Throttle::new(assignments::EVENTS),
@@ -131,6 +134,7 @@ fn start(client: Client, config: Config, metrics: Arc<Metrics>, tasks: &mut Join
         pulse.beat(MAX_GAP).await;
         Ok(())
     });
+    guards::start(&context, tasks);
     let engine = Engine::new(Arc::clone(&context), publish, wake, messages);
     tasks.spawn(async move {
         // Deciding on half of the cluster would sell what is sold: the engine waits for the first list of everything.
@@ -209,6 +213,7 @@ fn control<K, Fut>(
 }
 
 /// All watches. Each change wakes the engine and asks the controllers to look at what it concerns.
+#[expect(clippy::too_many_arguments, reason = "what the watches feed")]
 fn watch_all(
     client: &Client,
     config: &Config,
@@ -216,6 +221,7 @@ fn watch_all(
     wake: &Arc<Notify>,
     pods: &Arc<PodIndex>,
     view: &watch::Receiver<Arc<View>>,
+    guards: &Arc<Guards>,
     synced: &Synced,
 ) -> (Stores, Vec<watches::Feed>) {
     let any = || watcher::Config::default().any_semantic();
@@ -259,7 +265,7 @@ fn watch_all(
         }
     });
 
-    let (q, w, v) = (queues.clone(), Arc::clone(&wake), view.clone());
+    let (q, w, v, guarded) = (queues.clone(), Arc::clone(&wake), view.clone(), Arc::clone(guards));
     let mut seen: HashMap<String, u64> = HashMap::new();
     let (nodes, node_feed) = watch::<Node, _, _>(Api::all(client.clone()), any(), slim_node, synced, move |event| {
         let (q, w) = (q.clone(), Arc::clone(&w));
@@ -278,6 +284,9 @@ fn watch_all(
             let named: Vec<Arc<Booking>> = named.map(Arc::clone).collect();
             (node.name_any(), node.labels().get(POOL_LABEL).cloned(), named)
         });
+        if let Some((name, ..)) = &about {
+            guarded.audit.node(name);
+        }
         async move {
             if news {
                 w.notify_one();
@@ -312,6 +321,7 @@ fn watch_all(
     let (namespaces, namespace_feed) = namespaces(client, &queues, &wake, synced);
 
     let (index, prefixes, q, w) = (Arc::clone(pods), config.device_prefixes.clone(), queues, wake);
+    let guarded = Arc::clone(guards);
     let bound = any().fields("status.phase!=Succeeded,status.phase!=Failed");
     let stream = watcher(Api::<Pod>::all(client.clone()), bound);
     let mut mark = synced.mark();
@@ -325,6 +335,7 @@ fn watch_all(
                     let devices = object(&event).is_none_or(|pod| !pods::devices(pod, &prefixes).is_empty());
                     let touched = index.take(&event, &prefixes);
                     for node in touched.nodes {
+                        guarded.audit.node(&node);
                         q.nodes.push(&node).await;
                     }
                     for namespace in touched.namespaces {

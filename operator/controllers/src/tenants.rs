@@ -10,7 +10,10 @@ use kube::{
     runtime::{controller::Action, reflector::ObjectRef},
 };
 use serde_json::json;
-use spillway_crds::{HeldQuota, Tenant, TenantNamespace, names::TENANT_LABEL};
+use spillway_crds::{
+    HeldQuota, Tenant, TenantNamespace,
+    names::{SELFTEST_NAMESPACE, TENANT_LABEL},
+};
 use spillway_manifests::{
     tenant::{Facts, build_labels, build_status, build_unlabel},
     validate::api_tier,
@@ -50,7 +53,8 @@ pub async fn reconcile(object: Arc<Tenant>, context: Arc<Context>) -> Result<Act
     let bookings: Vec<&Arc<Booking>> = ledger.bookings().filter(|booking| booking.tenant == tenant).collect();
     let mut facts = Facts { live: live(&bookings), held: held(&bookings), ..Facts::default() };
 
-    if view.blocked.is_none() {
+    // While all pools observe nothing is written; what an earlier mode labelled stays, and means nothing to policies that do not act.
+    if view.blocked.is_none() && !context.guards.state().observes() {
         apply_labels(&context, &object, deleting, &mut facts).await?;
         kill::point("tenant.after-labels");
         prune_labels(&context, &object, deleting, &bookings, &mut facts).await?;
@@ -107,6 +111,11 @@ async fn apply_labels(context: &Context, object: &Tenant, deleting: bool, facts:
         if context.config.infrastructure.contains(&namespace) {
             facts.problems.push(("InfrastructureNamespace", format!(
                 "Namespace {namespace} is one of the cluster's infrastructure and can be no tenant's: take it out of spec.namespaces.")));
+            continue;
+        }
+        if namespace == SELFTEST_NAMESPACE {
+            facts.problems.push(("SelfTestNamespace", format!(
+                "In namespace {namespace} the operator attacks itself, so it can be no tenant's: take it out of spec.namespaces.")));
             continue;
         }
         if let Some((other, _)) = owners.get(&namespace)

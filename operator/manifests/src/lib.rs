@@ -4,13 +4,18 @@
 //! - [`hold`]: a node's hold taints and labels, read and written.
 //! - [`ledger`]: root and pages of the ledger as objects.
 //! - [`conditions`]: `status.conditions` by kstatus, without changing what did not change.
+//! - [`policies`], [`selftest`], [`audit`], [`observe`]: what the guards compare, try, judge and plan (docs/ARCHITECTURE.md, "The guards").
 //! - [`reservation`], [`pool`], [`tenant`]: statuses; [`status`]: how one is written.
 
+pub mod audit;
 pub mod conditions;
 pub mod hold;
 pub mod ledger;
+pub mod observe;
+pub mod policies;
 pub mod pool;
 pub mod reservation;
+pub mod selftest;
 pub mod status;
 pub mod tenant;
 pub mod validate;

@@ -43,7 +43,17 @@ pub struct Facts {
     pub sold: Option<(u32, Vec<String>)>,
     /// Why it sells nothing, if so: a CamelCase word and a sentence.
     pub not_selling: Option<(&'static str, String)>,
+    /// The condition `Observing` of a pool that observes: status, reason, message.
+    pub observing: Option<(bool, &'static str, String)>,
 }
+
+/// Whether a reason is one that passes by itself within seconds.
+pub fn passes(reason: &str) -> bool {
+    PASSING.contains(&reason)
+}
+
+/// Reasons that pass by themselves within seconds.
+const PASSING: [&str; 4] = ["AuditPending", "GuardsStarting", "PoliciesChanging", "SelfTestPending"];
 
 fn count(value: usize) -> i32 {
     i32::try_from(value).unwrap_or(i32::MAX)
@@ -91,18 +101,23 @@ pub fn build_status(pool: &GpuPool, facts: &Facts, now: Timestamp) -> GpuPoolSta
         Some((reason, message)) => (false, (*reason).to_owned(), message.clone()),
         None => (true, "Selling".to_owned(), "The pool can be sold from.".to_owned()),
     };
-    let paused = reason == "Paused";
-    let conditions = merge(
-        &previous.conditions,
-        vec![
-            Wanted::new("Ready", ready || paused, reason.clone(), message.clone()),
-            Wanted::new("Reconciling", deleting, reason.clone(), message.clone()),
-            Wanted::new("Stalled", !ready && !paused && !deleting, reason, message),
-            sound,
-        ],
-        pool.metadata.generation,
-        now,
-    );
+    let passing = passes(&reason);
+    // As was wished.
+    let paused = reason == "Paused" || reason == "Observing";
+    let observing = facts
+        .observing
+        .as_ref()
+        .map(|(status, reason, message)| Wanted::new("Observing", *status, *reason, message.clone()));
+    let wanted: Vec<Wanted> = [
+        Wanted::new("Ready", ready || paused, reason.clone(), message.clone()),
+        Wanted::new("Reconciling", deleting || passing, reason.clone(), message.clone()),
+        Wanted::new("Stalled", !ready && !paused && !deleting && !passing, reason, message),
+        sound,
+    ]
+    .into_iter()
+    .chain(observing)
+    .collect();
+    let conditions = merge(&previous.conditions, wanted, pool.metadata.generation, now);
     GpuPoolStatus {
         observed_generation: pool.metadata.generation,
         conditions,

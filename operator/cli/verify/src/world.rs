@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
-use spillway_crds::{CapacityLedger, CapacityLedgerPage, GpuPool, GpuReservation, Tenant, names};
+use spillway_crds::{CapacityLedger, CapacityLedgerPage, GpuPool, GpuReservation, Mode, Tenant, names};
 
 use crate::ledger::Booking;
 
@@ -71,6 +71,11 @@ impl World {
     /// True for namespaces that the policies exempt.
     pub(crate) fn is_infrastructure(&self, namespace: &str) -> bool {
         self.settings.infrastructure.contains(namespace)
+    }
+
+    /// There are pools, and all of them only observe.
+    pub(crate) fn all_pools_observe(&self) -> bool {
+        !self.pools.is_empty() && self.pools.iter().all(|pool| pool.spec.mode == Mode::Observe)
     }
 
     /// Nodes with a pool's label.

@@ -27,6 +27,7 @@ fn states_add_up() {
         ],
         sold: Some((16, vec!["acme/train".to_owned()])),
         not_selling: None,
+        observing: None,
     };
     let status = build_status(&pool(), &facts, Timestamp::UNIX_EPOCH);
     let nodes = &status.nodes;
@@ -46,8 +47,26 @@ fn a_paused_pool_is_healthy_and_a_lost_ledger_is_not() {
         let of = |type_: &str| status.conditions.iter().find(|condition| condition.type_ == type_).unwrap().status;
         (of("Ready"), of("Stalled"))
     };
+    assert_eq!(status_of("Observing"), (ConditionStatus::True, ConditionStatus::False));
+    assert_eq!(status_of("SelfTestPending"), (ConditionStatus::False, ConditionStatus::False));
+    assert_eq!(status_of("SelfTestFailed"), (ConditionStatus::False, ConditionStatus::True));
     assert_eq!(status_of("Paused"), (ConditionStatus::True, ConditionStatus::False));
     assert_eq!(status_of("LedgerLost"), (ConditionStatus::False, ConditionStatus::True));
+}
+
+#[test]
+fn only_a_pool_that_observes_says_whether_it_does() {
+    let of = |observing| {
+        let status = build_status(&pool(), &Facts { observing, ..Facts::default() }, Timestamp::UNIX_EPOCH);
+        status
+            .conditions
+            .into_iter()
+            .find(|condition| condition.type_ == "Observing")
+            .map(|found| (found.status, found.reason))
+    };
+    assert_eq!(of(None), None);
+    let mixed = of(Some((false, "MixedModes", "why".to_owned())));
+    assert_eq!(mixed, Some((ConditionStatus::False, "MixedModes".to_owned())));
 }
 
 #[test]

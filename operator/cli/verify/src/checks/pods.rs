@@ -40,6 +40,10 @@ pub(super) fn check(world: &World, findings: &mut Findings) {
         match hold {
             names::HOLD_CLOSED => check_on_closed(world, pod, *node, findings),
             names::HOLD_UNSOLD if owner => {}
+            // Nobody's, and there before the node was opened: it stays until the node is sold.
+            names::HOLD_UNSOLD
+                if !roles.contains_key(namespace)
+                    && landed_ms(pod) <= node.hold_since_ms().saturating_add(SECOND_MS) => {}
             holder if holders.get(namespace) == Some(&holder) => {}
             _ => misplaced(world, pod, *node, hold, findings),
         }

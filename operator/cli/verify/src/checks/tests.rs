@@ -537,6 +537,13 @@ fn commitments(#[case] bend: fn(&mut Setup), #[case] expected: &[&str]) {
     |s: &mut Setup| { s.tenants.as_array_mut().unwrap().remove(0); },
     &["warning 4 NamespaceLabelsStray Namespace/acme"]
 )]
+#[case::the_namespace_of_the_self_test(
+    |s: &mut Setup| s.namespaces[3]["metadata"] = json!({
+        "name": "spillway-selftest", "uid": "uid-elsewhere",
+        "labels": {"spillway.dev/role": "tenant", "spillway.dev/holder": "uid-elsewhere"},
+    }),
+    &[]
+)]
 #[case::role_wrong(
     |s: &mut Setup| s.namespaces[0]["metadata"]["labels"]["spillway.dev/role"] = json!("owner"),
     &["4 NamespaceLabelsWrong Namespace/acme"]
@@ -569,6 +576,8 @@ fn holds(#[case] bend: fn(&mut Setup), #[case] expected: &[&str]) {
 #[rstest]
 #[case::stranger_on_held(|s: &mut Setup| push(&mut s.pods, pod("elsewhere", "x", "held", ACTIVE)), &["4 PodWithoutHold Pod/elsewhere/x"])]
 #[case::owner_on_held(|s: &mut Setup| push(&mut s.pods, pod("house", "x", "held", ACTIVE)), &["4 PodWithoutHold Pod/house/x"])]
+#[case::nobodys_on_unsold_after(|s: &mut Setup| push(&mut s.pods, pod("elsewhere", "x", "free", ACTIVE)), &["4 PodWithoutHold Pod/elsewhere/x"])]
+#[case::nobodys_on_unsold_from_before(|s: &mut Setup| push(&mut s.pods, pod("elsewhere", "x", "free", BOOKED - HOUR)), &[])]
 #[case::tenant_on_unsold(|s: &mut Setup| push(&mut s.pods, pod("acme", "x", "free", ACTIVE)), &["4 PodWithoutHold Pod/acme/x"])]
 #[case::terminating_stranger_on_held(
     |s: &mut Setup| {
