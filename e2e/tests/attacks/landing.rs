@@ -240,6 +240,7 @@ pub(crate) async fn prepare(stage: &Stage) -> Result<()> {
     make(Who::Editor("acme"), "acme", "running", json!({})).await?;
     stage.wait_running("acme", "running").await?;
     make(Who::Editor("acme"), "acme", "waiting", json!({})).await?;
+    make(Who::Editor("acme"), "acme", "parted", json!({})).await?;
     make(Who::Editor("own"), "own", "owners", json!({})).await?;
     stage.wait_running("own", "owners").await?;
     // Never to be scheduled, so that it stays as it is.

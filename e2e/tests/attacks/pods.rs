@@ -332,6 +332,9 @@ pub(crate) fn as_the_operator(stage: &Stage) -> Vec<Row> {
         json!({"key": "spillway.dev/hold", "operator": "Equal", "value": format!("node.{}", stage.node_uid)});
     let account = format!("/api/v1/namespaces/{RELEASE}/serviceaccounts/spillway-operator/token");
     let token = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}});
+    let parted = format!("{}/parted", pods("acme"));
+    let cpu = json!({"requests": {"cpu": "2"}, "limits": {"cpu": "2"}});
+    let bigger = json!({"spec": {"containers": [{"name": "c", "resources": cpu}]}});
     let image = |pod: &mut Value| pod["spec"]["containers"][0]["image"] = json!("localhost/other");
     let all = Who::OperatorWithAllRights;
     vec![
@@ -369,10 +372,34 @@ pub(crate) fn as_the_operator(stage: &Stage) -> Vec<Row> {
             Expect::Policy("spillway-pod", "a pod with a priority over 0"),
         ),
         row(
-            "the operator's roles do not let it change pods",
+            "the operator, by its roles, changes an image",
             Who::Operator,
-            json_patch(&waiting, add(format!("node.{}", stage.node_uid))),
-            Expect::Rights,
+            edit(&waiting, image),
+            Expect::Policy("spillway-operator", "not their containers"),
+        ),
+        row(
+            "the operator, by its roles, adds a foreign holder",
+            Who::Operator,
+            json_patch(&waiting, add(stage.beta.clone())),
+            FOREIGN,
+        ),
+        row(
+            "the operator, by its roles, assigns one pod to a shared node",
+            Who::Operator,
+            json_patch(&parted, add(format!("node.{}", stage.node_uid))),
+            Expect::Allowed,
+        ),
+        row(
+            "a pod on a shared node grows into its neighbours' share",
+            Who::Admin,
+            strategic(format!("{parted}/resize"), bigger.clone()),
+            Expect::Policy("spillway-resize", "may not be resized in place"),
+        ),
+        row(
+            "a pod on a node of its own is resized",
+            Who::Admin,
+            strategic(format!("{waiting}/resize?dryRun=All"), bigger),
+            Expect::Allowed,
         ),
         row(
             "the operator's roles do not let it make pods",

@@ -15,6 +15,7 @@ mod ghost;
 mod loss;
 mod owner;
 mod quota;
+mod share;
 mod stage;
 mod unfit;
 mod witness;
@@ -34,7 +35,7 @@ const BOUND: Duration = Duration::from_secs(60);
 const NODE_MONITOR_GRACE: &str = "--node-monitor-grace-period=24s";
 
 /// The stories, in order.
-const STORIES: [&str; 8] = ["buy", "quota", "ends", "owner", "down", "ghost", "unfit", "loss"];
+const STORIES: [&str; 9] = ["buy", "share", "quota", "ends", "owner", "down", "ghost", "unfit", "loss"];
 
 #[tokio::test]
 async fn what_was_bought_is_used_and_comes_back() -> Result<()> {
@@ -59,6 +60,7 @@ async fn tell(lab: &Lab) -> Result<()> {
         let begun = Instant::now();
         let told = match story {
             "buy" => buy::tell(&stage).await,
+            "share" => share::tell(&stage).await,
             "quota" => quota::tell(&stage).await,
             "ends" => ends::tell(&stage).await,
             "owner" => owner::tell(&stage).await,

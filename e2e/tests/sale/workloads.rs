@@ -94,3 +94,13 @@ pub(crate) fn no_disruption(app: &str) -> Value {
         "spec": {"maxUnavailable": 0, "selector": selector(app)},
     })
 }
+
+/// The same with limits of CPU and memory in each container, without which nothing lands beside others.
+pub(crate) fn limited(mut object: Value) -> Value {
+    let spec = if object["kind"] == "Pod" { &mut object["spec"] } else { &mut object["spec"]["template"]["spec"] };
+    for container in spec["containers"].as_array_mut().into_iter().flatten() {
+        container["resources"]["limits"]["cpu"] = json!("20m");
+        container["resources"]["limits"]["memory"] = json!("32Mi");
+    }
+    object
+}

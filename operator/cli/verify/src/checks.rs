@@ -36,7 +36,7 @@ pub fn check(world: &World) -> Vec<Violation> {
         }
         meter::check_statuses(world, &ledger, &mut findings);
     }
-    pods::check(world, &mut findings);
+    pods::check(world, (known && ledger.whole).then_some(&ledger), &mut findings);
     findings.sorted()
 }
 

@@ -81,6 +81,9 @@ pub struct Segment {
     pub uid: String,
     /// Devices.
     pub devices: i64,
+    /// Of a part: of so many that the node had.
+    #[serde(default)]
+    pub of: Option<i64>,
     /// When the node was handed over.
     #[serde(default)]
     pub from: Option<i64>,

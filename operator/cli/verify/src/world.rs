@@ -145,6 +145,15 @@ impl<'a> PoolNode<'a> {
         self.annotation(names::GENERATION_ANNOTATION)?.parse().ok()
     }
 
+    /// The parts for which a shared node is set up: booking and devices.
+    pub(crate) fn parts(&self) -> Vec<(&'a str, i64)> {
+        let one = |text: &'a str| {
+            let (booking, devices) = text.split_once('=')?;
+            Some((booking, devices.parse().ok()?))
+        };
+        self.annotation(names::PARTS_ANNOTATION).unwrap_or_default().split(',').filter_map(one).collect()
+    }
+
     /// Devices of a resource that the node says it has.
     pub(crate) fn capacity(&self, resource: &str) -> Option<i64> {
         self.node.status.as_ref()?.capacity.as_ref()?.get(resource)?.0.parse().ok()

@@ -76,7 +76,7 @@ fn swap_nodes(hurt: &Hurt<'_>, stocks: &mut Stocks, now: TimeMs) -> Vec<Swap> {
     swaps
 }
 
-/// Of a booking of parts: each part is replaced by one of its size, and what is missing since earlier by as few as there are.
+/// Of a booking of parts: each part is replaced by one of its size if there is one, and what is missing then by as few as there are.
 fn swap_parts(hurt: &Hurt<'_>, stocks: &mut Stocks, now: TimeMs) -> Vec<Swap> {
     let booking = hurt.booking;
     let at = stocks.by_name(&booking.pool);
@@ -87,9 +87,15 @@ fn swap_parts(hurt: &Hurt<'_>, stocks: &mut Stocks, now: TimeMs) -> Vec<Swap> {
         remaining.push(slot);
         stocks.take(at, &[slot], |stock| stock.take_parts(&[(slot, devices)]))?.pop()
     };
-    let mut swaps: Vec<Swap> =
-        hurt.lost.iter().map(|&(segment, at)| lost(booking, segment, at, part(segment.devices))).collect();
+    let mut swaps: Vec<Swap> = Vec::with_capacity(hurt.lost.len());
     let mut short = u32::try_from(hurt.short).unwrap_or(u32::MAX);
+    for &(segment, at) in &hurt.lost {
+        let replacement = part(segment.devices);
+        if replacement.is_none() {
+            short = short.saturating_add(segment.devices);
+        }
+        swaps.push(lost(booking, segment, at, replacement));
+    }
     let mut size = short;
     while short > 0 && size > 0 {
         match part(size.min(short)) {

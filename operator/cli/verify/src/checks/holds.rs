@@ -26,6 +26,10 @@ pub(super) fn check(world: &World, ledger: &Ledger, findings: &mut Findings) {
         match hold {
             names::HOLD_CLOSED => check_closed(world, node, holds, findings),
             names::HOLD_UNSOLD => check_unsold(world, node, holds, findings),
+            shared if shared == names::hold_of_node(node.uid) => {
+                check_shared(world, node, holds, findings);
+                continue;
+            }
             holder => {
                 let holds: Vec<_> = holds
                     .iter()
@@ -83,6 +87,50 @@ fn check_closed(world: &World, node: PoolNode<'_>, holds: &[(&Booking, &Segment)
             let message = format!("{} ({}) has it since {from}, and it is closed", booking.owner(), booking.id);
             findings.warning(4, "SoldButClosed", node.object(), message);
         }
+    }
+}
+
+/// A shared node is set up for the parts that live bookings have of it, and for such as are being given back; never for more than it has.
+fn check_shared(world: &World, node: PoolNode<'_>, holds: &[(&Booking, &Segment)], findings: &mut Findings) {
+    let set_up = node.parts();
+    let there = |booking: &Booking, segment: &Segment| set_up.contains(&(booking.id.as_str(), segment.devices));
+    for (booking, segment) in holds {
+        if booking.exclusive {
+            let message = format!("it is set up for several, and {} ({}) has it whole", booking.owner(), booking.id);
+            findings.unless(world.is_fresh(booking), 4, "SoldButShared", node.object(), message);
+        } else if segment.from.is_some() && !there(booking, segment) {
+            let message = format!(
+                "{} of its devices were handed over to {} ({}), for which it is not set up",
+                segment.devices,
+                booking.owner(),
+                booking.id
+            );
+            findings.unless(world.is_fresh(booking), 4, "PartNotSetUp", node.object(), message);
+        }
+    }
+    let live = |id: &str, devices: i64| holds.iter().any(|(one, part)| one.id == id && part.devices == devices);
+    for (id, devices) in set_up.iter().filter(|(id, devices)| !live(id, *devices)) {
+        if !world.settling(node.hold_since_ms()) {
+            let message = format!("it is still set up for {devices} devices of {id}, which has them no more");
+            findings.warning(4, "PartNotGivenBack", node.object(), message);
+        }
+    }
+    let devices: i64 = set_up.iter().map(|(_, devices)| devices).sum();
+    let pool = node.node.metadata.labels.as_ref().and_then(|labels| labels.get(names::POOL_LABEL));
+    let pool = world.pools.iter().find(|known| known.metadata.name.as_ref() == pool);
+    let has = pool.map(|pool| {
+        let offered = node.capacity(&pool.spec.devices.resource).unwrap_or_default();
+        offered.max(i64::from(pool.spec.devices.per_node))
+    });
+    if let Some(has) = has.filter(|has| devices > *has) {
+        let message = format!("it is set up for parts of {devices} devices together, and has {has}");
+        findings.violation(1, "PartsOversold", node.object(), message);
+    }
+    let labelled: Vec<_> = holds.iter().copied().filter(|(booking, part)| there(booking, part)).collect();
+    let fresh = set_up.iter().any(|(id, devices)| !live(id, *devices));
+    // Labels of parts that ended go with them.
+    if !fresh {
+        check_labels(node, &labelled, findings);
     }
 }
 

@@ -14,6 +14,8 @@ use crate::{
 #[derive(Clone, Copy)]
 struct Use<'a> {
     booking: &'a Booking,
+    devices: i64,
+    of: Option<i64>,
     live: bool,
     start: i64,
     end: i64,
@@ -125,7 +127,8 @@ fn check_history(ledger: &Ledger, findings: &mut Findings) {
             let end = segment.to.unwrap_or(booking_end);
             if start < end {
                 let (_, uses) = by_node.entry(&segment.uid).or_insert_with(|| (&segment.node, Vec::new()));
-                uses.push(Use { booking, live: live && segment.to.is_none(), start, end });
+                let live = live && segment.to.is_none();
+                uses.push(Use { booking, devices: segment.devices, of: segment.of, live, start, end });
             }
         }
     }
@@ -153,6 +156,18 @@ fn check_history(ledger: &Ledger, findings: &mut Findings) {
                 }
             }
             running.push(one);
+            let parts = running.iter().filter(|other| !other.booking.exclusive);
+            let (together, of) =
+                parts.fold((0, i64::MAX), |(sum, of), part| (sum + part.devices, of.min(part.of.unwrap_or(i64::MAX))));
+            if !one.booking.exclusive && together > of {
+                let message = format!(
+                    "uid {uid} has {of} devices, and from {} on parts of {together} were held together, the last of them booking {} ({})",
+                    one.start,
+                    one.booking.id,
+                    one.booking.owner(),
+                );
+                findings.violation(1, "PartsTimeOversold", format!("Node/{name}"), message);
+            }
         }
     }
 }

@@ -664,3 +664,61 @@ fn meter(#[case] bend: fn(&mut Setup), #[case] expected: &[&str]) {
     found.sort_unstable();
     assert_eq!(found, expected);
 }
+
+/// `free` is shared: `b-part` has three of its devices for acme, and a pod uses two.
+fn shared() -> Setup {
+    let mut setup = Setup::clean();
+    let mut part = booking("b-part", "part", "free");
+    part["exclusive"] = json!(false);
+    part["devices"] = json!(3);
+    part["segments"][0]["devices"] = json!(3);
+    part["segments"][0]["of"] = json!(8);
+    push(&mut setup.live["bookings"], part);
+    let mut reservation = reservation("part", "Active", &booking_status("b-part"));
+    reservation["spec"]["exclusiveNodes"] = json!(false);
+    reservation["spec"]["devices"]["count"] = json!(3);
+    push(&mut setup.reservations, reservation);
+    let labels = json!({"hold.spillway.dev/acme": "true", "acme.hold.spillway.dev/part": "true"});
+    let hold = "node.uid-free";
+    let mut node = node("free", &[taint(hold, "NoSchedule"), taint(hold, "NoExecute")], &labels, ACTIVE - 2000);
+    node["metadata"]["annotations"]["spillway.dev/parts"] = json!("b-part=3");
+    setup.nodes[1] = node;
+    setup.pods[1] = gpu_pod("acme", "serve", "free", 2);
+    setup
+}
+
+fn gpu_pod(namespace: &str, name: &str, node: &str, devices: i64) -> Value {
+    let mut pod = pod(namespace, name, node, ACTIVE + 1000);
+    let limits = json!({"nvidia.com/gpu": devices.to_string()});
+    pod["spec"]["containers"] = json!([{"name": "c", "resources": {"limits": limits}}]);
+    pod
+}
+
+#[test]
+fn a_shared_node_in_order() {
+    assert_eq!(found(shared()), Vec::<String>::new());
+}
+
+#[rstest]
+#[case::not_set_up(|s: &mut Setup| s.nodes[1]["metadata"]["annotations"]["spillway.dev/parts"] = json!(""), &["4 HoldLabelsWrong Node/free", "4 PartNotSetUp Node/free", "4 PodWithoutHold Pod/acme/serve", "4 PartsOverused Node/free"])]
+#[case::set_up_for_what_ended(|s: &mut Setup| s.nodes[1]["metadata"]["annotations"]["spillway.dev/parts"] = json!("b-old=2,b-part=3"), &["warning 4 PartNotGivenBack Node/free"])]
+#[case::set_up_for_more_than_it_has(|s: &mut Setup| s.nodes[1]["metadata"]["annotations"]["spillway.dev/parts"] = json!("b-old=6,b-part=3"), &["1 PartsOversold Node/free", "warning 4 PartNotGivenBack Node/free"])]
+#[case::uses_more_than_its_part(|s: &mut Setup| s.pods[1] = gpu_pod("acme", "serve", "free", 4), &["4 PartsOverused Node/free"])]
+#[case::somebody_else_is_there(|s: &mut Setup| s.pods[1] = gpu_pod("house", "own", "free", 1), &["4 PodWithoutHold Pod/house/own", "4 PartsOverused Node/free"])]
+#[case::sold_whole_beside_it(|s: &mut Setup| s.live["bookings"][1]["exclusive"] = json!(true), &["4 SoldButShared Node/free"])]
+#[case::parts_larger_than_the_node(|s: &mut Setup| {
+    for (field, value) in [("devices", 9), ("of", 8)] {
+        s.live["bookings"][1]["segments"][0][field] = json!(value);
+    }
+    s.live["bookings"][1]["devices"] = json!(9);
+    s.nodes[1]["metadata"]["annotations"]["spillway.dev/parts"] = json!("b-part=9");
+}, &["1 DevicesOversold Node/free", "1 PartsOversold Node/free", "1 PartsTimeOversold Node/free"])]
+fn shared_nodes(#[case] bend: fn(&mut Setup), #[case] expected: &[&str]) {
+    let mut setup = shared();
+    bend(&mut setup);
+    let mut found = found(setup);
+    found.sort();
+    let mut expected: Vec<&str> = expected.to_vec();
+    expected.sort_unstable();
+    assert_eq!(found, expected);
+}

@@ -98,7 +98,7 @@ fn who_wants_whole_nodes_is_told_of_parts() {
 
 #[rstest]
 #[case::replaced_by_a_part_of_its_size(&[("a-1", 3), ("a-2", 2)], &[], ["a-1 by a-3:3"].as_slice())]
-#[case::not_where_it_is_already(&[("a-1", 6), ("a-2", 2)], &[("a-3", 3), ("a-4", 3)], ["a-1 by -"].as_slice())]
+#[case::in_pieces_when_none_is_large_enough(&[("a-1", 6), ("a-2", 2)], &[("a-3", 3), ("a-4", 3)], ["a-1 by -", "- by a-3:5", "- by a-4:1"].as_slice())]
 #[case::beside_others(&[("a-1", 3), ("a-2", 2)], &[("a-4", 5)], ["a-1 by a-4:3"].as_slice())]
 fn lost_parts(#[case] held: &[(&str, u32)], #[case] others: &[(&str, u32)], #[case] expected: &[&str]) {
     let mut scene = scene();
