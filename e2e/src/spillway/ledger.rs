@@ -27,6 +27,8 @@ pub struct Booking {
     pub pool: String,
     /// Devices in all.
     pub devices: i64,
+    /// Whole nodes with nobody beside it.
+    pub exclusive: bool,
     /// Length of the term.
     #[serde(default)]
     pub duration_ms: Option<i64>,

@@ -210,28 +210,35 @@ fn explain(booking: &Booking) -> Result<()> {
     Ok(())
 }
 
-/// Pairs of bookings that had one node at one time, from the commit that gave it to the one that took it.
+/// Bookings that had more of a node together than there is, from the commit that gave it to the one that took it: anything beside a whole node, and
+/// parts of more devices than a node has.
 pub(crate) fn sold_twice(ledger: &LedgerView) -> Vec<String> {
-    let mut by_node: BTreeMap<&str, Vec<(i64, i64, &Booking)>> = BTreeMap::new();
+    /// Devices of a node in these tests.
+    const DEVICES: i64 = 8;
+    let mut by_node: BTreeMap<&str, Vec<(i64, i64, i64, &Booking)>> = BTreeMap::new();
     for booking in ledger.live.iter().chain(&ledger.archived) {
         let over = if booking.end_reason.is_some() { booking.end.unwrap() } else { i64::MAX };
         for segment in &booking.segments {
             // A node is promised from the commit on; of a replacement it is only known when it was handed over.
             let replaced = booking.segments.iter().any(|segment| segment.to.is_some());
             let Some(begin) = (if replaced { segment.from } else { Some(booking.booked_at) }) else { continue };
-            by_node.entry(&segment.uid).or_default().push((begin, segment.to.unwrap_or(over), booking));
+            let taken = if booking.exclusive { DEVICES } else { segment.devices };
+            by_node.entry(&segment.uid).or_default().push((begin, segment.to.unwrap_or(over), taken, booking));
         }
     }
     let mut twice = Vec::new();
     for (node, mut spans) in by_node {
-        spans.sort_by_key(|(from, to, _)| (*from, *to));
-        for pair in spans.windows(2) {
-            let [(_, until, one), (from, _, other)] = pair else { continue };
-            if from < until && one.id != other.id {
-                twice.push(format!(
-                    "node {node} was sold to {} and {} at once",
-                    one.reservation.name, other.reservation.name
-                ));
+        spans.sort_by_key(|(from, to, ..)| (*from, *to));
+        for (at, (from, to, taken, one)) in spans.iter().enumerate() {
+            let beside =
+                spans[..at].iter().filter(|(_, until, _, other)| until > from && from < to && other.id != one.id);
+            let (others, names) = beside.fold((0, Vec::new()), |(sum, mut names), (.., taken, other)| {
+                names.push(other.reservation.name.as_str());
+                (sum + taken, names)
+            });
+            if taken + others > DEVICES && !names.is_empty() {
+                let names = names.join(", ");
+                twice.push(format!("node {node} was sold to {} and {names} at once", one.reservation.name));
             }
         }
     }

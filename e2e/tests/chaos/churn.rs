@@ -68,6 +68,11 @@ impl Churn {
         let namespace = self.namespaces[usize::try_from(dice.next()).unwrap_or(0) % self.namespaces.len()].clone();
         let nodes = if dice.one_in(3) { dice.roll(1, self.widest) } else { 1 };
         let mut spec = json!({"devices": {"count": nodes * 8}});
+        if dice.one_in(3) {
+            // Parts of nodes, a few devices or some more than one node has.
+            let most = if dice.one_in(4) { 12 } else { 5 };
+            spec = json!({"devices": {"count": dice.roll(1, most)}, "exclusiveNodes": false});
+        }
         let tier = ["OnDemand", "Spot", "Committed"][usize::try_from(dice.roll(0, 2)).unwrap_or(0)];
         spec["tier"] = json!(tier);
         let open_ended = tier != "Committed" && dice.one_in(6);

@@ -15,6 +15,7 @@ mod churn;
 mod kills;
 mod leaders;
 mod nodes;
+mod parts;
 mod points;
 mod quiet;
 mod root;

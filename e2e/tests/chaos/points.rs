@@ -9,7 +9,7 @@ use spillway_lab::spillway::{Operator, Spillway};
 use spillway_lab::{Lab, LabOptions, Size, wait_for};
 
 use crate::audit::{Witness, audit, settle};
-use crate::stand_in::{StandIn, bind_pod};
+use crate::stand_in::{StandIn, bind_pod, waiting_pod};
 use crate::{BOUND, furnish, names};
 
 /// The points as `operator/controllers/src/kill.rs` lists them.
@@ -21,7 +21,7 @@ fn points() -> Result<Vec<String>> {
         .context("the list of points")?
         .0;
     let points: Vec<String> = list.split('"').skip(1).step_by(2).map(str::to_owned).collect();
-    ensure!(points.len() >= 19, "only {} points: {points:?}", points.len());
+    ensure!(points.len() >= 24, "only {} points: {points:?}", points.len());
     Ok(points)
 }
 
@@ -68,6 +68,9 @@ async fn die_at(points: &[String]) -> Result<()> {
 
         operator = spillway.start_operator("operator-a")?;
         settle(&spillway, &witness).await.with_context(|| format!("after a kill at {point}"))?;
+        for namespace in ["acme", "beta"] {
+            spillway.lab().kubectl(&["delete", "pods", "--all", "-n", namespace, "--wait=false"]).await?;
+        }
         let account = audit(&spillway, &witness).await.with_context(|| format!("after a kill at {point}"))?;
         eprintln!("{point}: died after {died:.1?}, settled after {:.1?}: {account:?}", begun.elapsed());
         operator.stop().await?;
@@ -78,6 +81,12 @@ async fn die_at(points: &[String]) -> Result<()> {
 /// What arrives for each point: terms, a delete, a pool with agents, a new tenant.
 async fn arrive(spillway: &Spillway<'_>, number: usize, operator: &mut Operator) -> Result<()> {
     let short = json!({"duration": "1s"});
+    // Parts of nodes, and pods that wait for room there.
+    for (namespace, devices) in [("acme", 3), ("beta", 4)] {
+        waiting_pod(spillway, namespace, &format!("part-{number}"), 1).await?;
+        let part = json!({"devices": {"count": devices}, "exclusiveNodes": false, "term": short});
+        spillway.reserve(namespace, &format!("part-{number}"), part).await?;
+    }
     let tenant = format!("new-{number}");
     spillway.create_tenant(&tenant, &[&tenant], json!({})).await?;
     spillway.reserve("acme", &format!("term-{number}"), json!({"devices": {"count": 16}, "term": short})).await?;

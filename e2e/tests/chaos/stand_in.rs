@@ -64,14 +64,8 @@ async fn turn(client: &Client) -> Result<()> {
     Ok(())
 }
 
-/// Makes a pod and binds it to a node, as kube-scheduler would.
-pub(crate) async fn bind_pod(
-    spillway: &Spillway<'_>,
-    namespace: &str,
-    name: &str,
-    node: &str,
-    gpus: u32,
-) -> Result<()> {
+/// Makes a pod, with limits of CPU and memory beside its devices.
+pub(crate) async fn waiting_pod(spillway: &Spillway<'_>, namespace: &str, name: &str, gpus: u32) -> Result<()> {
     let accounts = Api::<ServiceAccount>::namespaced(spillway.client(), namespace);
     let account = ServiceAccount {
         metadata: ObjectMeta { name: Some("default".to_owned()), ..Default::default() },
@@ -81,7 +75,10 @@ pub(crate) async fn bind_pod(
         Err(kube::Error::Api(status)) if status.code == 409 => {}
         result => drop(result.context("making a ServiceAccount")?),
     }
-    let limits = if gpus > 0 { json!({"nvidia.com/gpu": gpus.to_string()}) } else { json!({"cpu": "1"}) };
+    let mut limits = json!({"cpu": "1", "memory": "1Gi"});
+    if gpus > 0 {
+        limits["nvidia.com/gpu"] = json!(gpus.to_string());
+    }
     let pod: Pod = serde_json::from_value(json!({
         "metadata": {"name": name},
         "spec": {
@@ -92,6 +89,18 @@ pub(crate) async fn bind_pod(
     .context("a pod")?;
     let api = Api::<Pod>::namespaced(spillway.client(), namespace);
     api.create(&PostParams::default(), &pod).await.with_context(|| format!("making pod {namespace}/{name}"))?;
+    Ok(())
+}
+
+/// Makes a pod and binds it to a node, as kube-scheduler would.
+pub(crate) async fn bind_pod(
+    spillway: &Spillway<'_>,
+    namespace: &str,
+    name: &str,
+    node: &str,
+    gpus: u32,
+) -> Result<()> {
+    waiting_pod(spillway, namespace, name, gpus).await?;
     let scheduler = spillway.lab().client_as("system:kube-scheduler", &["system:masters"], &[])?;
     let binding = json!({"apiVersion": "v1", "kind": "Binding", "metadata": {"name": name}, "target": {"apiVersion": "v1", "kind": "Node", "name": node}});
     let path = format!("/api/v1/namespaces/{namespace}/pods/{name}/binding");

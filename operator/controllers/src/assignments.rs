@@ -57,7 +57,12 @@ struct Sharer {
 pub async fn reconcile(object: Arc<PartialObjectMeta<Namespace>>, context: Arc<Context>) -> Result<Action, Error> {
     let namespace = object.name_any();
     let gaps = context.pulse.gaps();
-    let sharers = sharers(&context, &context.view(), &namespace);
+    let view = context.view();
+    if view.ledger.is_none() || view.blocked.is_some() {
+        // Nothing is known, or nothing may be done: what has room keeps it.
+        return Ok(Action::requeue(Duration::from_secs(1)));
+    }
+    let sharers = sharers(&context, &view, &namespace);
     if sharers.is_empty() {
         context.forget_waiting(&namespace);
         return Ok(Action::await_change());
@@ -83,13 +88,23 @@ pub async fn reconcile(object: Arc<PartialObjectMeta<Namespace>>, context: Arc<C
         admit(&context, pod, node).await?;
         kill::point("assign.after-toleration");
     }
+    // Whether anything is left of a pod that went, the node says.
+    let left: BTreeSet<&str> = found
+        .records
+        .iter()
+        .filter(|record| guests.iter().all(|guest| guest.uid != record.pod_uid))
+        .map(|record| record.node.as_str())
+        .collect();
+    for node in left {
+        context.queues.nodes.push(node).await;
+    }
     say_why_pods_wait(&context, &namespace, &sharers, &pods, &found).await;
     Ok(Action::requeue(RESYNC))
 }
 
 /// The reservations of a namespace that have parts of nodes, by name.
 fn sharers(context: &Context, view: &View, namespace: &str) -> Vec<Sharer> {
-    let Some(ledger) = view.ledger.as_ref().filter(|_| view.blocked.is_none()) else { return Vec::new() };
+    let Some(ledger) = view.ledger.as_ref() else { return Vec::new() };
     let mut found: Vec<Sharer> = context
         .stores
         .reservations

@@ -568,6 +568,12 @@ impl Engine {
         for tenant in self.context.stores.tenants.state() {
             self.context.queues.tenants.push(&tenant.name_any()).await;
         }
+        let sharers = self.ledger.iter().flat_map(|ledger| ledger.bookings()).filter(|booking| !booking.exclusive);
+        let namespaces: BTreeSet<Arc<str>> =
+            sharers.map(|booking| Arc::clone(&booking.reservation.namespace)).collect();
+        for namespace in namespaces {
+            self.context.queues.namespaces.push(&namespace).await;
+        }
         self.look_at_all_pools().await;
     }
 }

@@ -1,0 +1,90 @@
+//! Room on a shared node while the operator dies between what it records and what it tells a pod.
+
+use std::collections::BTreeSet;
+
+use anyhow::{Context as _, Result, ensure};
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt;
+use kube::api::{Api, ListParams};
+use serde_json::json;
+use spillway_crds::Phase;
+use spillway_lab::spillway::{Spillway, holds};
+use spillway_lab::{Lab, LabOptions, Size, wait_for};
+
+use crate::stand_in::waiting_pod;
+use crate::{BOUND, furnish};
+
+/// Devices that acme has of the node.
+const HELD: i32 = 3;
+
+#[tokio::test]
+async fn a_kill_between_record_and_toleration_gives_nobody_more() -> Result<()> {
+    let lab = Lab::start(LabOptions::new(Size::Api)).await?;
+    let spillway = Spillway::install(&lab).await?;
+    let mut operator = spillway.start_operator("operator-a")?;
+    furnish(&spillway, "plain", 1, &["acme", "beta"]).await?;
+    for (tenant, devices) in [("acme", HELD), ("beta", 4)] {
+        let part = json!({"devices": {"count": devices}, "exclusiveNodes": false});
+        spillway.reserve(tenant, "part", part).await?;
+        spillway.wait_phase(tenant, "part", Phase::Active, BOUND).await?;
+    }
+    let node = spillway.nodes().await?.pop().context("no node")?;
+    let hold = format!("node.{}", node.uid().unwrap_or_default());
+    ensure!(holds(&node) == (Some(hold.clone()), Some(hold.clone())), "its hold is {:?}", holds(&node));
+    operator.stop().await?;
+
+    for point in ["assign.before-record", "assign.after-record", "assign.after-toleration"] {
+        for number in 0..5 {
+            waiting_pod(&spillway, "acme", &format!("p-{number}"), 1).await?;
+        }
+        operator = spillway.start_operator_to_die("operator-a", point)?;
+        let status = operator.wait_exit(BOUND).await.with_context(|| format!("it never came to {point}"))?;
+        ensure!(status.code() == Some(137), "at {point} it ended with {status}");
+        let (recorded, told) = state(&spillway, &hold).await?;
+        let expected = match point {
+            "assign.before-record" => (0, 0),
+            "assign.after-record" => (3, 0),
+            _ => (3, 1),
+        };
+        ensure!((recorded.len(), told.len()) == expected, "at {point}: recorded {recorded:?}, told {told:?}");
+        ensure!(told.is_subset(&recorded), "at {point} a pod was told what is not recorded");
+
+        operator = spillway.start_operator("operator-a")?;
+        wait_for("three pods to be told", BOUND, || async {
+            let (recorded, told) = state(&spillway, &hold).await?;
+            ensure!(told.len() <= 3 && recorded.len() <= 3, "recorded {recorded:?}, told {told:?}");
+            Ok(told.len() == 3 && recorded == told)
+        })
+        .await?;
+        // Who goes makes room for who waits.
+        let (_, told) = state(&spillway, &hold).await?;
+        let first = told.iter().next().context("nobody was told")?.clone();
+        spillway.lab().kubectl(&["delete", "pod", &first, "-n", "acme"]).await?;
+        wait_for("the next to be told", BOUND, || async {
+            let (recorded, told) = state(&spillway, &hold).await?;
+            Ok(told.len() == 3 && recorded == told && !told.contains(&first))
+        })
+        .await?;
+        spillway.lab().kubectl(&["delete", "pods", "--all", "-n", "acme"]).await?;
+        wait_for("nothing to be recorded", BOUND, || async { Ok(state(&spillway, &hold).await?.0.is_empty()) }).await?;
+        operator.stop().await?;
+    }
+    operator = spillway.start_operator("operator-a")?;
+    spillway.verify_settled("0s").await?.ensure_clean()?;
+    drop(operator);
+    lab.stop()
+}
+
+/// Names of the pods that have room by the reservation's status, and of those that were told so.
+async fn state(spillway: &Spillway<'_>, hold: &str) -> Result<(BTreeSet<String>, BTreeSet<String>)> {
+    let status = spillway.reservation("acme", "part").await?.and_then(|object| object.status).unwrap_or_default();
+    let devices: i32 = status.assignments.iter().map(|one| one.devices).sum();
+    ensure!(devices <= HELD, "{devices} devices are recorded and {HELD} held: {:?}", status.assignments);
+    let recorded = status.assignments.into_iter().map(|one| one.pod).collect();
+    let pods = Api::<Pod>::namespaced(spillway.client(), "acme").list(&ListParams::default()).await?;
+    let tolerates = |pod: &&Pod| {
+        let tolerations = pod.spec.as_ref().and_then(|spec| spec.tolerations.as_deref()).unwrap_or_default();
+        tolerations.iter().any(|toleration| toleration.value.as_deref() == Some(hold))
+    };
+    Ok((recorded, pods.items.iter().filter(tolerates).map(ResourceExt::name_any).collect()))
+}
