@@ -12,8 +12,11 @@ cache=${SPILLWAY_CACHE:-$HOME/.cache/spillway}
 target=${CARGO_TARGET_DIR:-$PWD/target}
 logs=$target/test-logs
 workspace=(--workspace --locked --features spillway-operator/kill-points)
-# Tests on a real Kubernetes, the quick and telling ones first. What is not named here runs after them, by name.
-order=(lab chart attacks sale chaos)
+# Tests on a real Kubernetes run in lanes side by side, for most of what they do is waiting: those that need real nodes one after the
+# other, for only one lab of that size fits on the machine; chaos by itself, which is long; and the rest. Within a lane the quick and telling ones first.
+real_nodes=(lab sale demo)
+long=(chaos)
+order=(attacks chart guards)
 # No Kubernetes, so they run with `make lint`.
 not_e2e=(layering docs)
 
@@ -26,25 +29,40 @@ summary=()
 
 if [ -t 1 ]; then say() { printf '\n\033[1m==> %s\033[0m\n' "$*"; }; else say() { printf '\n==> %s\n' "$*"; }; fi
 
-# step TITLE COMMAND...: runs the command and adds up what it says about tests; a command that is not a test counts as one.
-step() {
-    local title=$1 begun=$SECONDS log rc ok bad
-    shift
+# count_tests LOG: how many tests passed and failed by what a log says.
+count_tests() {
+    sed 's/\x1b\[[0-9;]*m//g' "$1" |
+        awk '/^test result: / { for (i = 1; i < NF; i++) { if ($(i+1) == "passed;") ok += $i; if ($(i+1) == "failed;") bad += $i } }
+             END { print ok + 0, bad + 0 }'
+}
+
+# add TITLE EXIT-STATUS LOG SECONDS: adds up what a step says about tests; a command that is not a test counts as one.
+add() {
+    local ok bad
+    read -r ok bad < <(count_tests "$3")
+    # Not a test, or one that died before it could count.
+    if (($2 != 0 && bad == 0)); then bad=1; fi
+    if (($2 == 0 && ok == 0)); then ok=1; fi
+    passed=$((passed + ok))
+    failed=$((failed + bad))
+    summary+=("$(printf '%-44s %4d passed %4d failed %5d s' "$1" "$ok" "$bad" "$4")")
+}
+
+log_of() {
     mkdir -p "$logs"
-    log=$logs/${title//[^a-zA-Z0-9]/-}.log
+    echo "$logs/${1//[^a-zA-Z0-9]/-}.log"
+}
+
+# step TITLE COMMAND...: runs the command, shows what it prints, and adds it up.
+step() {
+    local title=$1 begun=$SECONDS log rc
+    shift
+    log=$(log_of "$title")
     say "$title"
     # Standard error stays what it is, so that Cargo shows its progress on a terminal.
     "$@" | tee "$log"
     rc=${PIPESTATUS[0]}
-    read -r ok bad < <(sed 's/\x1b\[[0-9;]*m//g' "$log" |
-        awk '/^test result: / { for (i = 1; i < NF; i++) { if ($(i+1) == "passed;") ok += $i; if ($(i+1) == "failed;") bad += $i } }
-             END { print ok + 0, bad + 0 }')
-    # Not a test, or one that died before it could count.
-    if ((rc != 0 && bad == 0)); then bad=1; fi
-    if ((rc == 0 && ok == 0)); then ok=1; fi
-    passed=$((passed + ok))
-    failed=$((failed + bad))
-    summary+=("$(printf '%-44s %4d passed %4d failed %5d s' "$title" "$ok" "$bad" $((SECONDS - begun)))")
+    add "$title" "$rc" "$log" $((SECONDS - begun))
     return "$rc"
 }
 
@@ -125,14 +143,52 @@ e2e_tests() {
     echo demo
 }
 
-e2e() {
-    local name
-    for name in $(e2e_tests); do
+# lane NAME...: runs tests one after the other; each is shown when it is over, so that lanes do not mix, and leaves how it went beside its log.
+lane() {
+    local name title log begun rc
+    for name in "$@"; do
+        title="e2e: $name"
+        log=$(log_of "$title")
+        begun=$SECONDS
         if [ "$name" = demo ]; then
-            step "e2e: demo" "$target/debug/demo" --down
-            continue
+            "$target/debug/demo" --down >"$log" 2>&1
+        else
+            cargo test "${workspace[@]}" --no-fail-fast --test "$name" -- --test-threads=1 >"$log" 2>&1
         fi
-        step "e2e: $name" cargo test "${workspace[@]}" --no-fail-fast --test "$name" -- --test-threads=1
+        rc=$?
+        echo "$rc $((SECONDS - begun))" >"$log.rc"
+        (
+            flock 9
+            say "$title ($((SECONDS - begun)) s)"
+            cat "$log"
+        ) 9>"$logs/show.lock"
+    done
+}
+
+e2e() {
+    local name log rc seconds machine=() alone=() rest=()
+    while read -r name; do
+        log=$(log_of "e2e: $name")
+        rm -f "$log" "$log.rc"
+        if printf '%s\n' "${real_nodes[@]}" | grep -qxF "$name"; then
+            machine+=("$name")
+        elif printf '%s\n' "${long[@]}" | grep -qxF "$name"; then
+            alone+=("$name")
+        else
+            rest+=("$name")
+        fi
+    done < <(e2e_tests)
+    say "end-to-end, side by side: ${machine[*]:-none} | ${alone[*]:-none} | ${rest[*]:-none} (logs in $logs)"
+    lane "${machine[@]}" &
+    lane "${alone[@]}" &
+    lane "${rest[@]}" &
+    wait
+    for name in "${machine[@]}" "${alone[@]}" "${rest[@]}"; do
+        log=$(log_of "e2e: $name")
+        rc=1 seconds=0
+        read -r rc seconds <"$log.rc" || true
+        touch "$log"
+        add "e2e: $name" "$rc" "$log" "$seconds"
     done
 }
 

@@ -1,4 +1,4 @@
-//! Taking a place on the machine for a lab: a folder of its own, and for the exclusive sizes the machine itself.
+//! Taking a place on the machine for a lab: a folder of its own, and for the size node the machine itself.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -25,14 +25,12 @@ pub(crate) fn claim(base: &Path, options: &LabOptions) -> Result<(PathBuf, State
         };
         if begun.elapsed() > options.wait_for_machine {
             bail!(
-                "the lab '{other}' still has the machine after {} s; only one lab of the sizes cluster and node fits on it",
+                "the lab '{other}' still has the machine after {} s; only one lab of the size node fits on it",
                 options.wait_for_machine.as_secs()
             );
         }
         if !told {
-            say(&format!(
-                "waiting for the lab '{other}' to end: only one lab of the sizes cluster and node fits on the machine"
-            ));
+            say(&format!("waiting for the lab '{other}' to end: only one lab of the size node fits on the machine"));
             told = true;
         }
         std::thread::sleep(Duration::from_millis(500));

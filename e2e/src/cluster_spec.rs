@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 pub enum Size {
     /// etcd and the API server: admission, CRDs, RBAC. Several may run at once.
     Api,
-    /// Also controllers, scheduler and fake nodes: pods get scheduled and "run". One at a time.
+    /// Also controllers, scheduler and fake nodes: pods get scheduled and "run". Several may run at once.
     Cluster,
     /// Also real nodes: pods are processes. Needs root. One at a time.
     Node,
@@ -29,7 +29,7 @@ impl Size {
 
     /// Whether only one lab of this kind fits on the machine at a time.
     pub fn is_exclusive(self) -> bool {
-        self != Self::Api
+        self == Self::Node
     }
 }
 
@@ -54,7 +54,7 @@ pub struct LabOptions {
     pub apiserver_args: Vec<String>,
     /// Further arguments of the controller manager, such as `--node-monitor-grace-period=20s`.
     pub controller_manager_args: Vec<String>,
-    /// How long to wait for another lab of an exclusive size to end.
+    /// How long to wait for another lab of the size node to end.
     pub wait_for_machine: Duration,
 }
 

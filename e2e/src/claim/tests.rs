@@ -17,11 +17,11 @@ fn a_name_is_a_folder_and_part_of_paths_of_sockets() {
 }
 
 #[test]
-fn only_one_lab_has_the_machine_but_api_labs_live_beside_it() {
+fn only_one_lab_has_the_machine_but_others_live_beside_it() {
     let base = tempfile::tempdir().unwrap();
-    claim(base.path(), &options(Size::Cluster, "one")).unwrap();
+    claim(base.path(), &options(Size::Node, "one")).unwrap();
     claim(base.path(), &options(Size::Api, "two")).unwrap();
-    claim(base.path(), &options(Size::Api, "three")).unwrap();
+    claim(base.path(), &options(Size::Cluster, "three")).unwrap();
     let error = claim(base.path(), &options(Size::Node, "four")).unwrap_err();
     assert!(error.to_string().contains("the lab 'one' still has the machine"), "{error:#}");
     let error = claim(base.path(), &options(Size::Api, "two")).unwrap_err();

@@ -87,7 +87,7 @@ async fn pods_fit(stage: &Stage<'_>, tenant: &str, name: &str) -> Result<Option<
 async fn nobody_gets_more(stage: &Stage<'_>, node: &str) -> Result<()> {
     stage.create("acme", &[limited(pod("fourth", 1, Work::Polite)), pod("greedy", 1, Work::Polite)]).await?;
     let said = event(stage, "acme", "fourth", "OverHold").await?;
-    ensure!(said.contains("3 are held in parts of nodes and 3 of them are in use"), "{said}");
+    ensure!(said.contains("wants 1 of the 3 devices that are held in parts of nodes, together on one node, and 3 are in use"), "{said}");
     let said = event(stage, "acme", "greedy", "LimitsMissing").await?;
     ensure!(said.contains("set resources.limits.cpu"), "{said}");
     wait_for("the condition that says that pods wait", BOUND, || async {

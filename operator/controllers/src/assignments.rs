@@ -283,7 +283,7 @@ async fn say_why_pods_wait(
             context.event(&object, EventType::Warning, reason.code, &reason.message, "Assign").await;
         }
     }
-    for uid in context.note_waiting(namespace, notes) {
+    for uid in context.note_waiting(namespace, &notes) {
         if let Some(sharer) = sharers.iter().find(|sharer| sharer.booking.reservation.uid == uid) {
             context.queues.reservations.push_in(namespace, &sharer.object.name_any()).await;
         }

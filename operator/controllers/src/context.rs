@@ -234,7 +234,7 @@ impl Context {
     pub fn note_waiting(
         &self,
         namespace: &str,
-        notes: BTreeMap<ReservationUid, (usize, Reason)>,
+        notes: &BTreeMap<ReservationUid, (usize, Reason)>,
     ) -> Vec<ReservationUid> {
         let mut waiting = self.waiting.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let before = if notes.is_empty() {

@@ -293,7 +293,7 @@ impl Look {
         let sound = self.sound();
         NodeInput {
             closed_for_ms: self.now_ms.saturating_sub(self.closed_since(context)),
-            check: self.check(context, &rights, pods, about),
+            check: self.check(context, &rights, pods, &about),
             hold,
             wanted,
             pods: there,
@@ -325,13 +325,13 @@ impl Look {
     }
 
     /// What the agent says, if it was asked about this state of the node.
-    fn check(&self, context: &Context, rights: &Rights<'_>, pods: &[PodFacts], about: Vec<Arc<str>>) -> Check {
+    fn check(&self, context: &Context, rights: &Rights<'_>, pods: &[PodFacts], about: &[Arc<str>]) -> Check {
         if self.pool.spec.node_check == NodeCheck::None {
             return Check::NotNeeded;
         }
         let asked = {
             let mut memory = context.node_memory();
-            memory.about.insert(self.uid.clone(), about.clone());
+            memory.about.insert(self.uid.clone(), about.to_vec());
             let same = |asked: &&Asked| asked.hold_since == self.hold_since() && asked.about == about;
             memory.asked.get(&self.uid).filter(same).cloned()
         };

@@ -293,7 +293,7 @@ fn over_hold(guest: &Guest, held: u64, used: u64) -> Reason {
     Reason {
         code: "OverHold",
         message: format!(
-            "Pod {} wants {wanted} devices together on a node; {held} are held in parts of nodes and {used} of them are in use. It lands when pods of this namespace end, or when more is reserved.",
+            "Pod {} wants {wanted} of the {held} devices that are held in parts of nodes, together on one node, and {used} are in use. It lands when pods of this namespace end, or when more is reserved.",
             guest.name
         ),
     }

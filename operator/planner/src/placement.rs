@@ -298,10 +298,7 @@ impl Stock {
         if want.devices == 0 {
             return Err(Misfit::Nothing);
         }
-        let level = match require {
-            Some(key) => Some(self.level(key)),
-            None => None,
-        };
+        let level = require.map(|key| self.level(key));
         if want.whole {
             if want.per_node.is_some_and(|wanted| wanted != per_node) {
                 return Err(Misfit::OtherNodes { per_node });

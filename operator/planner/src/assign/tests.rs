@@ -118,7 +118,7 @@ fn a_terminating_pod_keeps_its_place() {
     assert_eq!(said(&found), "a:r@n1=3 b?OverHold");
     assert_eq!(
         found.waiting[0].1.message,
-        "Pod b wants 1 devices together on a node; 3 are held in parts of nodes and 3 of them are in use. It lands when pods of this namespace end, or when more is reserved."
+        "Pod b wants 1 of the 3 devices that are held in parts of nodes, together on one node, and 3 are in use. It lands when pods of this namespace end, or when more is reserved."
     );
 }
 
