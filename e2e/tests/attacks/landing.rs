@@ -240,7 +240,11 @@ pub(crate) async fn prepare(stage: &Stage) -> Result<()> {
     make(Who::Editor("acme"), "acme", "running", json!({})).await?;
     stage.wait_running("acme", "running").await?;
     make(Who::Editor("acme"), "acme", "waiting", json!({})).await?;
-    make(Who::Editor("acme"), "acme", "parted", json!({})).await?;
+    let limits = json!({"nvidia.com/gpu": "8", "cpu": "1", "memory": "1Gi"});
+    let limited =
+        json!({"spec": {"containers": [{"name": "c", "image": "localhost/none", "resources": {"limits": limits}}]}});
+    make(Who::Editor("acme"), "acme", "parted", limited.clone()).await?;
+    make(Who::Editor("acme"), "acme", "sized", limited).await?;
     make(Who::Editor("own"), "own", "owners", json!({})).await?;
     stage.wait_running("own", "owners").await?;
     // Never to be scheduled, so that it stays as it is.

@@ -335,6 +335,7 @@ pub(crate) fn as_the_operator(stage: &Stage) -> Vec<Row> {
     let parted = format!("{}/parted", pods("acme"));
     let cpu = json!({"requests": {"cpu": "2"}, "limits": {"cpu": "2"}});
     let bigger = json!({"spec": {"containers": [{"name": "c", "resources": cpu}]}});
+    let other = json!([{"op": "replace", "path": "/spec/containers/0/image", "value": "localhost/other"}]);
     let image = |pod: &mut Value| pod["spec"]["containers"][0]["image"] = json!("localhost/other");
     let all = Who::OperatorWithAllRights;
     vec![
@@ -374,7 +375,7 @@ pub(crate) fn as_the_operator(stage: &Stage) -> Vec<Row> {
         row(
             "the operator, by its roles, changes an image",
             Who::Operator,
-            edit(&waiting, image),
+            json_patch(&waiting, other),
             Expect::Policy("spillway-operator", "not their containers"),
         ),
         row(
@@ -398,7 +399,7 @@ pub(crate) fn as_the_operator(stage: &Stage) -> Vec<Row> {
         row(
             "a pod on a node of its own is resized",
             Who::Admin,
-            strategic(format!("{waiting}/resize?dryRun=All"), bigger),
+            strategic(format!("{}/sized/resize", pods("acme")), bigger),
             Expect::Allowed,
         ),
         row(

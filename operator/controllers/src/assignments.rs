@@ -82,7 +82,6 @@ pub async fn reconcile(object: Arc<PartialObjectMeta<Namespace>>, context: Arc<C
 
     write_records(&context, &sharers, &found).await?;
     context.forget_gone(records.iter().map(|record| &record.pod_uid), &found.records);
-    kill::point("assign.after-record");
     for (pod, node) in &found.admit {
         let Some(pod) = pods.iter().find(|one| one.uid == *pod) else { continue };
         admit(&context, pod, node).await?;
@@ -214,6 +213,7 @@ async fn write_records(context: &Context, sharers: &[Sharer], found: &Assignment
             api.patch_status(&sharer.object.name_any(), &PatchParams::default(), &Patch::Merge(&patch)),
         )
         .await?;
+        kill::point("assign.after-record");
     }
     Ok(())
 }

@@ -20,6 +20,7 @@ use spillway_planner::{NodeUid, Reason, ReservationUid, TenantName, assign::Reco
 use tokio::sync::{mpsc, watch};
 
 use crate::{
+    changes::Changed,
     config::Config,
     engine,
     error::Error,
@@ -134,6 +135,8 @@ pub struct Context {
     pub queues: Queues,
     /// What was decided last.
     pub view: watch::Receiver<Arc<View>>,
+    /// What the watches have changed since the engine last looked.
+    pub changed: Arc<Changed>,
     /// The engine's ear.
     pub engine: mpsc::Sender<engine::Message>,
     /// Stands before writes.

@@ -12,9 +12,8 @@ use kube::{Api, ResourceExt};
 use spillway_crds::{GpuReservation, Phase, names::HOLD_CLOSED, names::HOLD_UNSOLD};
 use spillway_manifests::hold;
 use spillway_planner::{
-    Booking, BookingId, EndReason, NodeUid, Outcome, Plan, ReservationUid, Shape, TimeMs,
+    Booking, BookingId, EndReason, NodeUid, Outcome, Plan, Planner, ReservationUid, Shape, TimeMs,
     ledger::{Change, Ledger, check_stamp},
-    plan,
 };
 use tokio::sync::{Notify, mpsc, watch};
 
@@ -22,8 +21,9 @@ use crate::{
     context::{Context, owners},
     error::{Error, call},
     gauges, guards, kill,
-    snapshot::{self, Past},
+    snapshot::{Frame, Past},
     store::{LedgerStore, Swap, new_name},
+    table::Table,
     view::View,
 };
 
@@ -66,6 +66,8 @@ pub struct Engine {
     context: Arc<Context>,
     store: LedgerStore,
     ledger: Option<Arc<Ledger>>,
+    /// What the planner knows; none: it must look at everything.
+    table: Option<Table>,
     ended: Arc<HashMap<ReservationUid, Arc<Booking>>>,
     outcomes: Arc<HashMap<ReservationUid, Outcome>>,
     released: Arc<HashSet<ReservationUid>>,
@@ -98,6 +100,7 @@ impl Engine {
             context,
             store,
             ledger: None,
+            table: None,
             ended: Arc::default(),
             outcomes: Arc::default(),
             released: Arc::default(),
@@ -147,6 +150,10 @@ impl Engine {
                 self.handed.entry(booking).or_default().insert(node);
             }
             Message::GiveUp { booking, node } => {
+                let held = self.ledger.as_ref().and_then(|ledger| ledger.booking(&booking));
+                for segment in held.iter().flat_map(|booking| &booking.segments).filter(|one| one.uid == node) {
+                    self.context.changed.node(segment.node.as_str());
+                }
                 self.given_up.insert(node, booking);
             }
             Message::Reload => self.ledger = None,
@@ -157,22 +164,18 @@ impl Engine {
     async fn turn(&mut self) -> Result<Duration, Error> {
         let Some(ledger) = self.current().await? else { return Ok(RETRY) };
         let now = now();
-        let owners = owners(&self.context.stores.tenants.state(), &self.context.config);
-        let past = Past { ended: &self.ended, refused: &self.refused, given_up: &self.given_up };
-        let mut look = snapshot::build(&self.context, &ledger, &owners, &past, now);
-        let guarded = guards::shape(&self.context, &mut look.snapshot);
-        let started = Instant::now();
-        let mut plan = plan(&look.snapshot, now);
-        self.context.metrics.plan_seconds.observe(started.elapsed().as_secs_f64());
-        guards::temper(&self.context, &guarded, &look.snapshot, &mut plan);
-        let mut changes = changes(&plan, &look.snapshot, &ledger);
+        let guarded = self.context.guards.state();
+        let plan = self.plan(&ledger, &guarded, now);
+        let Some(table) = &self.table else { return Ok(RETRY) };
+        let mut changes = changes(&plan, &table.planner, &ledger);
+        let next = [plan.next, table.next_loss()].into_iter().flatten().min();
         changes.extend(self.handovers(&ledger, &plan, now));
         if self.orphans.elapsed() > ORPHANS {
             self.orphans = Instant::now();
             changes.extend(self.orphaned(&ledger, now).await?);
         }
         let mut changed = self.answers(&plan);
-        changed.extend(self.release(&look.snapshot, &ledger));
+        changed.extend(self.release(&ledger));
         if !changes.is_empty() && !self.commit(&ledger, &changes, now).await? {
             return Ok(Duration::ZERO);
         }
@@ -183,10 +186,28 @@ impl Engine {
         for (namespace, name) in changed {
             self.context.queues.reservations.push_in(&namespace, &name).await;
         }
-        let next = [plan.next, look.next_loss].into_iter().flatten().min();
         let next =
             next.map_or(IDLE, |at| Duration::from_millis(u64::try_from(at.0.saturating_sub(now.0)).unwrap_or(0)));
         Ok(next.clamp(Duration::from_millis(5), IDLE))
+    }
+
+    /// Brings the planner's table up to date, and plans.
+    fn plan(&mut self, ledger: &Ledger, guarded: &guards::State, now: TimeMs) -> Plan {
+        let told = self.context.changed.take();
+        let owners = owners(&self.context.stores.tenants.state(), &self.context.config);
+        let past = Past { ended: &self.ended, refused: &self.refused, given_up: &self.given_up };
+        let frame = Frame::new(&self.context, ledger, &owners, &past, now);
+        let current = self
+            .table
+            .take()
+            .and_then(|mut table| table.take(&self.context, &frame, guarded, told, now).then_some(table));
+        let mut table = current.unwrap_or_else(|| Table::lay(&self.context, &frame, guarded));
+        let started = Instant::now();
+        let mut plan = table.planner.plan(now);
+        self.context.metrics.plan_seconds.observe(started.elapsed().as_secs_f64());
+        guards::temper(&self.context, guarded, table.snapshot.as_ref(), &mut plan);
+        self.table = Some(table);
+        plan
     }
 
     /// The ledger, read again if it was dropped or is another now; `None`: nothing may be decided.
@@ -202,6 +223,7 @@ impl Engine {
             }
         }
         self.ledger = None;
+        self.table = None;
         let loaded = match self.store.load().await {
             Ok(loaded) => loaded,
             Err(Error::Load(error)) => {
@@ -362,6 +384,10 @@ impl Engine {
         for (uid, outcome) in &fresh {
             if !matches!(outcome, Outcome::Waitlisted(_)) {
                 self.refused.insert(uid.clone(), outcome.clone());
+                let request = self.table.as_ref().and_then(|table| table.planner.request(uid));
+                if let Some(reservation) = request.map(|request| &request.reservation) {
+                    self.context.changed.reservation(&reservation.namespace, &reservation.name);
+                }
             }
         }
         fresh.extend(self.refused.iter().map(|(uid, outcome)| (uid.clone(), outcome.clone())));
@@ -387,11 +413,13 @@ impl Engine {
     }
 
     /// Takes in which reservations are being deleted and have nothing booked; gives those that are new among them.
-    fn release(&mut self, snapshot: &spillway_planner::Snapshot, ledger: &Ledger) -> Vec<(String, String)> {
-        let idle = snapshot
-            .requests
-            .iter()
-            .filter(|request| request.deleting && ledger.booking_of(&request.reservation.uid).is_none());
+    fn release(&mut self, ledger: &Ledger) -> Vec<(String, String)> {
+        let Some(table) = &self.table else { return Vec::new() };
+        let idle = table
+            .planner
+            .deleting()
+            .filter(|uid| ledger.booking_of(uid).is_none())
+            .filter_map(|uid| table.planner.request(uid));
         let (uids, new): (HashSet<_>, Vec<_>) = idle
             .map(|request| {
                 let reservation = &request.reservation;
@@ -462,6 +490,16 @@ impl Engine {
             }
         }
         self.ended = Arc::new(ended);
+        if let Some(table) = &mut self.table {
+            table.take_bookings(&staged.next, changes.iter().map(Change::booking));
+        }
+        // What a node and a reservation count as depends on what is booked.
+        for booking in &touched {
+            self.context.changed.reservation(&booking.reservation.namespace, &booking.reservation.name);
+            for segment in &booking.segments {
+                self.context.changed.node(segment.node.as_str());
+            }
+        }
         self.ledger = Some(Arc::new(staged.next));
         kill::point("commit.before-publish");
         self.publish_view();
@@ -585,7 +623,7 @@ fn lost(what: &str) -> String {
 }
 
 /// The ledger's changes that a plan asks for.
-fn changes(plan: &Plan, snapshot: &spillway_planner::Snapshot, ledger: &Ledger) -> Vec<Change> {
+fn changes(plan: &Plan, planner: &Planner, ledger: &Ledger) -> Vec<Change> {
     let mut changes: Vec<Change> = plan
         .ends
         .iter()
@@ -599,11 +637,10 @@ fn changes(plan: &Plan, snapshot: &spillway_planner::Snapshot, ledger: &Ledger) 
             changes.push(Change::Add { booking: swap.booking.clone(), segment: segment.clone() });
         }
     }
-    let requests: HashMap<&ReservationUid, &spillway_planner::Request> =
-        snapshot.requests.iter().map(|request| (&request.reservation.uid, request)).collect();
-    let pools: HashMap<_, _> = snapshot.pools.iter().map(|pool| (&pool.name, pool)).collect();
     for new in &plan.bookings {
-        let (Some(request), Some(pool)) = (requests.get(&new.reservation.uid), pools.get(&new.pool)) else { continue };
+        let (Some(request), Some(pool)) = (planner.request(&new.reservation.uid), planner.pool(&new.pool)) else {
+            continue;
+        };
         let Some(tenant) = request.tenant.clone() else { continue };
         changes.push(Change::Book(Booking {
             id: BookingId::from(format!("b-{}", uuid::Uuid::now_v7())),

@@ -11,7 +11,7 @@ use spillway_crds::{
     names::{POLICIES_CONFIGMAP, POOL_LABEL},
 };
 use spillway_manifests::{conditions::bounded, observe::speak};
-use spillway_planner::{Outcome, Plan, Snapshot};
+use spillway_planner::{Outcome, Plan, Pool, Snapshot};
 use tokio::{
     sync::{Notify, watch},
     task::JoinSet,
@@ -133,31 +133,32 @@ fn subject(context: &Context) -> ConfigMap {
     subject
 }
 
-/// Before a plan: pools from which nothing may be sold say so, and while all observe nodes count as if they were open. Gives the state that the
-/// plan stands on.
-pub fn shape(context: &Context, snapshot: &mut Snapshot) -> State {
-    let state = context.guards.state();
+/// Before a plan: pools from which nothing may be sold say so, and while all observe nodes count as if they were open.
+pub fn shape(context: &Context, state: &State, snapshot: &mut Snapshot) {
     if state.observes() {
         observe::open_nodes(context, snapshot);
-        return state;
+    } else {
+        shape_pools(context, state, &mut snapshot.pools);
     }
-    let observing = |name: &str| {
-        context.stores.pools.state().iter().any(|pool| pool.name_any() == name && pool.spec.mode == Mode::Observe)
-    };
-    for pool in &mut snapshot.pools {
+}
+
+/// Pools from which nothing may be sold say so, while not all observe.
+pub fn shape_pools(context: &Context, state: &State, pools: &mut [Pool]) {
+    let objects = context.stores.pools.state();
+    let observing = |name: &str| objects.iter().any(|pool| pool.name_any() == name && pool.spec.mode == Mode::Observe);
+    for pool in pools {
         if let Some((reason, message)) = state.told() {
             pool.not_selling = Some(bounded(&format!("{reason}, {message}"), 180));
         } else if observing(pool.name.as_str()) {
             pool.not_selling = Some(format!("pool {} has mode: Observe", pool.name));
         }
     }
-    state
 }
 
-/// After a plan: while all observe it only says what it would do; while something is in doubt, or has come to be since the plan was begun, it books
-/// nothing and refuses nothing for good on that account.
-pub fn temper(context: &Context, begun: &State, snapshot: &Snapshot, plan: &mut Plan) {
-    if begun.observes() {
+/// After a plan: while all observe (`observed`: on what it was made then) it only says what it would do; while something is in doubt, or has come to
+/// be since the plan was begun, it books nothing and refuses nothing for good on that account.
+pub fn temper(context: &Context, begun: &State, observed: Option<&Snapshot>, plan: &mut Plan) {
+    if let Some(snapshot) = observed {
         speak(plan, snapshot);
     }
     let now = context.guards.state();

@@ -6,6 +6,7 @@
 //! Nothing here is true only in memory: a new leader reads the ledger and the API server and goes on.
 
 pub mod assignments;
+pub mod changes;
 pub mod config;
 pub mod context;
 pub mod engine;
@@ -25,6 +26,7 @@ pub mod reservations;
 pub mod run;
 pub mod snapshot;
 pub mod store;
+pub mod table;
 pub mod tenants;
 pub mod view;
 pub mod watches;

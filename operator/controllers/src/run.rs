@@ -31,6 +31,7 @@ use tokio::{
 
 use crate::{
     assignments,
+    changes::Changed,
     config::{Config, MAX_GAP},
     context::{Context, NodeMemory, Queues, Stores, Throttle},
     engine::Engine,
@@ -99,7 +100,8 @@ fn start(client: Client, config: Config, metrics: Arc<Metrics>, tasks: &mut Join
     let pods = Arc::new(PodIndex::default());
     let synced = Synced::default();
     let guards = Arc::new(Guards::new(Arc::clone(&wake)));
-    let (stores, feeds) = watch_all(&client, &config, &queues, &wake, &pods, &view, &guards, &synced);
+    let changed = Arc::new(Changed::default());
+    let (stores, feeds) = watch_all(&client, &config, &queues, &wake, &changed, &pods, &view, &guards, &synced);
     let watches = feeds.len();
     for feed in feeds {
         tasks.spawn(async move {
@@ -119,6 +121,7 @@ fn start(client: Client, config: Config, metrics: Arc<Metrics>, tasks: &mut Join
         pods,
         queues,
         view,
+        changed,
         engine: engine_sender,
         pulse: Arc::clone(&pulse),
         metrics,
@@ -219,6 +222,7 @@ fn watch_all(
     config: &Config,
     queues: &Queues,
     wake: &Arc<Notify>,
+    changed: &Arc<Changed>,
     pods: &Arc<PodIndex>,
     view: &watch::Receiver<Arc<View>>,
     guards: &Arc<Guards>,
@@ -238,10 +242,14 @@ fn watch_all(
         }
     });
 
-    let (q, w) = (queues.clone(), Arc::clone(&wake));
+    let (q, w, c) = (queues.clone(), Arc::clone(&wake), Arc::clone(changed));
     let (reservations, reservation_feed) =
         watch::<GpuReservation, _, _>(Api::all(client.clone()), any(), slim, synced, move |event| {
             let (q, w) = (q.clone(), Arc::clone(&w));
+            match object(&event) {
+                Some(object) => c.reservation(&object.namespace().unwrap_or_default(), &object.name_any()),
+                None => c.all(),
+            }
             async move {
                 w.notify_one();
                 if let Some(reservation) = object(&event) {
@@ -266,6 +274,7 @@ fn watch_all(
     });
 
     let (q, w, v, guarded) = (queues.clone(), Arc::clone(&wake), view.clone(), Arc::clone(guards));
+    let c = Arc::clone(changed);
     let mut seen: HashMap<String, u64> = HashMap::new();
     let (nodes, node_feed) = watch::<Node, _, _>(Api::all(client.clone()), any(), slim_node, synced, move |event| {
         let (q, w) = (q.clone(), Arc::clone(&w));
@@ -278,6 +287,11 @@ fn watch_all(
             watcher::Event::Delete(node) => seen.remove(&node.uid().unwrap_or_default()).is_some(),
             watcher::Event::Init | watcher::Event::InitDone => true,
         };
+        match object(&event) {
+            Some(node) if news => c.node(&node.name_any()),
+            Some(_) => {}
+            None => c.all(),
+        }
         let about = object(&event).filter(|_| news).map(|node| {
             let view = Arc::clone(&v.borrow());
             let named = hold::named_bookings(node).filter_map(|id| view.booking(&BookingId::from(id)));
@@ -321,7 +335,7 @@ fn watch_all(
     let (namespaces, namespace_feed) = namespaces(client, &queues, &wake, synced);
 
     let (index, prefixes, q, w) = (Arc::clone(pods), config.device_prefixes.clone(), queues, wake);
-    let guarded = Arc::clone(guards);
+    let (guarded, c) = (Arc::clone(guards), Arc::clone(changed));
     let bound = any().fields("status.phase!=Succeeded,status.phase!=Failed");
     let stream = watcher(Api::<Pod>::all(client.clone()), bound);
     let mut mark = synced.mark();
@@ -335,6 +349,9 @@ fn watch_all(
                     let devices = object(&event).is_none_or(|pod| !pods::devices(pod, &prefixes).is_empty());
                     let touched = index.take(&event, &prefixes);
                     for node in touched.nodes {
+                        if devices {
+                            c.node(&node);
+                        }
                         guarded.audit.node(&node);
                         q.nodes.push(&node).await;
                     }

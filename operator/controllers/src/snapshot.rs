@@ -1,7 +1,7 @@
 //! The planner's snapshot, from what is watched and what is committed. Pure: the same stores give the same snapshot.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
 };
 
@@ -14,8 +14,8 @@ use spillway_crds::{
 };
 use spillway_manifests::{hold, validate};
 use spillway_planner::{
-    Booking, BookingId, MilliGpu, Node, NodeHealth, NodeSale, NodeUid, Outcome, ReservationUid, Resources, Snapshot,
-    TenantName, TimeMs, ledger::Ledger, node::Part,
+    Booking, BookingId, MilliGpu, Node, NodeHealth, NodeSale, NodeUid, Outcome, Pool, Request, ReservationUid,
+    Resources, Snapshot, TenantName, TimeMs, ledger::Ledger, node::Part,
 };
 
 use crate::{context::Context, pods::PodFacts};
@@ -94,14 +94,6 @@ pub fn owner_devices(pods: &[PodFacts], owners: &Owners, resource: &str) -> u32 
         .sum()
 }
 
-/// What one decision looks at.
-pub struct Look {
-    /// For the planner.
-    pub snapshot: Snapshot,
-    /// The next time at which a node that is NotReady counts as lost.
-    pub next_loss: Option<TimeMs>,
-}
-
 /// Whether a reservation can be planned: ours to end properly, and not over or refused; one that has a booking always is.
 fn plannable(reservation: &GpuReservation, ledger: &Ledger, past: &Past<'_>) -> bool {
     let uid = ReservationUid::from(reservation.uid().unwrap_or_default());
@@ -176,82 +168,95 @@ fn returning(node: &KubeNode, ledger: &Ledger) -> u32 {
     hold::read_parts(node).iter().filter(|part| !live(part)).map(|part| part.devices).sum()
 }
 
-/// Builds the snapshot.
-pub fn build(context: &Context, ledger: &Ledger, owners: &Owners, past: &Past<'_>, now: TimeMs) -> Look {
-    let grace = context.config.grace_cap_seconds;
-    let api_pools: HashMap<String, Arc<GpuPool>> =
-        context.stores.pools.state().into_iter().map(|pool| (pool.name_any(), pool)).collect();
-    let mut next_loss: Option<TimeMs> = None;
-    let mut nodes = Vec::new();
-    for node in context.stores.nodes.state() {
+/// What a snapshot is made from, looked up once.
+pub struct Frame<'a> {
+    context: &'a Context,
+    ledger: &'a Ledger,
+    owners: &'a Owners,
+    past: &'a Past<'a>,
+    pools: HashMap<String, Arc<GpuPool>>,
+    /// Tenants that are not being deleted.
+    tenants: HashSet<TenantName>,
+    now: TimeMs,
+}
+
+impl<'a> Frame<'a> {
+    /// A frame at a time.
+    pub fn new(context: &'a Context, ledger: &'a Ledger, owners: &'a Owners, past: &'a Past<'a>, now: TimeMs) -> Self {
+        let pools = context.stores.pools.state().into_iter().map(|pool| (pool.name_any(), pool)).collect();
+        let tenants = context.stores.tenants.state();
+        let alive = tenants.iter().filter(|tenant| tenant.metadata.deletion_timestamp.is_none());
+        let tenants = alive.map(|tenant| TenantName::from(tenant.name_any())).collect();
+        Self { context, ledger, owners, past, pools, tenants, now }
+    }
+
+    /// A node as the planner sees it; none: it is nothing to it. With it, the time at which it counts as lost if it stays as it is.
+    pub fn node(&self, node: &KubeNode) -> Option<(Node, Option<TimeMs>)> {
+        let Self { context, ledger, past, now, .. } = self;
         let uid = NodeUid::from(node.uid().unwrap_or_default());
         let held = ledger.holders(&uid).next();
         let shared = held.is_some_and(|booking| !booking.exclusive);
         // A node that holds something is looked at whatever its label says: it is not lost because somebody relabelled it.
         let label = node.labels().get(POOL_LABEL).cloned();
-        let Some(pool_name) = label.or_else(|| held.map(|booking| booking.pool.to_string())) else { continue };
-        let Some(pool) = api_pools.get(&pool_name) else {
+        let pool_name = label.or_else(|| held.map(|booking| booking.pool.to_string()))?;
+        let Some(pool) = self.pools.get(&pool_name) else {
             // A pool that somebody forced away takes no booking with it: to leave a held node out would say that it is lost.
-            if held.is_some() {
-                nodes.push(unpooled(&node, uid, &pool_name));
-            }
-            continue;
+            return held.map(|_| (unpooled(node, uid, &pool_name), None));
         };
-        let sound = soundness(&node, pool);
+        let sound = soundness(node, pool);
         let repair = parse_duration_ms(&pool.spec.sale.repair_after).unwrap_or(300_000);
-        let mut health = NodeHealth::Sound;
+        let (mut health, mut loss) = (NodeHealth::Sound, None);
         if held.is_some() && !sound.ready {
             let due = sound.not_ready_since.plus(repair);
-            if due <= now {
+            if due <= *now {
                 health = NodeHealth::Lost(sound.healthy_at);
             } else {
-                next_loss = Some(next_loss.map_or(due, |next| next.min(due)));
+                loss = Some(due);
             }
         }
         if past.given_up.get(&uid).is_some_and(|id| ledger.holders(&uid).any(|booking| booking.id == *id)) {
-            health = NodeHealth::Lost(now);
+            health = NodeHealth::Lost(*now);
         }
-        let used = owner_devices(&context.pods.on(&node.name_any()), owners, &pool.spec.devices.resource);
-        nodes.push(Node {
+        let used = owner_devices(&context.pods.on(&node.name_any()), self.owners, &pool.spec.devices.resource);
+        let domain = |key: &String| node.labels().get(key).map(|value| Arc::from(value.as_str()));
+        let seen = Node {
             name: node.name_any().into(),
             uid,
             pool: pool_name.into(),
-            capacity: validate::capacity(&node, &pool.spec.devices.resource),
-            domains: pool
-                .spec
-                .topology
-                .iter()
-                .map(|key| node.labels().get(key).map(|value| Arc::from(value.as_str())))
-                .collect(),
-            sale: sale(&node, &sound, shared),
+            capacity: validate::capacity(node, &pool.spec.devices.resource),
+            domains: pool.spec.topology.iter().map(domain).collect(),
+            sale: sale(node, &sound, shared),
             health,
             owner_use: Resources { gpu: MilliGpu::whole(used), ..Resources::default() },
-            returning: returning(&node, ledger),
-        });
+            returning: returning(node, ledger),
+        };
+        Some((seen, loss))
     }
-    let tenants: Vec<_> = context.stores.tenants.state();
-    let requests = context
-        .stores
-        .reservations
-        .state()
-        .iter()
-        .filter(|reservation| plannable(reservation, ledger, past))
-        .map(|reservation| {
-            let tenant = owners.get(&reservation.namespace().unwrap_or_default()).map(|(tenant, _)| tenant.clone());
-            let alive = |name: &TenantName| {
-                tenants
-                    .iter()
-                    .any(|tenant| tenant.name_any() == name.as_str() && tenant.metadata.deletion_timestamp.is_none())
-            };
-            validate::request(reservation, tenant.filter(alive))
-        })
-        .collect();
-    let snapshot = Snapshot {
-        pools: api_pools.values().map(|pool| validate::pool(pool, grace)).collect(),
-        nodes,
-        tenants: tenants.iter().map(|tenant| validate::tenant(tenant)).collect(),
-        bookings: ledger.bookings().cloned().collect(),
-        requests,
-    };
-    Look { snapshot, next_loss }
+
+    /// A reservation as the planner sees it; none: there is nothing to be planned for it.
+    pub fn request(&self, reservation: &GpuReservation) -> Option<Request> {
+        if !plannable(reservation, self.ledger, self.past) {
+            return None;
+        }
+        let tenant = self.owners.get(&reservation.namespace().unwrap_or_default()).map(|(tenant, _)| tenant.clone());
+        Some(validate::request(reservation, tenant.filter(|tenant| self.tenants.contains(tenant))))
+    }
+
+    /// All pools.
+    pub fn pools(&self) -> Vec<Pool> {
+        let grace = self.context.config.grace_cap_seconds;
+        self.pools.values().map(|pool| validate::pool(pool, grace)).collect()
+    }
+
+    /// Everything.
+    pub fn snapshot(&self) -> Snapshot {
+        let stores = &self.context.stores;
+        Snapshot {
+            pools: self.pools(),
+            nodes: stores.nodes.state().iter().filter_map(|node| Some(self.node(node)?.0)).collect(),
+            tenants: stores.tenants.state().iter().map(|tenant| validate::tenant(tenant)).collect(),
+            bookings: self.ledger.bookings().cloned().collect(),
+            requests: stores.reservations.state().iter().filter_map(|one| self.request(one)).collect(),
+        }
+    }
 }

@@ -6,9 +6,10 @@ use std::{
 };
 
 use super::{End, Plan, book::Book, open_segments, queue::Queue, requests, stocks::Stocks, swaps};
+use crate::placement::Stock;
 use crate::types::{
-    Booking, BookingId, EndReason, Node, NodeHealth, NodeUid, Pool, Request, ReservationUid, Snapshot, Tenant,
-    TenantName, TimeMs,
+    Booking, BookingId, EndReason, Node, NodeHealth, NodeUid, Pool, PoolName, Request, ReservationUid, Snapshot,
+    Tenant, TenantName, TimeMs,
 };
 
 /// A snapshot that is kept up to date. After any sequence of changes it plans as one that was opened with what they led to.
@@ -81,6 +82,12 @@ impl Planner {
     /// A reservation that wants something.
     pub fn request(&self, uid: &ReservationUid) -> Option<&Arc<Request>> {
         self.queue.get(uid)
+    }
+
+    /// A pool.
+    pub fn pool(&self, name: &PoolName) -> Option<&Arc<Pool>> {
+        let at = self.stocks.by_name(name)?;
+        self.stocks.pools.get(at).map(Stock::pool)
     }
 
     /// Reservations that are being deleted.
