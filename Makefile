@@ -16,15 +16,17 @@ NODES ?=
 TASKS ?=
 SEEDS ?= 42-51
 POLICY ?= dual
+# More arguments for bench-operator (--nodes, --reservations, --tenants, --rate) and bench-planner (NODES BOOKINGS WAITING SAMPLES as numbers).
+BENCH_ARGS ?=
 # More arguments for `helm install`, such as --set image.operator.repository=... with an existing cluster.
 HELM_ARGS ?=
 # How often `make soak` kills the operator.
 KILLS ?= 1000
 
-.PHONY: help demo test lint unit e2e soak bench-packing advisories generate docs images clean-lab
+.PHONY: help demo test lint unit e2e soak bench-packing bench-operator bench-planner advisories generate docs images clean-lab
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@printf '%s\n' '' \
 	  '  make demo NODES=nodes.csv      pools from your own list of nodes (sn,cpu_milli,memory_mib,gpu,model)' \
 	  '  make demo KUBECONFIG=~/.kube/config HELM_ARGS="--set image.operator.repository=..."' \
@@ -47,6 +49,12 @@ e2e: ## The tests on a real Kubernetes, one after the other; TESTS="attacks sale
 
 soak: ## Kill the operator 1000 times while reservations churn, then verify; KILLS=n for another number (as root)
 	@SPILLWAY_SOAK_KILLS='$(KILLS)' e2e/test.sh soak
+
+bench-operator: ## How fast a real operator sells 4,000 devices of 500 nodes on a real API server, as JSON (as root)
+	@e2e/test.sh bench-operator $(BENCH_ARGS)
+
+bench-planner: ## How long the planner takes for one arrival, end and loss in 10,000 nodes with 50,000 bookings, as JSON
+	@e2e/test.sh bench-planner $(BENCH_ARGS)
 
 bench-packing: ## How much of a cluster's GPUs a list of tasks fills, as JSON: NODES=nodes.csv TASKS=tasks.csv [SEEDS=42-51]
 	@e2e/test.sh bench-packing --nodes '$(NODES)' --tasks '$(TASKS)' --seeds '$(SEEDS)' --policy '$(POLICY)'

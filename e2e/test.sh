@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What the targets of the Makefile do, step by step: e2e/test.sh test|lint|unit|e2e|soak|bench-packing|advisories|docs|images|demo|clean-lab
+# What the targets of the Makefile do, step by step: e2e/test.sh test|lint|unit|e2e|soak|bench-packing|bench-operator|bench-planner|advisories|docs|images|demo|clean-lab
 #
 # - Every Cargo command selects the whole workspace and the same features, or dependencies would be compiled once more with
 #   the features of a smaller choice. `--test NAME` and the like choose what runs.
@@ -237,6 +237,15 @@ bench_packing() {
     exec "$target/release/spillway" simulate openb "${args[@]}" -o json
 }
 
+# The binaries that are shipped, without kill points. Only the JSON goes to standard output.
+bench_operator() {
+    need_cc >&2
+    need_go >&2
+    cargo build --release --locked --workspace --bins >&2 || exit 1
+    "$target/release/lab" build >&2 || exit 1
+    SPILLWAY_BIN_DIR=$target/release exec "$target/release/bench" operator "$@"
+}
+
 command=${1:-}
 shift || true
 case $command in
@@ -261,6 +270,11 @@ case $command in
         finish
         ;;
     bench-packing) bench_packing "$@" ;;
+    bench-operator) bench_operator "$@" ;;
+    bench-planner)
+        need_cc >&2
+        cargo build --release --locked -p spillway-planner --example scale >&2 && exec "$target/release/examples/scale" "$@"
+        ;;
     advisories) deny check advisories ;;
     docs)
         # The book is Markdown first; whoever has mdBook installed gets by with that.

@@ -212,9 +212,11 @@ impl Spillway<'_> {
         let Some(object) = self.reservation(namespace, name).await? else { return Ok(()) };
         let uid = object.metadata.uid.unwrap_or_default();
         let patch = Patch::Merge(json!({"metadata": {"annotations": {spillway_crds::names::ALLOW_EARLY_END: uid}}}));
-        api.patch_metadata(name, &PatchParams::default(), &patch)
-            .await
-            .with_context(|| format!("allowing {namespace}/{name} to end"))?;
+        match api.patch_metadata(name, &PatchParams::default(), &patch).await {
+            // It was ending already, and went between the look and the patch.
+            Err(kube::Error::Api(status)) if status.code == 404 => return Ok(()),
+            result => result.with_context(|| format!("allowing {namespace}/{name} to end"))?,
+        };
         match api.delete(name, &DeleteParams::default()).await {
             Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
             result => result.map(drop).with_context(|| format!("deleting reservation {namespace}/{name}")),

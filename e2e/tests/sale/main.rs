@@ -45,7 +45,9 @@ async fn what_was_bought_is_used_and_comes_back() -> Result<()> {
     let lab = Lab::start(options).await?;
     eprintln!("the lab was up after {:.1?}", begun.elapsed());
     let told = tell(&lab).await;
-    if told.is_err() {
+    if let Err(error) = &told {
+        // First, because what follows is long, and a reader may see only the beginning of it.
+        eprintln!("after {:.1?}: {error:#}", begun.elapsed());
         eprintln!("{}", stage::what_the_cluster_says(&lab).await);
     }
     told?;

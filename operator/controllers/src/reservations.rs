@@ -25,6 +25,8 @@ use crate::{
 
 /// A status whose wording alone changed is written at most this often.
 pub const WORDING: Duration = Duration::from_secs(60);
+/// Milliseconds after the booking until which nobody is told that its nodes are being prepared.
+const MOMENT_MS: i64 = 1_000;
 /// Time for the node check and more beside the grace cap, after which a reservation is over even if a node of it is stuck in turnover.
 const TURNOVER: Duration = Duration::from_secs(120);
 
@@ -87,7 +89,9 @@ pub async fn reconcile(object: Arc<GpuReservation>, context: Arc<Context>) -> Re
     let status = build_status(&object, facts, waiting.as_ref().map(|(pods, why)| (*pods, why)), now);
     let previous = object.status.clone().unwrap_or_default();
     let substance = differs_in_substance(&previous, &status);
-    if substance || status != previous {
+    if let Some(wait) = soon_over(&previous, &status, live.as_deref(), now) {
+        again = wait;
+    } else if substance || status != previous {
         if substance || context.wording.wait(uid.as_str()).is_none() {
             kill::point("reservation.before-status");
             write_status(&api, &object, &status).await?;
@@ -110,6 +114,18 @@ pub async fn reconcile(object: Arc<GpuReservation>, context: Arc<Context>) -> Re
         return Ok(Action::await_change());
     }
     Ok(Action::requeue(again))
+}
+
+/// A node that is prepared in a moment is not worth a write of its own: how long to wait with saying `Preparing`.
+fn soon_over(
+    previous: &GpuReservationStatus,
+    status: &GpuReservationStatus,
+    live: Option<&Booking>,
+    now: Timestamp,
+) -> Option<Duration> {
+    let due = live?.booked_at.plus(MOMENT_MS).0.saturating_sub(now.as_millisecond());
+    let begins = previous.phase == Phase::Booked && status.phase == Phase::Preparing;
+    (begins && due > 0).then(|| Duration::from_millis(due.unsigned_abs()))
 }
 
 fn nobody_waits() -> (usize, Reason) {
