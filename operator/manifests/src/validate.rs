@@ -66,6 +66,8 @@ pub fn pool(pool: &GpuPool, cluster_grace_cap_s: u32) -> Pool {
         topology: spec.topology.iter().map(|key| key.as_str().into()).collect(),
         not_selling,
         turnover_ms: grace_ms.saturating_add(TURNOVER_CHECK_MS),
+        profiles: Vec::new(),
+        observed: false,
     }
 }
 

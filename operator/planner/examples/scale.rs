@@ -30,6 +30,8 @@ fn pool(name: &str) -> Pool {
         devices_per_node: DEVICES,
         topology: vec!["zone".into(), "rack".into(), "host".into()],
         not_selling: None,
+        profiles: Vec::new(),
+        observed: false,
         turnover_ms: 240_000,
     }
 }

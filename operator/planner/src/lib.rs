@@ -19,5 +19,5 @@ pub mod placement;
 pub mod plan;
 pub mod types;
 
-pub use plan::{End, NewBooking, Outcome, Plan, Planner, Reason, Swap, plan};
+pub use plan::{End, NewBooking, Outcome, Plan, PlannedShare, Planner, Reason, Swap, plan};
 pub use types::*;

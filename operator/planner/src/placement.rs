@@ -37,11 +37,11 @@ pub struct Want {
 
 impl Want {
     /// What the shape wants; none: shares of a device, of which nothing is sold yet.
-    pub fn of(shape: Shape) -> Option<Self> {
-        match shape {
+    pub fn of(shape: &Shape) -> Option<Self> {
+        match *shape {
             Shape::WholeNodes { count, per_node } => Some(Self { devices: count, per_node, whole: true }),
             Shape::Devices { count, per_node } => Some(Self { devices: count, per_node, whole: false }),
-            Shape::Share { .. } => None,
+            Shape::Shares { .. } => None,
         }
     }
 }

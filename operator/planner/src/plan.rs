@@ -3,7 +3,8 @@
 //! Must not: do I/O, read a clock, or depend on the order of its input.
 
 use crate::types::{
-    Booking, BookingId, EndReason, NodeUid, PoolName, ReservationRef, ReservationUid, Segment, Snapshot, TimeMs,
+    Booking, BookingId, EndReason, MilliGpu, NodeName, NodeUid, PoolName, ReservationRef, ReservationUid, Segment,
+    Snapshot, TimeMs,
 };
 
 mod book;
@@ -42,6 +43,21 @@ pub struct NewBooking {
     pub pool: PoolName,
     /// On which nodes.
     pub segments: Vec<Segment>,
+    /// Shares of devices: of an observed pool, and then there are no segments. It must not be committed.
+    pub shares: Vec<PlannedShare>,
+}
+
+/// A share of a device, as a plan would give it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlannedShare {
+    /// Name of the node.
+    pub node: NodeName,
+    /// UID of the node.
+    pub uid: NodeUid,
+    /// Which device of the node: a number to tell shares of the same device, below the pool's devices per node.
+    pub device: u16,
+    /// How much of it, in thousandths.
+    pub gpu: MilliGpu,
 }
 
 /// A booking that ends.

@@ -62,6 +62,8 @@ name_types! {
     BookingId,
     /// A node label that says where a node stands.
     TopologyKey,
+    /// Name of a share of a device that a pool offers, such as `1g.18gb`.
+    ProfileName,
 }
 
 /// A point in time: Unix milliseconds.
@@ -132,6 +134,15 @@ impl fmt::Display for Tier {
     }
 }
 
+/// A share of one device that a pool offers.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Profile {
+    /// Its name, unique in the pool.
+    pub name: ProfileName,
+    /// How much of a device, in thousandths: 1 to 1,000.
+    pub gpu: MilliGpu,
+}
+
 /// A pool as the planner sees it: valid, of one SKU.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Pool {
@@ -149,6 +160,12 @@ pub struct Pool {
     pub not_selling: Option<String>,
     /// Time kept free between two bookings of a device: grace cap plus two minutes.
     pub turnover_ms: i64,
+    /// Shares of a device that it offers.
+    #[serde(default)]
+    pub profiles: Vec<Profile>,
+    /// A plan only says what it would do, and nothing of the pool is held. Only of such pools shares are planned: there is no hold for them yet.
+    #[serde(default)]
+    pub observed: bool,
 }
 
 /// Whether a node can be booked now.
@@ -244,7 +261,7 @@ pub enum Where {
 }
 
 /// How much of each node is wanted.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub enum Shape {
     /// Whole nodes with nobody beside us; `per_node` devices each, or whatever the pool's nodes have.
     WholeNodes {
@@ -260,10 +277,12 @@ pub enum Shape {
         /// So many on each node, if it matters.
         per_node: Option<u32>,
     },
-    /// A share of one device. Planned by types only so far.
-    Share {
-        /// Thousandths of a device.
-        gpu: MilliGpu,
+    /// Shares of devices, each of one device. They are planned, and not held: see [`Pool::observed`].
+    Shares {
+        /// How many.
+        count: u32,
+        /// Which of those that a pool offers.
+        profile: ProfileName,
     },
 }
 

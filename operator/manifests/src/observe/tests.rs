@@ -49,6 +49,7 @@ fn a_plan_says_what_it_would_do_and_does_nothing() {
             reservation: reservation("fits"),
             pool: "h200".into(),
             segments: vec![segment("a"), segment("b")],
+            shares: Vec::new(),
         }],
         outcomes: vec![
             ("waits".into(), Outcome::Waitlisted(why("InsufficientCapacity"))),

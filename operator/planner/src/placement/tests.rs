@@ -12,6 +12,8 @@ fn pool(levels: &[&str]) -> Pool {
         devices_per_node: 8,
         topology: levels.iter().map(|&level| level.into()).collect(),
         not_selling: None,
+        profiles: Vec::new(),
+        observed: false,
         turnover_ms: 0,
     }
 }
@@ -156,9 +158,9 @@ fn a_pool_of_nodes_without_devices_holds_nothing() {
 #[rstest]
 #[case(Shape::WholeNodes { count: 16, per_node: Some(8) }, Some(Want { devices: 16, per_node: Some(8), whole: true }))]
 #[case(Shape::Devices { count: 2, per_node: None }, Some(Want { devices: 2, per_node: None, whole: false }))]
-#[case(Shape::Share { gpu: MilliGpu(500) }, None)]
+#[case(Shape::Shares { count: 1, profile: "half".into() }, None)]
 fn whole_devices_are_sold(#[case] shape: Shape, #[case] want: Option<Want>) {
-    assert_eq!(Want::of(shape), want);
+    assert_eq!(Want::of(&shape), want);
 }
 
 const NOTHING: Held = Held { whole: false, parts: 0 };

@@ -94,7 +94,7 @@ impl Desk<'_> {
         if request.tier == Tier::Internal && !tenant.owner {
             return Answer::Never(reasons::tier_not_allowed(&tenant.name));
         }
-        let Some(want) = Want::of(request.shape) else { return Answer::Never(reasons::not_sold_yet()) };
+        let Some(want) = Want::of(&request.shape) else { return Answer::Never(reasons::not_sold_yet()) };
         let matching = self.stocks.matching(&request.place);
         let product = self.product(&request.place, &matching);
         if let Some((sku, region)) = &product {
@@ -189,7 +189,7 @@ impl Desk<'_> {
                 let slots: Vec<_> = parts.iter().map(|&(slot, _)| slot).collect();
                 self.stocks.take(at, &slots, |stock| stock.take_parts(&parts))?
             };
-            Some(NewBooking { reservation: request.reservation.clone(), pool, segments })
+            Some(NewBooking { reservation: request.reservation.clone(), pool, segments, shares: Vec::new() })
         })
     }
 

@@ -21,6 +21,8 @@ fn pool(name: &str, sku: &str) -> Pool {
         devices_per_node: 8,
         topology: vec!["zone".into(), "rack".into()],
         not_selling: None,
+        profiles: Vec::new(),
+        observed: false,
         turnover_ms: 240_000,
     }
 }
@@ -166,8 +168,12 @@ fn nothing_is_asked() {
 fn what_fits_is_booked_whole() {
     let mut scene = scene();
     ask(&mut scene, "r", |request| request.shape = whole(16));
-    let new =
-        NewBooking { reservation: reservation("r"), pool: "a".into(), segments: vec![segment("a-1"), segment("a-2")] };
+    let new = NewBooking {
+        reservation: reservation("r"),
+        pool: "a".into(),
+        segments: vec![segment("a-1"), segment("a-2")],
+        shares: Vec::new(),
+    };
     assert_eq!(plan(&scene, NOW), Plan { bookings: vec![new], ..Plan::default() });
 }
 
@@ -185,7 +191,7 @@ fn what_fits_is_booked_whole() {
     "Rejected TierNotAllowed: Tier Internal is for the owner of the fleet only, and tenant `acme` is not: use Committed, OnDemand or Spot."
 )]
 #[case::part_of_a_node(
-    |s: &mut Snapshot| ask(s, "r", |r| r.shape = Shape::Share { gpu: MilliGpu(500) }),
+    |s: &mut Snapshot| ask(s, "r", |r| r.shape = Shape::Shares { count: 1, profile: "half".into() }),
     "Rejected ShapeDoesNotFit: Shares of a device are not sold yet: ask for whole devices."
 )]
 #[case::no_such_pool(

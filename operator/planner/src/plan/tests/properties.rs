@@ -131,7 +131,7 @@ fn requests() -> impl Strategy<Value = Vec<Request>> {
         whole(32),
         whole(4),
         whole(0),
-        Shape::Share { gpu: MilliGpu(500) },
+        Shape::Shares { count: 1, profile: "half".into() },
         part(1),
         part(3),
         part(3),
@@ -373,7 +373,7 @@ fn could_hold<'a>(snapshot: &'a Snapshot, request: &Request) -> Vec<(&'a Pool, u
     let (count, each) = match request.shape {
         Shape::WholeNodes { count, .. } => (count, None),
         Shape::Devices { count, per_node } => (count, Some(per_node.unwrap_or(1))),
-        Shape::Share { .. } => return Vec::new(),
+        Shape::Shares { .. } => return Vec::new(),
     };
     let fits = |pool: &'a Pool| {
         let matches = match &request.place {
@@ -550,7 +550,7 @@ proptest! {
                     prop_assert!(per_node.is_none_or(|each| new.segments.iter().all(|segment| segment.devices == each)));
                     prop_assert!(could_hold(&snapshot, request).iter().any(|(could, _)| could.name == pool.name));
                 }
-                Shape::Share { .. } => prop_assert!(false, "a share was sold"),
+                Shape::Shares { .. } => prop_assert!(false, "a share was sold"),
             }
             prop_assert_eq!(together(pool, &nodes, request.require.as_ref()), new.segments.len());
         }
