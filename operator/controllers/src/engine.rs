@@ -3,7 +3,7 @@
 //! Must not: write nodes, pods or statuses. It only says what is true; the other controllers make it so.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -12,8 +12,10 @@ use kube::{Api, ResourceExt};
 use spillway_crds::{GpuReservation, Phase, names::HOLD_CLOSED, names::HOLD_UNSOLD};
 use spillway_manifests::hold;
 use spillway_planner::{
-    Booking, BookingId, EndReason, NodeUid, Outcome, Plan, Planner, ReservationUid, Shape, TimeMs,
+    Booking, BookingId, EndReason, NodeUid, Outcome, Plan, Planner, PoolName, ReservationUid, Shape, TimeMs,
     ledger::{Change, Ledger, check_stamp},
+    packing::Learned,
+    placement::part_item,
 };
 use tokio::sync::{Notify, mpsc, watch};
 
@@ -75,6 +77,8 @@ pub struct Engine {
     blocked: Option<(&'static str, String)>,
     handed: HashMap<BookingId, BTreeSet<NodeUid>>,
     given_up: HashMap<NodeUid, BookingId>,
+    /// What was learned of each pool's requests, with those that came since.
+    learned: BTreeMap<PoolName, Learned>,
     garbage: usize,
     publish: watch::Sender<Arc<View>>,
     wake: Arc<Notify>,
@@ -108,6 +112,7 @@ impl Engine {
             blocked: None,
             handed: HashMap::new(),
             given_up: HashMap::new(),
+            learned: BTreeMap::new(),
             garbage: GARBAGE,
             publish,
             wake,
@@ -181,6 +186,7 @@ impl Engine {
         }
         self.tidy().await?;
         self.forget();
+        self.learn();
         self.publish_view();
         gauges::observe(&self.context, &self.outcomes, now);
         for (namespace, name) in changed {
@@ -224,6 +230,7 @@ impl Engine {
         }
         self.ledger = None;
         self.table = None;
+        self.learned.clear();
         let loaded = match self.store.load().await {
             Ok(loaded) => loaded,
             Err(Error::Load(error)) => {
@@ -501,10 +508,46 @@ impl Engine {
             }
         }
         self.ledger = Some(Arc::new(staged.next));
+        self.observe(changes);
         kill::point("commit.before-publish");
         self.publish_view();
         self.look_at(&touched).await;
         Ok(true)
+    }
+
+    /// Counts what was sold in parts, for what comes next.
+    fn observe(&mut self, changes: &[Change]) {
+        let Some(ledger) = &self.ledger else { return };
+        for change in changes {
+            let Change::Book(booking) = change else { continue };
+            if booking.exclusive || ledger.booking(&booking.id).is_none() {
+                continue;
+            }
+            let learned = self.learned.entry(booking.pool.clone()).or_insert_with(|| {
+                let known = ledger.learned().find(|(pool, _)| **pool == booking.pool);
+                known.map(|(_, learned)| Learned::clone(learned)).unwrap_or_default()
+            });
+            let items = booking.segments.iter().filter_map(|segment| part_item(segment.devices));
+            items.for_each(|item| learned.observe(&item));
+        }
+    }
+
+    /// Moves the prices of parts where enough has come since they were moved last. Nothing is decided with them before the next turn, and
+    /// they are committed with what is.
+    fn learn(&mut self) {
+        let (Some(table), Some(ledger)) = (&mut self.table, &mut self.ledger) else { return };
+        for (pool, learned) in self.learned.iter_mut().filter(|(_, learned)| learned.is_due()) {
+            let Some(stepped) = table.planner.learn(pool, learned) else { continue };
+            *learned = stepped;
+            let stepped = Arc::new(learned.clone());
+            match ledger.taught(pool, Arc::clone(&stepped)) {
+                Some(taught) => {
+                    table.planner.set_learned(pool, stepped);
+                    *ledger = Arc::new(taught);
+                }
+                None => *learned = Learned::default(),
+            }
+        }
     }
 
     /// Collects garbage when there is enough of it or it is time.
@@ -637,7 +680,8 @@ fn changes(plan: &Plan, planner: &Planner, ledger: &Ledger) -> Vec<Change> {
             changes.push(Change::Add { booking: swap.booking.clone(), segment: segment.clone() });
         }
     }
-    for new in &plan.bookings {
+    // Shares are only spoken of.
+    for new in plan.bookings.iter().filter(|new| new.shares.is_empty()) {
         let (Some(request), Some(pool)) = (planner.request(&new.reservation.uid), planner.pool(&new.pool)) else {
             continue;
         };

@@ -257,6 +257,7 @@ impl<'a> Frame<'a> {
             tenants: stores.tenants.state().iter().map(|tenant| validate::tenant(tenant)).collect(),
             bookings: self.ledger.bookings().cloned().collect(),
             requests: stores.reservations.state().iter().filter_map(|one| self.request(one)).collect(),
+            learned: self.ledger.learned().map(|(pool, learned)| (pool.clone(), Arc::clone(learned))).collect(),
         }
     }
 }

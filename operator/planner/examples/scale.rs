@@ -3,19 +3,20 @@
 //! `cargo run --release -p spillway-planner --example scale -- [NODES [BOOKINGS [WAITING [SAMPLES]]]]`, 10000 50000 1000 1000 if not said.
 //! Pool `big` has all nodes but 64, of 8 devices each; a fifth of them are sold whole, to gangs of one to four, the others in parts of one device, as
 //! many as it takes. Pool `full` has 64 nodes and a waitlist, which every plan answers anew. Times include what the planner must be told before and
-//! after. Prints JSON; times are microseconds.
+//! after; what is learned of the arrivals between decisions has times of its own. Prints JSON; times are microseconds.
 
 #![expect(clippy::print_stdout, reason = "it prints what it measured")]
 
 use std::{
+    collections::BTreeMap,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use serde_json::{Value, json};
 use spillway_planner::{
-    Booking, MilliGpu, NewBooking, Node, NodeHealth, NodeSale, Plan, Planner, Pool, Request, ReservationRef, Resources,
-    Segment, Shape, Snapshot, Tenant, Tier, TimeMs, Where,
+    Booking, MilliGpu, NewBooking, Node, NodeHealth, NodeSale, Plan, Planner, Pool, PoolName, Request, ReservationRef,
+    Resources, Segment, Shape, Snapshot, Tenant, Tier, TimeMs, Where, packing::Learned, placement::part_item,
 };
 
 const DEVICES: u32 = 8;
@@ -137,6 +138,7 @@ fn fleet(nodes: u32, bookings: usize, waiting: u32) -> Snapshot {
         tenants: vec![Tenant { name: "acme".into(), owner: false, quotas: Vec::new(), regions: Vec::new() }],
         bookings: sold,
         requests: (0..waiting).map(waits).collect(),
+        learned: BTreeMap::new(),
     }
 }
 
@@ -153,9 +155,12 @@ fn committed(new: &NewBooking) -> Arc<Booking> {
     Arc::new(booking(&new.reservation.name, new.pool.as_str(), new.segments.clone()))
 }
 
-/// So many arrivals, of one device and of whole nodes in turn. Gives what was booked.
-fn arrivals(planner: &mut Planner, samples: u32) -> (Vec<Duration>, Vec<Arc<Booking>>) {
-    let (mut times, mut made) = (Vec::new(), Vec::new());
+/// So many arrivals, of one device and of whole nodes in turn, with what is learned of them between the decisions. Gives the times of
+/// decisions and of learning, and what was booked.
+fn arrivals(planner: &mut Planner, samples: u32) -> (Vec<Duration>, Vec<Duration>, Vec<Arc<Booking>>) {
+    let (mut times, mut learning, mut made) = (Vec::new(), Vec::new(), Vec::new());
+    let big = PoolName::from("big");
+    let mut learned = Learned::default();
     for number in 0..samples {
         let shape = if number % 4 == 0 {
             Shape::WholeNodes { count: DEVICES, per_node: None }
@@ -171,9 +176,17 @@ fn arrivals(planner: &mut Planner, samples: u32) -> (Vec<Duration>, Vec<Arc<Book
             planner.set_booking(booking);
         }
         times.push(begun.elapsed());
+        let parts = booked.iter().flat_map(|booking| &booking.segments).filter(|segment| segment.of.is_some());
+        parts.filter_map(|segment| part_item(segment.devices)).for_each(|item| learned.observe(&item));
+        if learned.is_due() {
+            let begun = Instant::now();
+            learned = planner.learn(&big, &learned).unwrap_or_default();
+            planner.set_learned(&big, Arc::new(learned.clone()));
+            learning.push(begun.elapsed());
+        }
         made.extend(booked);
     }
-    (times, made)
+    (times, learning, made)
 }
 
 /// The terms of these are over, one after the other.
@@ -187,6 +200,8 @@ fn ends(planner: &mut Planner, made: &[Arc<Booking>]) -> Vec<Duration> {
         for end in planner.plan(now).ends {
             planner.remove_booking(&end.booking);
         }
+        // Its reservation is over, and wants nothing more.
+        planner.remove_request(&booking.reservation.uid);
         times.push(begun.elapsed());
     }
     times
@@ -234,7 +249,7 @@ fn main() {
     let begun = Instant::now();
     let first = planner.plan(START);
     let planned = begun.elapsed();
-    let (arrived, made) = arrivals(&mut planner, samples);
+    let (arrived, learning, made) = arrivals(&mut planner, samples);
     let ended = ends(&mut planner, &made);
     let lost = losses(&mut planner, &snapshot, samples as usize);
     let answer = json!({
@@ -246,6 +261,7 @@ fn main() {
         "open_us": opened.as_micros(),
         "first_plan_us": planned.as_micros(),
         "arrival_us": summary(arrived),
+        "learning_us": summary(learning),
         "end_us": summary(ended),
         "loss_us": summary(lost),
         "peak_memory_mib": peak_mib(),

@@ -19,12 +19,16 @@
 //! {"format": 1, "pool": "h200-us-east",
 //!  "bookings": ["bookings-0192...", "bookings-0193..."],
 //!  "archive": "archive-0194...",
-//!  "archived": 12}
+//!  "archived": 12,
+//!  "learned": {"arrivals": 4000, "steppedAt": 3904, "counted": 4000, "gpuMilli": 4000000, "restricted": [],
+//!              "types": [[1000, 12000, 49152, 4000, 1099511627776, 1099511627776]]}}
 //! ```
 //!
 //! - `bookings`: names of all pages with live bookings of the pool, sorted. A live booking is in exactly one of them, or split.
 //! - `archive`?: name of the newest archive page; absent while nothing of the pool has ended.
 //! - `archived`: how many bookings of the pool have ended so far; the chain below holds exactly so many.
+//! - `learned`?: what the packer knew when this was decided ([`Learned`](crate::packing::Learned)). It promises nothing: a reader who cannot
+//!   read it goes on without.
 //!
 //! `data` of a `Bookings` page:
 //!
@@ -133,6 +137,8 @@ pub const MAX_PAGE_BYTES: usize = 65_536;
 pub const TARGET_PAGE_BYTES: usize = 49_152;
 /// A booking larger than this is split into parts of about this size.
 pub const PART_BYTES: usize = 16_384;
+/// What was learned of a pool's requests ([`Ledger::taught`]) is at most so many bytes: more than 60 sizes of requests.
+pub const LEARNED_BYTES: usize = 4096;
 /// The root names at most so many pools.
 pub const MAX_POOLS: usize = 256;
 

@@ -11,11 +11,17 @@ use std::{
     sync::Arc,
 };
 
-use crate::types::{MilliGpu, Node, NodeHealth, NodeSale, Pool, Segment, Shape, TopologyKey};
+use crate::{
+    packing::{BinId, Packer, WHOLE},
+    types::{MilliGpu, Node, NodeHealth, NodeSale, Pool, ProfileName, Segment, Shape, TopologyKey},
+};
 
+mod bins;
 mod parts;
 #[cfg(test)]
 mod tests;
+
+pub use bins::item as part_item;
 
 /// Position of a node in its [`Stock`], in order of name.
 pub type Slot = usize;
@@ -26,24 +32,34 @@ const POOL: DomainId = 0;
 
 /// What a request wants of any pool.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Want {
-    /// Devices in all.
-    pub devices: u32,
+pub struct Want<'a> {
+    /// Devices in all; of shares, how many shares.
+    pub count: u32,
     /// Devices of each node, if it matters.
     pub per_node: Option<u32>,
     /// Nodes with nobody beside us; else parts of nodes.
     pub whole: bool,
+    /// Shares of devices, and which.
+    pub profile: Option<&'a ProfileName>,
 }
 
-impl Want {
-    /// What the shape wants; none: shares of a device, of which nothing is sold yet.
-    pub fn of(shape: &Shape) -> Option<Self> {
-        match *shape {
-            Shape::WholeNodes { count, per_node } => Some(Self { devices: count, per_node, whole: true }),
-            Shape::Devices { count, per_node } => Some(Self { devices: count, per_node, whole: false }),
-            Shape::Shares { .. } => None,
+impl<'a> Want<'a> {
+    /// What the shape wants.
+    pub fn of(shape: &'a Shape) -> Self {
+        match shape {
+            &Shape::WholeNodes { count, per_node } => Self { count, per_node, whole: true, profile: None },
+            &Shape::Devices { count, per_node } => Self { count, per_node, whole: false, profile: None },
+            Shape::Shares { count, profile } => {
+                Self { count: *count, per_node: None, whole: false, profile: Some(profile) }
+            }
         }
     }
+}
+
+/// Thousandths of a device that the pool's share of this name is, 1 to [`WHOLE`]; none: it has no such share.
+pub fn share_of(pool: &Pool, profile: &ProfileName) -> Option<u16> {
+    let profile = pool.profiles.iter().find(|one| one.name == *profile)?;
+    u16::try_from(profile.gpu.0).ok().filter(|milli| (1..=WHOLE).contains(milli))
 }
 
 /// Why a pool can never hold what is wanted.
@@ -77,6 +93,15 @@ pub enum Misfit {
     DomainTooSmall {
         /// Devices of the largest one.
         largest: u64,
+    },
+    /// The pool offers no such share of a device.
+    NoProfile,
+    /// Nothing holds shares of a device yet.
+    NotHeld,
+    /// More shares than it, or its largest domain of the required level, could give, free or not.
+    TooManyShares {
+        /// How many.
+        most: u64,
     },
 }
 
@@ -179,6 +204,8 @@ pub struct Stock {
     /// Nodes that are there.
     nodes: usize,
     tally: Tally,
+    /// Which node a part is cut from: one bin for each place.
+    packer: Packer,
 }
 
 #[derive(Clone, Debug)]
@@ -247,9 +274,12 @@ impl Stock {
             sizes: vec![BTreeMap::new(); levels],
             nodes: nodes.len(),
             tally: Tally::default(),
+            packer: bins::packer(),
         };
         for (_, standing) in &nodes {
             stock.tally.add(*standing);
+            // A bin of free devices and nothing else is a bin that can be.
+            let _ = stock.packer.add(bins::bin(stock.pool.devices_per_node, standing.free));
         }
         stock.lay_out(nodes, levels);
         stock.fill();
@@ -293,21 +323,24 @@ impl Stock {
 
     /// How many nodes are wanted, if the pool could hold that many when nothing else is in it. Broken nodes count: they may be mended. A pool
     /// without nodes may get some.
-    pub fn check(&self, want: Want, require: Option<&TopologyKey>) -> Result<usize, Misfit> {
+    pub fn check(&self, want: Want<'_>, require: Option<&TopologyKey>) -> Result<usize, Misfit> {
         let per_node = self.pool.devices_per_node;
-        if want.devices == 0 {
+        if want.count == 0 {
             return Err(Misfit::Nothing);
+        }
+        if let Some(profile) = want.profile {
+            return self.check_shares(want.count, profile, require);
         }
         let level = require.map(|key| self.level(key));
         if want.whole {
             if want.per_node.is_some_and(|wanted| wanted != per_node) {
                 return Err(Misfit::OtherNodes { per_node });
             }
-            if !want.devices.is_multiple_of(per_node) {
+            if !want.count.is_multiple_of(per_node) {
                 return Err(Misfit::NotWholeNodes { per_node });
             }
         } else {
-            let fits = |each: u32| each > 0 && each <= per_node && want.devices.is_multiple_of(each);
+            let fits = |each: u32| each > 0 && each <= per_node && want.count.is_multiple_of(each);
             if per_node == 0 || !want.per_node.is_none_or(fits) {
                 return Err(Misfit::NotParts { per_node });
             }
@@ -319,7 +352,7 @@ impl Stock {
         // Parts of a given size may leave a rest of each node that is too small.
         let each = want.per_node.unwrap_or(if want.whole { per_node } else { 1 });
         let usable = per_node.checked_div(each).unwrap_or(0).saturating_mul(each);
-        let wanted = want.devices.div_ceil(usable.max(1)) as usize;
+        let wanted = want.count.div_ceil(usable.max(1)) as usize;
         if self.is_empty() {
             return Ok(wanted);
         }
@@ -329,6 +362,21 @@ impl Stock {
         let largest = level.map_or(self.len(), |level| self.largest(level));
         if wanted > largest {
             return Err(Misfit::DomainTooSmall { largest: self.devices(largest) });
+        }
+        Ok(wanted)
+    }
+
+    fn check_shares(&self, count: u32, profile: &ProfileName, require: Option<&TopologyKey>) -> Result<usize, Misfit> {
+        let milli = share_of(&self.pool, profile).ok_or(Misfit::NoProfile)?;
+        if !self.pool.observed {
+            return Err(Misfit::NotHeld);
+        }
+        let level = require.map(|key| self.level(key).ok_or(Misfit::UnknownLevel)).transpose()?;
+        let of_node = self.pool.devices_per_node.saturating_mul(u32::from(WHOLE / milli));
+        let wanted = count.div_ceil(of_node.max(1)) as usize;
+        let nodes = level.map_or(self.len(), |level| self.largest(level));
+        if !self.is_empty() && wanted > nodes {
+            return Err(Misfit::TooManyShares { most: u64::from(of_node).saturating_mul(nodes as u64) });
         }
         Ok(wanted)
     }
@@ -392,12 +440,21 @@ impl Stock {
         }
     }
 
-    /// Says how a node counts from now on; none: it is gone. Gives how it counted before.
-    pub fn set(&mut self, slot: Slot, standing: Option<Standing>) -> Option<Standing> {
-        let place = self.places.get_mut(slot)?;
+    /// Says how a node counts from now on; none: it is gone.
+    pub fn set(&mut self, slot: Slot, standing: Option<Standing>) {
+        if self.count_as(slot, standing) {
+            let free = standing.map_or(0, |standing| standing.free);
+            // There is a bin for each place, and one of free devices and nothing else can be.
+            let _ = self.packer.update(BinId(slot), bins::bin(self.pool.devices_per_node, free));
+        }
+    }
+
+    /// Counts a node anew; false: it counts as before.
+    fn count_as(&mut self, slot: Slot, standing: Option<Standing>) -> bool {
+        let Some(place) = self.places.get_mut(slot) else { return false };
         let before = std::mem::replace(&mut place.standing, standing);
         if before == standing {
-            return before;
+            return false;
         }
         let homes: Vec<DomainId> = std::iter::once(POOL).chain(place.homes.iter().copied().flatten()).collect();
         if let Some(before) = before {
@@ -417,7 +474,7 @@ impl Stock {
         if before.is_some() != standing.is_some() {
             self.come_or_go(slot, standing.is_some());
         }
-        before
+        true
     }
 
     fn set_in(&mut self, id: DomainId, slot: Slot, before: u32, after: u32) {

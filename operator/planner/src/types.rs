@@ -1,8 +1,10 @@
 //! Capacity, time, bookings and requests. All amounts are integers; all times are Unix milliseconds.
 
-use std::{fmt, sync::Arc};
+use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use serde::{Deserialize, Serialize};
+
+use crate::packing::Learned;
 
 macro_rules! name_types {
     ($($(#[$doc:meta])* $name:ident),* $(,)?) => {$(
@@ -397,4 +399,7 @@ pub struct Snapshot {
     pub bookings: Vec<Arc<Booking>>,
     /// All reservations that are neither final nor ended; those with a live booking included.
     pub requests: Vec<Request>,
+    /// What was learned of the requests for parts of each pool's nodes. It decides which node a part is cut from.
+    #[serde(default)]
+    pub learned: BTreeMap<PoolName, Arc<Learned>>,
 }

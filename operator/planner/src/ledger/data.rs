@@ -2,10 +2,13 @@
 
 use std::{collections::BTreeMap, io, sync::Arc};
 
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Deserializer, Serialize, de::DeserializeOwned};
 
 use super::{FORMAT, LoadError, PART_BYTES, Page, PageKind, PageName};
-use crate::types::{Booking, BookingId, PoolName, Segment};
+use crate::{
+    packing::Learned,
+    types::{Booking, BookingId, PoolName, Segment},
+};
 
 /// `data` of an index page.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -17,6 +20,14 @@ pub(super) struct IndexData {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) archive: Option<PageName>,
     pub(super) archived: i64,
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "lenient")]
+    pub(super) learned: Option<Arc<Learned>>,
+}
+
+/// What was learned and cannot be read any more is begun anew: it decides how well is packed, and nothing else.
+fn lenient<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Arc<Learned>>, D::Error> {
+    let value = serde_json::Value::deserialize(from)?;
+    Ok(serde_json::from_value(value).ok().map(Arc::new))
 }
 
 /// Segments of a split booking from an index on.

@@ -6,8 +6,8 @@ use std::{
 };
 
 use super::{
-    Change, FORMAT, Ledger, MAX_PAGE_BYTES, MAX_POOLS, PART_BYTES, Page, PageKind, PageName, Refusal, Refused, Root,
-    StageError, TARGET_PAGE_BYTES, archive,
+    Change, FORMAT, LEARNED_BYTES, Ledger, MAX_PAGE_BYTES, MAX_POOLS, PART_BYTES, Page, PageKind, PageName, Refusal,
+    Refused, Root, StageError, TARGET_PAGE_BYTES, archive,
     data::{IndexData, json_bytes, without_segments},
     pack,
     state::{Conflict, Live, PoolLedger},
@@ -217,7 +217,11 @@ impl<'a> Draft<'a> {
         let now: usize = known.map_or(0, |known| known.pages.keys().map(|name| name.len() + 3).sum());
         let added = self.touched.get(pool).map_or(0, |touched| touched.added) + bytes;
         let pages = added / (TARGET_PAGE_BYTES / 2) + 2;
-        if now + pages * NAME + 512 + json_bytes(pool) > MAX_PAGE_BYTES { Err(Refused::PoolFull) } else { Ok(()) }
+        if now + pages * NAME + 512 + LEARNED_BYTES + json_bytes(pool) > MAX_PAGE_BYTES {
+            Err(Refused::PoolFull)
+        } else {
+            Ok(())
+        }
     }
 
     fn hand_over(&mut self, id: &BookingId, nodes: &[NodeUid], at: TimeMs) -> Result<(), Refused> {
@@ -295,6 +299,7 @@ impl<'a> Draft<'a> {
                 bookings: pool.pages.keys().cloned().collect(),
                 archive: pool.archive.as_ref().map(|head| Arc::clone(&head.name)),
                 archived: pool.archived,
+                learned: pool.learned.clone(),
             };
             let data = serde_json::to_string(&data).map_err(|source| unwritable(source.to_string()))?;
             if data.len() > MAX_PAGE_BYTES {

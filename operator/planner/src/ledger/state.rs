@@ -7,12 +7,15 @@ use std::{
 };
 
 use super::{
-    FORMAT, LoadError, Page, PageName, Root,
+    FORMAT, LEARNED_BYTES, LoadError, Page, PageName, Root,
     archive::ArchiveHead,
-    data::{Assembly, BookingsData, IndexData, read},
+    data::{Assembly, BookingsData, IndexData, json_bytes, read},
     shards::Shards,
 };
-use crate::types::{Booking, BookingId, NodeUid, PoolName, ReservationUid, Segment, TimeMs};
+use crate::{
+    packing::Learned,
+    types::{Booking, BookingId, NodeUid, PoolName, ReservationUid, Segment, TimeMs},
+};
 
 /// A live booking and where it is written.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -71,6 +74,7 @@ pub(super) struct PoolLedger {
     pub(super) by_size: BTreeSet<(usize, PageName)>,
     pub(super) archive: Option<Arc<ArchiveHead>>,
     pub(super) archived: i64,
+    pub(super) learned: Option<Arc<Learned>>,
 }
 
 impl PoolLedger {
@@ -130,7 +134,7 @@ impl Ledger {
         };
         for (pool, index) in &root.pools {
             let index: IndexData = read(&get(index)?, pool)?;
-            let mut decoded = PoolLedger { archived: index.archived, ..PoolLedger::default() };
+            let mut decoded = PoolLedger { archived: index.archived, learned: index.learned, ..PoolLedger::default() };
             let mut assembly = Assembly::default();
             let mut parts: BTreeMap<BookingId, Vec<Part>> = BTreeMap::new();
             for name in &index.bookings {
@@ -301,6 +305,24 @@ impl Ledger {
     /// How many bookings of a pool have ended so far.
     pub fn archived(&self, pool: &PoolName) -> i64 {
         self.pools.get(pool).map_or(0, |pool| pool.archived)
+    }
+
+    /// What was learned of the requests for parts of each pool's nodes.
+    pub fn learned(&self) -> impl Iterator<Item = (&PoolName, &Arc<Learned>)> {
+        self.pools.iter().filter_map(|(name, pool)| Some((name, pool.learned.as_ref()?)))
+    }
+
+    /// The same ledger with this for what was learned of a pool's requests. It is written with the next commit that changes something of the
+    /// pool: so each decision is committed with what it was made with, and learning costs no write. None: nothing was ever sold from the
+    /// pool, or the value is larger than [`LEARNED_BYTES`].
+    pub fn taught(&self, pool: &PoolName, learned: Arc<Learned>) -> Option<Self> {
+        if json_bytes(&*learned) > LEARNED_BYTES {
+            return None;
+        }
+        let mut next = self.clone();
+        let changed = PoolLedger { learned: Some(learned), ..PoolLedger::clone(next.pools.get(pool)?) };
+        next.pools.insert(pool.clone(), Arc::new(changed));
+        Some(next)
     }
 
     /// Name of the newest archive page of a pool, where a walk through it starts.

@@ -5,7 +5,10 @@ use rstest::rstest;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::types::{ReservationRef, Tier};
+use crate::{
+    packing::Learned,
+    types::{ReservationRef, Tier},
+};
 
 const DAY: i64 = 86_400_000;
 /// 2026-11-21T00:00:00Z.
@@ -136,6 +139,39 @@ fn empty_ledger() {
     assert_eq!(root, Root { format: 1, generation: 1, epoch: 0, committed_at: NOON, pools: BTreeMap::new() });
     assert_eq!(Store::default().decode(&root).unwrap(), ledger);
     assert!(ledger.is_empty());
+}
+
+/// What was learned is written with the next commit and read back, costs no page, and is no reason to refuse a ledger.
+#[test]
+fn what_was_learned_is_committed_with_what_is_decided() {
+    let mut store = Store::default();
+    let (_, ledger) = Ledger::empty(NOON);
+    let mut learned = Learned::default();
+    learned.observe(&crate::placement::part_item(1).unwrap());
+    let learned = Arc::new(learned);
+    assert!(ledger.taught(&"h200".into(), Arc::clone(&learned)).is_none(), "nothing was ever sold");
+    let ledger = store.commit(&ledger, &[book("b-1", &["n1"])], NOON);
+    let taught = ledger.taught(&"h200".into(), Arc::clone(&learned)).unwrap();
+    assert_eq!(taught.root(), ledger.root());
+    let pages = store.pages.len();
+    let next = store.commit(&taught, &[book("b-2", &["n2"])], NOON);
+    assert_eq!(store.pages.len(), pages + 2);
+    let read = store.decode(next.root()).unwrap();
+    assert_eq!(read, next);
+    assert_eq!(read.learned().collect::<Vec<_>>(), [(&"h200".into(), &learned)]);
+    assert_eq!(store.index(&next, "h200")["learned"], serde_json::to_value(&*learned).unwrap());
+
+    let index = next.root().pools[&PoolName::from("h200")].clone();
+    let page = store.pages.get_mut(&index).unwrap();
+    page.data = page.data.replace("\"arrivals\":1", "\"arrivals\":\"many\"");
+    let read = store.decode(next.root()).unwrap();
+    assert!(read.learned().next().is_none() && read.len() == 2);
+
+    let mut large = Learned::default();
+    for milli in 1..=200 {
+        large.observe(&crate::packing::Item::new(1, 1, 1, milli).unwrap());
+    }
+    assert!(next.taught(&"h200".into(), Arc::new(large)).is_none(), "it would not fit");
 }
 
 /// What a booking lives through, as the JSON that the format reference promises.

@@ -5,7 +5,7 @@ use super::item::{Class, ClassSet, Item, Kind};
 /// A whole device, in thousandths.
 pub const WHOLE: u16 = 1000;
 /// How many devices a bin can have: costs of a bin stay far inside the range of fixed-point numbers.
-pub const DEVICES_MAX: u16 = 256;
+pub const DEVICES_MAX: u16 = 1024;
 
 /// Position of a bin in its [`super::Packer`]. Equal costs go to the lowest.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]

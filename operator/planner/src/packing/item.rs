@@ -13,6 +13,9 @@ pub const CLASSES_MAX: u8 = 64;
 pub struct Class(u8);
 
 impl Class {
+    /// The class of a caller that tells none apart.
+    pub const FIRST: Self = Self(0);
+
     /// The class of this number; none: there are only [`CLASSES_MAX`].
     pub const fn new(number: u8) -> Option<Self> {
         if number < CLASSES_MAX { Some(Self(number)) } else { None }

@@ -224,6 +224,28 @@ impl Packer {
         Some(Placement { bin: BinId(at), devices: slot.devices(kind, device) })
     }
 
+    /// The bins that the item would go to if each could take one only, cheapest first: at most `count`. Nothing is taken. [`Policy::Random`]
+    /// is not asked so: all bins cost it the same.
+    pub fn cheapest(&mut self, item: &Item, count: usize, mut allowed: impl FnMut(BinId) -> bool) -> Vec<BinId> {
+        if count == 1 {
+            return self.place_where(item, allowed).map(|place| place.bin).into_iter().collect();
+        }
+        let kind = item.kind();
+        self.refresh(kind);
+        let costs = self.costs.get(&kind).map(|known| known.costs.as_slice()).unwrap_or_default();
+        let fits = |&(_, ((class, _), cost)): &(usize, (&(ClassSet, u32), &Cost))| {
+            cost.cost != NO_FIT && item.classes().meets(*class)
+        };
+        let fitting = self.marks.iter().zip(costs).enumerate().filter(fits).filter(|&(at, _)| allowed(BinId(at)));
+        let mut fitting: Vec<(i64, usize)> = fitting.map(|(at, (_, cost))| (cost.cost, at)).collect();
+        if count < fitting.len() {
+            fitting.select_nth_unstable(count);
+            fitting.truncate(count);
+        }
+        fitting.sort_unstable();
+        fitting.into_iter().map(|(_, at)| BinId(at)).collect()
+    }
+
     /// Makes the costs of a kind anew where they are of another state or of other prices.
     fn refresh(&mut self, kind: Kind) {
         if !self.costs.contains_key(&kind) {

@@ -2,7 +2,11 @@ use proptest::prelude::*;
 use rstest::rstest;
 
 use super::*;
-use crate::types::Resources;
+use crate::{
+    packing::Learned,
+    plan::PlannedShare,
+    types::{Profile, Resources},
+};
 
 fn pool(levels: &[&str]) -> Pool {
     Pool {
@@ -136,14 +140,18 @@ fn checks(
 ) {
     let (pool, nodes) = (pool(&LEVELS), nodes("z/r1/n1 z/r1/n2! z/r1/n3! z/r2/n4"));
     let stock = stock(&pool, &nodes);
-    assert_eq!(stock.check(Want { devices, per_node, whole: true }, require.map(TopologyKey::from).as_ref()), expected);
+    let want = Want { count: devices, per_node, whole: true, profile: None };
+    assert_eq!(stock.check(want, require.map(TopologyKey::from).as_ref()), expected);
 }
 
 #[test]
 fn a_pool_without_nodes_may_get_some() {
     let pool = pool(&LEVELS);
     let stock = stock(&pool, &[]);
-    assert_eq!(stock.check(Want { devices: 800, per_node: None, whole: true }, Some(&"rack".into())), Ok(100));
+    assert_eq!(
+        stock.check(Want { count: 800, per_node: None, whole: true, profile: None }, Some(&"rack".into())),
+        Ok(100)
+    );
     assert_eq!(stock.find(1, None), None);
 }
 
@@ -151,16 +159,93 @@ fn a_pool_without_nodes_may_get_some() {
 fn a_pool_of_nodes_without_devices_holds_nothing() {
     let pool = Pool { devices_per_node: 0, ..pool(&[]) };
     let stock = stock(&pool, &[]);
-    let misfit = stock.check(Want { devices: 8, per_node: None, whole: true }, None);
+    let misfit = stock.check(Want { count: 8, per_node: None, whole: true, profile: None }, None);
     assert_eq!(misfit, Err(Misfit::NotWholeNodes { per_node: 0 }));
 }
 
+/// A pool that offers shares, with these nodes: `free` devices of eight.
+fn shares(layout: &str, observed: bool) -> Stock {
+    let offer = |name: &str, milli| Profile { name: name.into(), gpu: MilliGpu(milli) };
+    let profiles = vec![offer("quarter", 250), offer("third", 333), offer("whole", 1000), offer("nonsense", 1001)];
+    let pool = Pool { profiles, observed, ..pool(&LEVELS) };
+    let nodes = parts(layout).places;
+    Stock::new(Arc::new(pool), nodes.into_iter().filter_map(|place| Some((place.node, place.standing?))).collect())
+}
+
 #[rstest]
-#[case(Shape::WholeNodes { count: 16, per_node: Some(8) }, Some(Want { devices: 16, per_node: Some(8), whole: true }))]
-#[case(Shape::Devices { count: 2, per_node: None }, Some(Want { devices: 2, per_node: None, whole: false }))]
-#[case(Shape::Shares { count: 1, profile: "half".into() }, None)]
-fn whole_devices_are_sold(#[case] shape: Shape, #[case] want: Option<Want>) {
-    assert_eq!(Want::of(&shape), want);
+#[case::fits("quarter", 32, None, true, Ok(1))]
+#[case::what_is_left_of_a_device_is_lost("third", 25, None, true, Ok(2))]
+#[case::too_many("quarter", 97, None, true, Err(Misfit::TooManyShares { most: 96 }))]
+#[case::too_many_for_a_rack("quarter", 65, Some("rack"), true, Err(Misfit::TooManyShares { most: 64 }))]
+#[case::no_such_level("quarter", 1, Some("row"), true, Err(Misfit::UnknownLevel))]
+#[case::no_such_profile("half", 1, None, true, Err(Misfit::NoProfile))]
+#[case::more_than_a_device("nonsense", 1, None, true, Err(Misfit::NoProfile))]
+#[case::nothing("quarter", 0, None, true, Err(Misfit::Nothing))]
+#[case::not_held_yet("quarter", 1, None, false, Err(Misfit::NotHeld))]
+fn checks_shares(
+    #[case] profile: &str,
+    #[case] count: u32,
+    #[case] require: Option<&str>,
+    #[case] observed: bool,
+    #[case] expected: Result<usize, Misfit>,
+) {
+    let stock = shares("z/r1/n1=8 z/r1/n2=0 z/r2/n3=3", observed);
+    let shape = Shape::Shares { count, profile: profile.into() };
+    assert_eq!(stock.check(Want::of(&shape), require.map(TopologyKey::from).as_ref()), expected);
+}
+
+#[rstest]
+#[case::one("z/r/n1=8 z/r/n2=2", 1, 250, None, "n2:0")]
+#[case::of_one_device("z/r/n1=8 z/r/n2=2", 4, 250, None, "n2:0 n2:0 n2:0 n2:0")]
+#[case::of_the_next_device("z/r/n1=8 z/r/n2=2", 5, 250, None, "n2:0 n2:0 n2:0 n2:0 n2:1")]
+#[case::of_the_next_node("z/r/n1=8 z/r/n2=1", 3, 500, None, "n1:0 n2:0 n2:0")]
+#[case::in_one_rack("z/r1/n1=1 z/r2/n2=2", 3, 500, Some("rack"), "n2:0 n2:0 n2:1")]
+#[case::all_or_none("z/r/n1=1 z/r/n2=1", 3, 600, None, "-")]
+#[case::a_whole_device("z/r/n1=1", 1, 1000, None, "n1:0")]
+fn finds_shares(
+    #[case] layout: &str,
+    #[case] count: u32,
+    #[case] milli: u16,
+    #[case] require: Option<&str>,
+    #[case] expected: &str,
+) {
+    let mut stock = shares(layout, true);
+    let before: Vec<_> = (0..stock.len()).map(|slot| (slot, stock.standing(slot))).collect();
+    let free = (stock.shares_free(milli), stock.part_free());
+    let found = stock.find_shares(count, milli, require.map(TopologyKey::from).as_ref());
+    assert_eq!((stock.shares_free(milli), stock.part_free()), free, "a look took something");
+    let text = |taken: Vec<PlannedShare>| {
+        let taken: Vec<String> = taken.iter().map(|share| format!("{}:{}", share.node, share.device)).collect();
+        taken.join(" ")
+    };
+    let found = found.map(|found| stock.take_shares(&found, milli));
+    if found.is_some() {
+        assert_eq!(stock.shares_free(milli), free.0 - u64::from(count));
+        assert!(stock.part_free() < free.1, "a device of which a share is gone is not whole");
+    }
+    for (slot, standing) in before {
+        stock.set(slot, standing);
+    }
+    assert_eq!((stock.shares_free(milli), stock.part_free()), free, "it was not put back");
+    assert_eq!(found.map_or("-".to_owned(), text), expected);
+}
+
+/// What comes is of 500 and 700: a share of 300 leaves 700 of a whole device, and the device with 500 left is worth more as it is.
+#[test]
+fn what_was_learned_decides() {
+    let mut stock = shares("z/r/n1=1 z/r/n2=1", true);
+    assert_eq!(stock.take_shares(&[(0, 0)], 500).len(), 1);
+    let mut learned = Learned::default();
+    for _ in 0..150 {
+        learned.observe(&bins::share(500).unwrap());
+        learned.observe(&bins::share(700).unwrap());
+        if learned.is_due() {
+            learned = stock.learn(&learned);
+        }
+    }
+    assert_eq!(stock.find_shares(1, 300, None), Some(vec![(0, 0)]), "best fit, while nothing is known");
+    stock.set_learned(&learned);
+    assert_eq!(stock.find_shares(1, 300, None), Some(vec![(1, 0)]));
 }
 
 const NOTHING: Held = Held { whole: false, parts: 0 };
@@ -232,7 +317,7 @@ fn finds_parts(
     #[case] require: Option<&str>,
     #[case] expected: &str,
 ) {
-    let stock = parts(layout);
+    let mut stock = parts(layout);
     let found = stock.find_parts(devices, per_node, require.map(TopologyKey::from).as_ref());
     let text = |parts: Vec<(Slot, u32)>| {
         let one = |(slot, devices): &(Slot, u32)| format!("{}:{devices}", stock.node(*slot).unwrap().name);
@@ -255,7 +340,7 @@ fn replaces_parts(
     #[case] require: Option<&str>,
     #[case] expected: &str,
 ) {
-    let stock = parts(layout);
+    let mut stock = parts(layout);
     let is_at = |name: &str| stock.places.iter().position(|place| place.node.name.as_str() == name).unwrap();
     let remaining: Vec<Slot> = remaining.split_whitespace().map(is_at).collect();
     let found = stock.find_part_near(&remaining, devices, require.map(TopologyKey::from).as_ref());
@@ -274,7 +359,7 @@ fn replaces_parts(
 #[case::too_large(33, None, Err(Misfit::TooLarge { total: 32 }))]
 fn checks_parts(#[case] devices: u32, #[case] per_node: Option<u32>, #[case] expected: Result<usize, Misfit>) {
     let stock = parts("z/r/n1=8 z/r/n2=8 z/r/n3=0 z/r/n4=1");
-    assert_eq!(stock.check(Want { devices, per_node, whole: false }, None), expected);
+    assert_eq!(stock.check(Want { count: devices, per_node, whole: false, profile: None }, None), expected);
 }
 
 #[test]
@@ -373,7 +458,8 @@ proptest! {
                 _ => Some(standing(State::Sold)),
             };
             let slot = kept.places.iter().position(|place| place.node.uid == now[at].0.uid).unwrap();
-            before.push((slot, kept.set(slot, standing)));
+            before.push((slot, kept.standing(slot)));
+            kept.set(slot, standing);
             now[at].1 = standing;
         }
         let there = now.iter().filter_map(|(node, standing)| Some((Arc::clone(node), (*standing)?))).collect();
@@ -388,11 +474,10 @@ proptest! {
         prop_assert_eq!(kept.part_free(), fresh.part_free());
         let nodes_wanted = wanted as usize;
         prop_assert_eq!(named(&kept, kept.find(nodes_wanted, require.as_ref())), named(&fresh, fresh.find(nodes_wanted, require.as_ref())));
-        prop_assert_eq!(
-            parts_named(&kept, kept.find_parts(wanted, None, require.as_ref())),
-            parts_named(&fresh, fresh.find_parts(wanted, None, require.as_ref()))
-        );
-        let want = Want { devices: wanted * 8, per_node: None, whole: true };
+        let mut fresh = fresh;
+        let (of_kept, of_fresh) = (kept.find_parts(wanted, None, require.as_ref()), fresh.find_parts(wanted, None, require.as_ref()));
+        prop_assert_eq!(parts_named(&kept, of_kept), parts_named(&fresh, of_fresh));
+        let want = Want { count: wanted * 8, per_node: None, whole: true, profile: None };
         prop_assert_eq!(kept.check(want, require.as_ref()), fresh.check(want, require.as_ref()));
         while let Some((slot, standing)) = before.pop() {
             kept.set(slot, standing);
@@ -404,7 +489,7 @@ proptest! {
     #[test]
     fn parts_add_up(free in prop::collection::vec(0..9u32, 0..12), wanted in 1..40u32, each in prop::option::of(1..5u32)) {
         let text: Vec<String> = free.iter().enumerate().map(|(i, free)| format!("z/r/n{i:02}={free}")).collect();
-        let stock = parts(&text.join(" "));
+        let mut stock = parts(&text.join(" "));
         let wanted = each.map_or(wanted, |each| wanted * each);
         let possible = match each {
             None => free.iter().sum::<u32>() >= wanted,

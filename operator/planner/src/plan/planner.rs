@@ -6,6 +6,7 @@ use std::{
 };
 
 use super::{End, Plan, book::Book, open_segments, queue::Queue, requests, stocks::Stocks, swaps};
+use crate::packing::Learned;
 use crate::placement::Stock;
 use crate::types::{
     Booking, BookingId, EndReason, Node, NodeHealth, NodeUid, Pool, PoolName, Request, ReservationUid, Snapshot,
@@ -29,13 +30,16 @@ pub struct Planner {
 impl Planner {
     /// Begins with a snapshot.
     pub fn open(snapshot: Snapshot) -> Self {
-        let Snapshot { pools, nodes, tenants, bookings, requests } = snapshot;
+        let Snapshot { pools, nodes, tenants, bookings, requests, learned } = snapshot;
         let mut book = Book::default();
         for booking in bookings {
             book.insert(booking);
         }
         let stocks = Stocks::open(pools, nodes, &book);
         let mut planner = Self { stocks, book, ..Self::default() };
+        for (pool, learned) in learned {
+            planner.set_learned(&pool, learned);
+        }
         planner.set_tenants(tenants);
         for request in requests {
             planner.set_request(request);
@@ -53,6 +57,17 @@ impl Planner {
     /// Takes these tenants for all there are.
     pub fn set_tenants(&mut self, tenants: Vec<Tenant>) {
         self.tenants = tenants.into_iter().map(|tenant| (tenant.name.clone(), tenant)).collect();
+    }
+
+    /// Takes this for what was learned of the requests for parts of a pool's nodes.
+    pub fn set_learned(&mut self, pool: &PoolName, learned: Arc<Learned>) {
+        self.stocks.set_learned(pool, learned);
+    }
+
+    /// Makes steps of learning on what is free of a pool now. It is no part of a decision, and changes nothing here; none: there is no such pool.
+    pub fn learn(&self, pool: &PoolName, learned: &Learned) -> Option<Learned> {
+        let at = self.stocks.by_name(pool)?;
+        self.stocks.pools.get(at).map(|stock| stock.learn(learned))
     }
 
     /// Enters a node, or what it has become.

@@ -6,8 +6,8 @@ use std::{collections::BTreeSet, fmt::Write};
 
 use super::Reason;
 use crate::{
-    placement::{Misfit, Stock, Want},
-    types::{Pool, Region, Sku, Tenant, TenantName, Tier, TopologyKey, Where},
+    placement::{Misfit, Stock, Want, share_of},
+    types::{Pool, Profile, ProfileName, Region, Sku, Tenant, TenantName, Tier, TopologyKey, Where},
 };
 
 /// No message is longer, in bytes.
@@ -33,10 +33,6 @@ pub(super) fn tier_not_allowed(tenant: &TenantName) -> Reason {
             "Tier Internal is for the owner of the fleet only, and tenant `{tenant}` is not: use Committed, OnDemand or Spot."
         ),
     )
-}
-
-pub(super) fn not_sold_yet() -> Reason {
-    reason("ShapeDoesNotFit", "Shares of a device are not sold yet: ask for whole devices.".to_owned())
 }
 
 pub(super) fn region_not_allowed(tenant: &Tenant, region: &Region) -> Reason {
@@ -89,10 +85,10 @@ pub(super) fn no_matching_pool(place: &Where, pools: &[&Pool]) -> Reason {
 }
 
 /// Why it can never be: no pool that matches could hold it, empty or not.
-pub(super) fn misfit(want: Want, require: Option<&TopologyKey>, misfits: &[(&Pool, Misfit)]) -> Reason {
+pub(super) fn misfit(want: Want<'_>, require: Option<&TopologyKey>, misfits: &[(&Pool, Misfit)]) -> Reason {
     let unknown = misfits.iter().all(|(_, misfit)| *misfit == Misfit::UnknownLevel);
     let code = if unknown { "UnknownTopology" } else { "ShapeDoesNotFit" };
-    let wanted = devices(u64::from(want.devices));
+    let wanted = wanted(want);
     let level = require.map(TopologyKey::as_str).unwrap_or_default();
     let mut message = String::new();
     for (pool, misfit) in misfits.iter().take(MAX_LISTED.min(3)) {
@@ -121,6 +117,17 @@ pub(super) fn misfit(want: Want, require: Option<&TopologyKey>, misfits: &[(&Poo
             Misfit::DomainTooSmall { largest } => format!(
                 "{wanted} wanted in one `{level}`, but the largest of pool `{name}` has {largest}, free or not: ask for at most {largest}, or require a wider level."
             ),
+            Misfit::NoProfile => format!(
+                "Pool `{name}` has no profile `{}`: it has {}.",
+                want.profile.map(ProfileName::as_str).unwrap_or_default(),
+                list(pool.profiles.iter().map(|Profile { name, .. }| name.as_str()))
+            ),
+            Misfit::NotHeld => format!(
+                "Shares of a device are planned only so far, and pool `{name}` does not observe: ask for whole devices."
+            ),
+            Misfit::TooManyShares { most } => format!(
+                "{wanted} wanted, but pool `{name}` can give {most} together, free or not: ask for at most {most}."
+            ),
         };
         message.push_str(&bounded(&said, MAX_QUOTED));
         message.push(' ');
@@ -133,17 +140,17 @@ pub(super) fn misfit(want: Want, require: Option<&TopologyKey>, misfits: &[(&Poo
 }
 
 pub(super) fn insufficient_capacity(
-    want: Want,
+    want: Want<'_>,
     nodes: usize,
     require: Option<&TopologyKey>,
     stock: &Stock,
     others: usize,
 ) -> Reason {
-    let mut message =
-        format!("{} wanted, {}{}.", devices(u64::from(want.devices)), census(want, stock), elsewhere(others));
+    let mut message = format!("{} wanted, {}{}.", wanted(want), census(want, stock), elsewhere(others));
     let (free, most) = match require {
+        _ if want.profile.is_some() => (false, 0),
         Some(level) if want.whole => (stock.tally().free >= nodes, stock.devices(stock.most_free(level))),
-        Some(level) => (stock.part_free() >= u64::from(want.devices), stock.most_part_free(level)),
+        Some(level) => (stock.part_free() >= u64::from(want.count), stock.most_part_free(level)),
         None => (false, 0),
     };
     if let Some(level) = require.filter(|_| free) {
@@ -158,10 +165,10 @@ pub(super) fn insufficient_capacity(
     reason("InsufficientCapacity", message)
 }
 
-pub(super) fn behind_older_request(want: Want, stock: &Stock, older: usize, others: usize) -> Reason {
+pub(super) fn behind_older_request(want: Want<'_>, stock: &Stock, older: usize, others: usize) -> Reason {
     let waits =
         if older == 1 { "1 older reservation waits".to_owned() } else { format!("{older} older reservations wait") };
-    let wanted = devices(u64::from(want.devices));
+    let wanted = wanted(want);
     reason(
         "BehindOlderRequest",
         format!(
@@ -209,7 +216,11 @@ pub(super) fn waited_too_long(why: &Reason, wait_for_ms: i64) -> Reason {
 }
 
 /// What is free in a pool for what is wanted, and where the rest is.
-fn census(want: Want, stock: &Stock) -> String {
+fn census(want: Want<'_>, stock: &Stock) -> String {
+    if let Some(profile) = want.profile {
+        let free = shares_free(stock, profile);
+        return format!("{free} free in pool `{}`", stock.pool().name);
+    }
     let tally = stock.tally();
     let total = stock.devices(stock.len());
     let whole = stock.devices(tally.free);
@@ -247,6 +258,19 @@ fn elsewhere(others: usize) -> String {
         0 => String::new(),
         1 => ", and 1 other pool cannot take it either".to_owned(),
         _ => format!(", and {others} other pools cannot take it either"),
+    }
+}
+
+/// How many more shares of a name a pool could give.
+pub(super) fn shares_free(stock: &Stock, profile: &ProfileName) -> u64 {
+    share_of(stock.pool(), profile).map_or(0, |milli| stock.shares_free(milli))
+}
+
+fn wanted(want: Want<'_>) -> String {
+    match (want.profile, want.count) {
+        (None, count) => devices(u64::from(count)),
+        (Some(profile), 1) => format!("1 share `{profile}`"),
+        (Some(profile), count) => format!("{count} shares `{profile}`"),
     }
 }
 

@@ -10,7 +10,8 @@ use super::{
     stocks::Stocks,
 };
 use crate::{
-    placement::{Stock, Want},
+    packing::WHOLE,
+    placement::{Stock, Want, share_of},
     types::{BookingId, Pool, Region, Request, ReservationUid, Sku, Tenant, TenantName, Tier, TimeMs, Where},
 };
 
@@ -94,12 +95,12 @@ impl Desk<'_> {
         if request.tier == Tier::Internal && !tenant.owner {
             return Answer::Never(reasons::tier_not_allowed(&tenant.name));
         }
-        let Some(want) = Want::of(&request.shape) else { return Answer::Never(reasons::not_sold_yet()) };
+        let want = Want::of(&request.shape);
         let matching = self.stocks.matching(&request.place);
         let product = self.product(&request.place, &matching);
+        let devices = self.devices(want, &matching);
         if let Some((sku, region)) = &product {
-            let refusal =
-                check_region(tenant, region).and_then(|()| check_quota(tenant, sku, request.tier, want.devices));
+            let refusal = check_region(tenant, region).and_then(|()| check_quota(tenant, sku, request.tier, devices));
             if let Err(reason) = refusal {
                 return Answer::Never(reason);
             }
@@ -117,15 +118,15 @@ impl Desk<'_> {
         if let Some(limit) = limit {
             let changed = self.changed.get(&holding).copied().unwrap_or(0);
             let held = self.book.holding(&holding).saturating_add_signed(changed);
-            if held.saturating_add(u64::from(want.devices)) > u64::from(limit) {
-                let reason = reasons::quota_in_use(tenant, &holding.1, request.tier, want.devices, held, limit);
+            if held.saturating_add(u64::from(devices)) > u64::from(limit) {
+                let reason = reasons::quota_in_use(tenant, &holding.1, request.tier, devices, held, limit);
                 return Answer::Later { reason, blocks: Vec::new() };
             }
         }
         match self.place(request, want, &usable) {
             Some(booking) => {
                 if limit.is_some() {
-                    *self.changed.entry(holding).or_default() += i64::from(want.devices);
+                    *self.changed.entry(holding).or_default() += i64::from(devices);
                 }
                 Answer::Booked(booking)
             }
@@ -134,6 +135,15 @@ impl Desk<'_> {
                 blocks: usable.into_iter().map(|usable| usable.pool).collect(),
             },
         }
+    }
+
+    /// What counts for quotas: whole devices, or as many as the shares add up to.
+    fn devices(&self, want: Want<'_>, matching: &[usize]) -> u32 {
+        let Some(profile) = want.profile else { return want.count };
+        let pools = matching.iter().filter_map(|&pool| self.stocks.pools.get(pool));
+        let milli = pools.filter_map(|stock| share_of(stock.pool(), profile)).max().unwrap_or(0);
+        let devices = (u64::from(want.count) * u64::from(milli)).div_ceil(u64::from(WHOLE));
+        u32::try_from(devices).unwrap_or(u32::MAX)
     }
 
     /// What is asked for and where; none when it is asked for by a pool that is not there.
@@ -148,7 +158,7 @@ impl Desk<'_> {
     }
 
     /// The pools that could ever hold it, with the number of nodes it takes there.
-    fn usable(&self, request: &Request, want: Want, matching: &[usize]) -> Result<Vec<Usable>, Reason> {
+    fn usable(&self, request: &Request, want: Want<'_>, matching: &[usize]) -> Result<Vec<Usable>, Reason> {
         let mut usable = Vec::new();
         let mut misfits = Vec::new();
         for &pool in matching {
@@ -162,16 +172,16 @@ impl Desk<'_> {
     }
 
     /// Books from the pool with the least free capacity that has enough, and in which nobody older waits.
-    fn place(&mut self, request: &Request, want: Want, usable: &[Usable]) -> Option<NewBooking> {
+    fn place(&mut self, request: &Request, want: Want<'_>, usable: &[Usable]) -> Option<NewBooking> {
         let mut open: Vec<(u64, Usable)> = usable
             .iter()
             .filter(|usable| self.waiting_in(usable.pool) == 0)
             .filter_map(|&usable| {
                 let stock = self.stocks.pools.get(usable.pool)?;
-                let (free, wanted) = if want.whole {
-                    (stock.tally().free as u64, usable.nodes as u64)
-                } else {
-                    (stock.part_free(), u64::from(want.devices))
+                let (free, wanted) = match want.profile {
+                    _ if want.whole => (stock.tally().free as u64, usable.nodes as u64),
+                    Some(profile) => (reasons::shares_free(stock, profile), u64::from(want.count)),
+                    None => (stock.part_free(), u64::from(want.count)),
                 };
                 (stock.pool().not_selling.is_none() && free >= wanted).then_some((free, usable))
             })
@@ -179,13 +189,21 @@ impl Desk<'_> {
         open.sort_unstable_by_key(|&(free, usable)| (free, usable.pool));
         let require = request.require.as_ref();
         open.into_iter().find_map(|(_, Usable { pool: at, nodes })| {
-            let stock = self.stocks.pools.get(at)?;
+            let stock = self.stocks.pools.get_mut(at)?;
             let pool = stock.pool().name.clone();
+            if let Some(profile) = want.profile {
+                let milli = share_of(stock.pool(), profile)?;
+                let shares = stock.find_shares(want.count, milli, require)?;
+                let slots: Vec<_> = shares.iter().map(|&(slot, _)| slot).collect();
+                let shares = self.stocks.take(at, &slots, |stock| stock.take_shares(&shares, milli))?;
+                let reservation = request.reservation.clone();
+                return Some(NewBooking { reservation, pool, segments: Vec::new(), shares });
+            }
             let segments = if want.whole {
                 let slots = stock.find(nodes, require)?;
                 self.stocks.take(at, &slots, |stock| stock.take(&slots))?
             } else {
-                let parts = stock.find_parts(want.devices, want.per_node, require)?;
+                let parts = stock.find_parts(want.count, want.per_node, require)?;
                 let slots: Vec<_> = parts.iter().map(|&(slot, _)| slot).collect();
                 self.stocks.take(at, &slots, |stock| stock.take_parts(&parts))?
             };
@@ -194,11 +212,13 @@ impl Desk<'_> {
     }
 
     /// Why none of the pools that could hold it does so now: of those that sell, the one with the most free capacity speaks.
-    fn why_not(&self, request: &Request, want: Want, usable: &[Usable]) -> Reason {
+    fn why_not(&self, request: &Request, want: Want<'_>, usable: &[Usable]) -> Reason {
         let stocks = || usable.iter().filter_map(|usable| Some((usable, self.stocks.pools.get(usable.pool)?)));
         let selling = || stocks().filter(|(_, stock)| stock.pool().not_selling.is_none());
-        let by_free = |(_, stock): &(&Usable, &Stock)| {
-            if want.whole { stock.tally().free as u64 } else { stock.part_free() }
+        let by_free = |(_, stock): &(&Usable, &Stock)| match want.profile {
+            _ if want.whole => stock.tally().free as u64,
+            Some(profile) => reasons::shares_free(stock, profile),
+            None => stock.part_free(),
         };
         let others = usable.len().saturating_sub(1);
         let untaken = selling().filter(|(usable, _)| self.waiting_in(usable.pool) == 0).max_by_key(by_free);

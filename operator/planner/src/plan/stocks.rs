@@ -7,6 +7,7 @@ use std::{
 
 use super::book::Book;
 use crate::{
+    packing::Learned,
     placement::{Slot, Standing, Stock},
     types::{MilliGpu, Node, NodeHealth, NodeUid, Pool, PoolName, Region, Sku, Where},
 };
@@ -31,6 +32,7 @@ pub(super) struct Stocks {
     changed: Vec<(usize, Slot, Standing)>,
     /// Pools to which nodes came: they are counted anew before the next plan.
     stale: BTreeSet<PoolName>,
+    learned: BTreeMap<PoolName, Arc<Learned>>,
 }
 
 impl Stocks {
@@ -79,7 +81,10 @@ impl Stocks {
             (node, standing)
         };
         let nodes = nodes.into_iter().map(count).collect();
-        let stock = Stock::new(pool, nodes);
+        let mut stock = Stock::new(pool, nodes);
+        if let Some(learned) = self.learned.get(&stock.pool().name) {
+            stock.set_learned(learned);
+        }
         for slot in 0..stock.len() {
             if let Some(seat) = stock.node(slot).and_then(|node| self.seats.get_mut(&node.uid)) {
                 seat.at = Some((at, slot));
@@ -158,6 +163,14 @@ impl Stocks {
             Where::Pool(name) => self.by_name(name).into_iter().collect(),
             Where::Sku(sku, region) => self.by_sku.get(&(sku.clone(), region.clone())).cloned().unwrap_or_default(),
         }
+    }
+
+    /// Takes this for what was learned of a pool's requests.
+    pub(super) fn set_learned(&mut self, pool: &PoolName, learned: Arc<Learned>) {
+        if let Some(stock) = self.by_name(pool).and_then(|at| self.pools.get_mut(at)) {
+            stock.set_learned(&learned);
+        }
+        self.learned.insert(pool.clone(), learned);
     }
 
     /// Lets a plan take from a pool; [`Self::put_back`] undoes it.

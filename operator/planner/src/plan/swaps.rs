@@ -83,7 +83,7 @@ fn swap_parts(hurt: &Hurt<'_>, stocks: &mut Stocks, now: TimeMs) -> Vec<Swap> {
     let mut remaining = at.and_then(|at| hurt.remaining(at, stocks));
     let mut part = |devices: u32| -> Option<Segment> {
         let (at, remaining) = (at?, remaining.as_mut()?);
-        let slot = stocks.pools.get(at)?.find_part_near(remaining, devices, booking.require.as_ref())?;
+        let slot = stocks.pools.get_mut(at)?.find_part_near(remaining, devices, booking.require.as_ref())?;
         remaining.push(slot);
         stocks.take(at, &[slot], |stock| stock.take_parts(&[(slot, devices)]))?.pop()
     };

@@ -4,7 +4,8 @@ use rstest::rstest;
 
 use super::*;
 use crate::types::{
-    MilliGpu, Node, NodeHealth, NodeSale, Pool, Quota, Request, Resources, Shape, Sku, Tenant, Tier, TopologyKey, Where,
+    MilliGpu, Node, NodeHealth, NodeSale, Pool, Profile, Quota, Request, Resources, Shape, Sku, Tenant, Tier,
+    TopologyKey, Where,
 };
 
 mod parts;
@@ -111,6 +112,7 @@ fn scene() -> Snapshot {
         nodes: vec![node("a-1", "r1"), node("a-2", "r1"), node("a-3", "r2"), node("a-4", "r2")],
         tenants: vec![tenant("acme", false), tenant("house", true)],
         bookings: Vec::new(),
+        learned: std::collections::BTreeMap::new(),
         requests: Vec::new(),
     }
 }
@@ -177,6 +179,38 @@ fn what_fits_is_booked_whole() {
     assert_eq!(plan(&scene, NOW), Plan { bookings: vec![new], ..Plan::default() });
 }
 
+/// The pools offer halves and thirds of a device.
+fn offer(scene: &mut Snapshot, observed: bool) {
+    for pool in &mut scene.pools {
+        let one = |name: &str, milli| Profile { name: name.into(), gpu: MilliGpu(milli) };
+        pool.profiles = vec![one("half", 500), one("third", 333)];
+        pool.observed = observed;
+    }
+}
+
+#[test]
+fn shares_are_planned_where_nothing_is_held() {
+    let mut scene = scene();
+    offer(&mut scene, true);
+    ask(&mut scene, "1st", |r| r.shape = Shape::Shares { count: 3, profile: "half".into() });
+    ask(&mut scene, "2nd", |r| r.shape = Shape::Shares { count: 1, profile: "third".into() });
+    ask(&mut scene, "3rd", |r| r.shape = Shape::Devices { count: 7, per_node: None });
+    let mut planner = Planner::open(scene);
+    let plan = planner.plan(NOW);
+    let said: Vec<String> = plan
+        .bookings
+        .iter()
+        .map(|new| {
+            let shares = new.shares.iter().map(|share| format!("{}/{}:{}", share.node, share.device, share.gpu.0));
+            let parts = new.segments.iter().map(|segment| format!("{}={}", segment.node, segment.devices));
+            format!("{} {}", new.reservation.name, shares.chain(parts).collect::<Vec<_>>().join(" "))
+        })
+        .collect();
+    // Seven devices are no longer free on the node with shares.
+    assert_eq!(said, ["1st a-1/0:500 a-1/0:500 a-1/1:500", "2nd a-1/1:333", "3rd a-2=7"]);
+    assert_eq!(planner.plan(NOW), plan, "a plan took something for good");
+}
+
 #[rstest]
 #[case::no_tenant(
     |s: &mut Snapshot| ask(s, "r", |r| r.tenant = None),
@@ -190,9 +224,25 @@ fn what_fits_is_booked_whole() {
     |s: &mut Snapshot| ask(s, "r", |r| r.tier = Tier::Internal),
     "Rejected TierNotAllowed: Tier Internal is for the owner of the fleet only, and tenant `acme` is not: use Committed, OnDemand or Spot."
 )]
-#[case::part_of_a_node(
+#[case::no_such_share(
     |s: &mut Snapshot| ask(s, "r", |r| r.shape = Shape::Shares { count: 1, profile: "half".into() }),
-    "Rejected ShapeDoesNotFit: Shares of a device are not sold yet: ask for whole devices."
+    "Rejected ShapeDoesNotFit: Pool `a` has no profile `half`: it has none."
+)]
+#[case::shares_are_not_held(
+    |s: &mut Snapshot| { offer(s, false); ask(s, "r", |r| r.shape = Shape::Shares { count: 1, profile: "half".into() }) },
+    "Rejected ShapeDoesNotFit: Shares of a device are planned only so far, and pool `a` does not observe: ask for whole devices."
+)]
+#[case::more_shares_than_there_are(
+    |s: &mut Snapshot| { offer(s, true); ask(s, "r", |r| r.shape = Shape::Shares { count: 65, profile: "half".into() }) },
+    "Rejected ShapeDoesNotFit: 65 shares `half` wanted, but pool `a` can give 64 together, free or not: ask for at most 64."
+)]
+#[case::shares_that_are_taken(
+    |s: &mut Snapshot| {
+        offer(s, true);
+        sell(s, booking("old", &["a-1", "a-2", "a-3"]));
+        ask(s, "r", |r| r.shape = Shape::Shares { count: 17, profile: "half".into() });
+    },
+    "Waitlisted InsufficientCapacity: 17 shares `half` wanted, 16 free in pool `a`. It is booked when enough come free or nodes are added; nothing younger is booked there before it."
 )]
 #[case::no_such_pool(
     |s: &mut Snapshot| ask(s, "r", |r| r.place = Where::Pool("b".into())),

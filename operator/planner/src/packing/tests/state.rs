@@ -73,7 +73,7 @@ fn bins_come_go_and_change() {
 #[case::more_left_than_there(Bin { left: Room { cpu_milli: 99_000, ..node(1).left }, ..node(1) }, "more is left")]
 #[case::other_devices(Bin { left: node(2).left, ..node(1) }, "more is left")]
 #[case::giant(Bin { capacity: Room { devices: vec![1001], ..node(1).capacity }, ..node(1) }, "more than 1000 thousandths")]
-#[case::many(node(257), "a bin with 257 devices: at most 256")]
+#[case::many(node(1025), "a bin with 1025 devices: at most 1024")]
 fn bins_that_cannot_be(#[case] bin: Bin, #[case] expected: &str) {
     let mut packer = packer(Policy::DualPrices, [node(1)]);
     let error = packer.add(bin.clone()).unwrap_err().to_string();
@@ -86,7 +86,7 @@ fn bins_that_cannot_be(#[case] bin: Bin, #[case] expected: &str) {
 #[case::share_of_many(2, 500, "500 thousandths of each of 2 devices")]
 #[case::nothing(1, 0, "0 thousandths wanted of a device")]
 #[case::too_much(1, 1001, "1001 thousandths")]
-#[case::too_many(257, 1000, "257 devices wanted of one bin: at most 256")]
+#[case::too_many(1025, 1000, "1025 devices wanted of one bin: at most 1024")]
 fn items_that_cannot_be(#[case] devices: u32, #[case] milli: u32, #[case] expected: &str) {
     let error = Item::new(1, 1, devices, milli).unwrap_err().to_string();
     assert!(error.contains(expected), "{error}");

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
-use crate::types::TenantName;
+use crate::{packing::Learned, placement::part_item, types::TenantName};
 
 /// Times in the snapshots are small, and this is in the middle of them.
 const NOW: TimeMs = TimeMs(50);
@@ -174,8 +174,9 @@ fn requests() -> impl Strategy<Value = Vec<Request>> {
 fn snapshots() -> impl Strategy<Value = Snapshot> {
     let limited = prop::sample::select(vec![Tier::OnDemand, Tier::OnDemand, Tier::Committed, Tier::Spot]);
     let limits = prop::collection::vec((limited, prop::sample::select(vec!["h200", "h200", "l40s"]), 0..4u32), 0..3);
-    (nodes(), bookings(), requests(), limits, prop::bool::weighted(0.1)).prop_map(
-        |(seeds, bookings, requests, limits, elsewhere)| {
+    let seen = prop::collection::vec(1..9u32, 0..30);
+    (nodes(), bookings(), requests(), limits, prop::bool::weighted(0.1), seen).prop_map(
+        |(seeds, bookings, requests, limits, elsewhere, seen)| {
             let mut snapshot = Snapshot {
                 pools: pools(),
                 tenants: vec![tenant("acme", false), tenant("house", true)],
@@ -215,6 +216,9 @@ fn snapshots() -> impl Strategy<Value = Snapshot> {
                 let name = format!("b{seed}-{pool}");
                 sell_seed(&mut snapshot, &name, &bookings[seed], &pools()[pool], segments);
             }
+            let mut learned = Learned::default();
+            seen.into_iter().filter_map(part_item).for_each(|item| learned.observe(&item));
+            snapshot.learned.insert("a".into(), Arc::new(learned));
             snapshot
         },
     )
@@ -402,7 +406,7 @@ proptest! {
     #[test]
     fn same_input_same_plan(
         (snapshot, shuffled) in snapshots().prop_flat_map(|snapshot| {
-            let Snapshot { pools, nodes, tenants, bookings, requests } = snapshot.clone();
+            let Snapshot { pools, nodes, tenants, bookings, requests, learned } = snapshot.clone();
             let parts = (
                 Just(pools).prop_shuffle(),
                 Just(nodes).prop_shuffle(),
@@ -410,8 +414,8 @@ proptest! {
                 Just(bookings).prop_shuffle(),
                 Just(requests).prop_shuffle(),
             );
-            let shuffled = parts.prop_map(|(pools, nodes, tenants, bookings, requests)| Snapshot {
-                pools, nodes, tenants, bookings, requests,
+            let shuffled = parts.prop_map(move |(pools, nodes, tenants, bookings, requests)| Snapshot {
+                pools, nodes, tenants, bookings, requests, learned: learned.clone(),
             });
             (Just(snapshot), shuffled)
         }),
@@ -502,6 +506,9 @@ proptest! {
         // A plan is no change.
         prop_assert_eq!(planner.plan(NOW), plan(&before, NOW));
         planner.set_tenants(after.tenants.clone());
+        for (pool, learned) in &after.learned {
+            planner.set_learned(pool, Arc::clone(learned));
+        }
         for booking in before.bookings.iter().filter(|b| after.bookings.iter().all(|other| other.id != b.id)) {
             planner.remove_booking(&booking.id);
         }
@@ -569,6 +576,65 @@ proptest! {
     }
 
     /// Every request has a live booking, is being deleted, or gets exactly one answer.
+    /// Of no device more than all of it, and no device whole and in shares.
+    #[test]
+    fn shares_fit(
+        wants in prop::collection::vec((1..7u32, prop::sample::select(vec!["", "half", "third", "tenth"])), 1..30),
+        nodes in 1..5usize,
+        taught in prop::collection::vec(prop::sample::select(vec![100u32, 333, 500, 1000]), 0..200),
+    ) {
+        let one = |name: &str, milli| Profile { name: name.into(), gpu: MilliGpu(milli) };
+        let profiles = vec![one("half", 500), one("third", 333), one("tenth", 100)];
+        let mut snapshot = Snapshot {
+            pools: vec![Pool { profiles, observed: true, ..pool("a", "h200") }],
+            tenants: scene().tenants,
+            ..Snapshot::default()
+        };
+        snapshot.nodes = scene().nodes.into_iter().filter(|node| node.pool.as_str() == "a").take(nodes).collect();
+        for (at, (count, profile)) in wants.iter().enumerate() {
+            let shape = match *profile {
+                "" => part(*count),
+                profile => Shape::Shares { count: *count, profile: profile.into() },
+            };
+            ask(&mut snapshot, &format!("r{at}"), |request| request.shape = shape);
+        }
+        let mut learned = Learned::default();
+        for milli in taught {
+            learned.observe(&crate::packing::Item::new(12 * milli, 49 * milli, 1, milli).expect("an item"));
+            if learned.is_due() {
+                learned = Planner::open(snapshot.clone()).learn(&"a".into(), &learned).expect("the pool");
+            }
+        }
+        snapshot.learned.insert("a".into(), Arc::new(learned));
+        let plan = plan(&snapshot, NOW);
+        let mut of_device: BTreeMap<(String, u16), i64> = BTreeMap::new();
+        let mut whole: BTreeMap<String, u32> = BTreeMap::new();
+        for new in &plan.bookings {
+            prop_assert!(new.segments.is_empty() != new.shares.is_empty());
+            for share in &new.shares {
+                *of_device.entry((share.node.to_string(), share.device)).or_default() += share.gpu.0;
+            }
+            for segment in &new.segments {
+                *whole.entry(segment.node.to_string()).or_default() += segment.devices;
+            }
+        }
+        prop_assert!(of_device.values().all(|milli| *milli <= 1000));
+        for node in &snapshot.nodes {
+            let in_shares = of_device.keys().filter(|(name, _)| *name == node.name.to_string()).count();
+            prop_assert!(in_shares + whole.get(&node.name.to_string()).map_or(0, |n| *n as usize) <= 8);
+        }
+        for (uid, outcome) in &plan.outcomes {
+            // Nobody waits for a single share while a device is free of everything.
+            let waiting = snapshot.requests.iter().find(|request| request.reservation.uid == *uid).expect("asked");
+            let first = plan.outcomes.first().is_some_and(|(first, _)| first == uid);
+            if let (Shape::Shares { count: 1, .. }, true, Outcome::Waitlisted(_)) = (&waiting.shape, first, outcome) {
+                let touched: usize = of_device.len() + whole.values().map(|n| *n as usize).sum::<usize>();
+                prop_assert!(touched >= 8 * snapshot.nodes.len());
+            }
+        }
+        prop_assert_eq!(super::plan(&snapshot, NOW), plan);
+    }
+
     #[test]
     fn every_request_is_answered_once(snapshot in snapshots()) {
         let plan = plan(&snapshot, NOW);
