@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::{api::core::v1::Node, apiextensions_apiserver::pkg::apis::apiextensions::v1::JSONSchemaProps};
 use kube::CustomResourceExt;
 use serde::{Deserialize as _, de::DeserializeOwned};
 use serde_json::{Value, json};
@@ -15,7 +15,7 @@ use spillway_crds::{GpuPool, GpuReservation, Tenant};
 
 use super::{
     rules,
-    schema::{self, Wrong},
+    schema::{self, Checker, Wrong},
 };
 
 /// Group and version of our kinds.
@@ -133,10 +133,30 @@ pub(super) fn read_texts(texts: &[(&str, &str)], ignore_others: bool) -> Result<
     reading.finish()
 }
 
+/// The schemas of our kinds' specs.
+#[derive(Debug)]
+struct Schemas {
+    pool: JSONSchemaProps,
+    tenant: JSONSchemaProps,
+    reservation: JSONSchemaProps,
+}
+
+impl Default for Schemas {
+    fn default() -> Self {
+        Self {
+            pool: schema::spec_of(&GpuPool::crd()),
+            tenant: schema::spec_of(&Tenant::crd()),
+            reservation: schema::spec_of(&GpuReservation::crd()),
+        }
+    }
+}
+
 /// What was read until now.
 #[derive(Debug, Default)]
 struct Reading {
     ignore_others: bool,
+    schemas: Schemas,
+    checker: Checker,
     objects: Objects,
     problems: Vec<String>,
     /// By kind, namespace and name: where it is.
@@ -175,25 +195,25 @@ impl Reading {
         }
         match (kind.as_str(), api_version.as_str()) {
             ("GpuPool", OURS) => {
-                let checks = (schema::check_spec(&GpuPool::crd(), &object), rules::check_pool as fn(&_) -> _);
-                let read = self.read(place, &kind, object, checks);
+                let spec = self.checker.check_spec(&self.schemas.pool, &object);
+                let read = self.read(place, &kind, object, spec, rules::check_pool);
                 self.objects.pools.extend(read);
             }
             ("Tenant", OURS) => {
-                let checks = (schema::check_spec(&Tenant::crd(), &object), rules::check_tenant as fn(&_) -> _);
-                let read = self.read(place, &kind, object, checks);
+                let spec = self.checker.check_spec(&self.schemas.tenant, &object);
+                let read = self.read(place, &kind, object, spec, rules::check_tenant);
                 self.objects.tenants.extend(read);
             }
             ("GpuReservation", OURS) => {
                 if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
                     metadata.entry("namespace").or_insert_with(|| json!(DEFAULT_NAMESPACE));
                 }
-                let spec = schema::check_spec(&GpuReservation::crd(), &object);
-                let read = self.read(place, &kind, object, (spec, rules::check_reservation as fn(&_) -> _));
+                let spec = self.checker.check_spec(&self.schemas.reservation, &object);
+                let read = self.read(place, &kind, object, spec, rules::check_reservation);
                 self.objects.reservations.extend(read);
             }
             ("Node", "v1") => {
-                let read = self.read(place, &kind, object, (Vec::new(), (|_| Vec::new()) as fn(&_) -> _));
+                let read = self.read(place, &kind, object, Vec::new(), |_| Vec::new());
                 self.objects.nodes.extend(read);
             }
             _ if self.ignore_others => {}
@@ -208,7 +228,8 @@ impl Reading {
         place: &str,
         kind: &str,
         object: Value,
-        (spec, rules): (Vec<Wrong>, fn(&T) -> Vec<Wrong>),
+        spec: Vec<Wrong>,
+        rules: impl FnOnce(&T) -> Vec<Wrong>,
     ) -> Option<T> {
         let text = |key: &str| {
             let found = object.get("metadata").and_then(|metadata| metadata.get(key)).and_then(Value::as_str);
