@@ -78,7 +78,7 @@ enum Simulation {
     /// GpuPools, Tenants, Nodes and GpuReservations, through the operator's own planner: one plan, with nothing booked before. What an API
     /// server would refuse is refused here. Nodes with a pool's label count as Ready and open, whatever their taints say; one without status has
     /// the pool's devices. A pool with sale.paused sells nothing. Reservations are served by their creationTimestamp, those without one after
-    /// them in the order of the files; those that are over or being deleted are left out. Of no namespace is namespace default. Shares of a
+    /// them in the order of the files; those that are over or being deleted are left out. One without a namespace is in default. Shares of a
     /// device (devices.profile) are planned as in a pool of mode Observe: no operator holds them yet.
     ///
     /// The same files give the same answer at any time: virtual time is --at.
