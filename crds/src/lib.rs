@@ -24,6 +24,7 @@ pub use ledger::{
 pub use node::{CheckRequest, CheckResult, GpuNode, GpuNodeSpec, GpuNodeStatus, RunningContainer};
 pub use pool::{
     GpuPool, GpuPoolSpec, GpuPoolStatus, Mode, NodeCheck, PoolCapacity, PoolDevices, PoolNodes, Provenance, SalePolicy,
+    ShareProfile,
 };
 pub use reservation::{
     AssignedNode, Assignment, BookingStatus, GpuReservation, GpuReservationSpec, GpuReservationStatus, Meter, Phase,

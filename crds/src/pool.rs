@@ -100,8 +100,10 @@ fn default_node_check() -> NodeCheck {
 }
 
 /// The devices of a pool's nodes.
-#[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[derive(Clone, Debug, Deserialize, Eq, KubeSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = ("!has(self.profiles) || self.profiles.all(profile, profile.resource != self.resource)", "devices.profiles[].resource is that of whole devices (devices.resource): name the resource of the share, such as nvidia.com/mig-1g.18gb"))]
+#[x_kube(validation = ("!has(self.profiles) || self.profiles.all(profile, self.profiles.exists_one(other, other.resource == profile.resource))", "devices.profiles[].resource is in two profiles: give each a resource of its own"))]
 pub struct PoolDevices {
     /// Extended resource that the device plugin offers, such as `nvidia.com/gpu`.
     #[schemars(length(min = 3, max = 317), regex(pattern = "^[a-z0-9.-]+/[A-Za-z0-9._-]+$"))]
@@ -109,6 +111,26 @@ pub struct PoolDevices {
     /// Devices of each node. A node that offers another number is not sold.
     #[schemars(range(min = 1, max = 1024))]
     pub per_node: i32,
+    /// Shares of a device that are offered beside whole devices. Planned and simulated, not held on nodes yet: in pools of mode Observe, and by
+    /// `spillway simulate plan`, one sees where shares would go; elsewhere a reservation of shares is Rejected.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    pub profiles: Vec<ShareProfile>,
+}
+
+/// A share of one device that a pool offers.
+#[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ShareProfile {
+    /// Its name, such as `1g.18gb`. Reservations ask for it by `devices.profile`.
+    #[schemars(length(min = 1, max = 63), regex(pattern = "^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$"))]
+    pub name: String,
+    /// Extended resource that the device plugin offers for such a share, such as `nvidia.com/mig-1g.18gb`.
+    #[schemars(length(min = 3, max = 317), regex(pattern = "^[a-z0-9.-]+/[A-Za-z0-9._-]+$"))]
+    pub resource: String,
+    /// How much of one device it is, in thousandths.
+    #[schemars(range(min = 1, max = 1000))]
+    pub milli_gpu: i32,
 }
 
 /// How a pool is sold.

@@ -106,6 +106,7 @@ impl Phase {
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = ("has(self.pool) ? !has(self.sku) && !has(self.region) : has(self.sku) && has(self.region)", "name either pool, or sku and region"))]
 #[x_kube(validation = ("self.tier != 'Committed' || has(self.term)", "a Committed reservation needs term.duration"))]
+#[x_kube(validation = ("!has(self.devices.profile) || !self.exclusiveNodes", "devices.profile asks for shares of a device, and exclusiveNodes: true for whole nodes: set exclusiveNodes: false, or leave devices.profile out"))]
 #[x_kube(validation = ("has(self.pool) == has(oldSelf.pool) && (!has(self.pool) || self.pool == oldSelf.pool)", "pool cannot change: delete the reservation and create another"))]
 #[x_kube(validation = ("has(self.sku) == has(oldSelf.sku) && (!has(self.sku) || self.sku == oldSelf.sku)", "sku cannot change: delete the reservation and create another"))]
 #[x_kube(validation = ("has(self.region) == has(oldSelf.region) && (!has(self.region) || self.region == oldSelf.region)", "region cannot change: delete the reservation and create another"))]
@@ -159,8 +160,9 @@ fn default_wait_for() -> String {
 #[derive(Clone, Debug, Deserialize, Eq, KubeSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = ("!has(self.perNode) || self.count % self.perNode == 0", "devices.count must be a multiple of devices.perNode"))]
+#[x_kube(validation = ("!has(self.profile) || !has(self.perNode)", "devices.perNode counts whole devices, and devices.profile asks for shares of a device: leave one of them out"))]
 pub struct ReservationDevices {
-    /// Devices in all; of whole nodes (`exclusiveNodes`) a multiple of the devices of a node.
+    /// Devices in all; of whole nodes (`exclusiveNodes`) a multiple of the devices of a node. With `profile` the number of shares.
     #[schemars(range(min = 1, max = 100_000))]
     pub count: i32,
     /// Devices of each node. Of whole nodes: only pools with such nodes will do; without it any pool of the SKU whose nodes divide `count`. Of
@@ -168,6 +170,12 @@ pub struct ReservationDevices {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1024))]
     pub per_node: Option<i32>,
+    /// Shares of a device instead of whole devices: which of the pool's `devices.profiles`. `count` is then a number of shares, each of one
+    /// device. Planned and simulated, not held on nodes yet: in pools of mode Observe, and by `spillway simulate plan`, one sees where shares
+    /// would go; elsewhere such a reservation is Rejected.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63), regex(pattern = "^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$"))]
+    pub profile: Option<String>,
 }
 
 /// How long.

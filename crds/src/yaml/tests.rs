@@ -34,6 +34,42 @@ fn the_committed_yaml_is_what_the_types_say() {
     }
 }
 
+/// Rules are tried on an API server; here only that they stand where they are looked for, and what they tell people.
+#[test]
+fn the_rules_on_shares_stand_in_the_schemas() {
+    let rules = |file: &str, place: &str| -> Vec<(String, String)> {
+        let (_, text) = files().unwrap().into_iter().find(|(name, _)| name == file).unwrap();
+        let crd: Value = serde_yaml::from_str(&text).unwrap();
+        let spec = "/spec/versions/0/schema/openAPIV3Schema/properties/spec";
+        let all = crd.pointer(&format!("{spec}{place}/x-kubernetes-validations")).unwrap().as_array().unwrap();
+        let text = |rule: &Value, key: &str| rule.get(key).and_then(Value::as_str).unwrap().to_owned();
+        let mut found: Vec<_> = all.iter().map(|rule| (text(rule, "rule"), text(rule, "message"))).collect();
+        found.retain(|(rule, _)| rule.contains("profile"));
+        found
+    };
+    let expect = |found: Vec<(String, String)>, expected: &[(&str, &str)]| {
+        assert_eq!(found.len(), expected.len(), "{found:?}");
+        for ((rule, message), (of_rule, of_message)) in found.iter().zip(expected) {
+            assert!(rule.contains(of_rule) && message.contains(of_message), "{rule}: {message}");
+        }
+    };
+    expect(
+        rules("gpupools.yaml", "/properties/devices"),
+        &[
+            ("profile.resource != self.resource", "name the resource of the share"),
+            ("other.resource == profile.resource", "give each a resource of its own"),
+        ],
+    );
+    expect(
+        rules("gpureservations.yaml", ""),
+        &[("!has(self.devices.profile) || !self.exclusiveNodes", "set exclusiveNodes: false")],
+    );
+    expect(
+        rules("gpureservations.yaml", "/properties/devices"),
+        &[("!has(self.profile) || !has(self.perNode)", "leave one of them out")],
+    );
+}
+
 #[test]
 fn no_field_takes_null_and_every_list_and_string_is_bounded() {
     for (name, text) in files().unwrap() {

@@ -25,6 +25,22 @@ fn reservation(name: &str, tier: &str) -> Value {
     object
 }
 
+/// A reservation of these devices.
+fn shares(devices: &Value, exclusive: bool) -> Value {
+    let mut object = reservation("shares", "Spot");
+    object["spec"]["devices"] = devices.clone();
+    object["spec"]["exclusiveNodes"] = json!(exclusive);
+    object
+}
+
+/// A patch by which a pool offers shares of these resources.
+fn profiles(resources: &[&str]) -> Value {
+    let profile =
+        |(at, resource): (usize, &&str)| json!({"name": format!("p{at}"), "resource": resource, "milliGpu": 300});
+    let profiles: Vec<Value> = resources.iter().enumerate().map(profile).collect();
+    json!({"spec": {"devices": {"profiles": profiles}}})
+}
+
 /// Makes the objects as the operator would, with live bookings.
 pub(crate) async fn prepare(stage: &Stage) -> Result<()> {
     let root = json!({"format": 1, "generation": 1, "epoch": 0, "committedAt": 1, "pools": []});
@@ -265,6 +281,51 @@ fn statuses() -> Vec<Row> {
             Who::Editor("acme"),
             merge(&own, json!({"spec": {"devices": {"count": 16}}})),
             Expect::Kubernetes(422, "devices cannot change"),
+        ),
+        row(
+            "a tenant asks for shares of whole nodes",
+            Who::Editor("acme"),
+            create(
+                ours_in("acme", "gpureservations?dryRun=All"),
+                shares(&json!({"count": 1, "profile": "half"}), true),
+            ),
+            Expect::Kubernetes(422, "set exclusiveNodes: false"),
+        ),
+        row(
+            "a tenant asks for shares and devices per node",
+            Who::Editor("acme"),
+            create(
+                ours_in("acme", "gpureservations?dryRun=All"),
+                shares(&json!({"count": 1, "perNode": 1, "profile": "half"}), false),
+            ),
+            Expect::Kubernetes(422, "devices.perNode counts whole devices"),
+        ),
+        row(
+            "a tenant asks for shares",
+            Who::Editor("acme"),
+            create(
+                ours_in("acme", "gpureservations?dryRun=All"),
+                shares(&json!({"count": 1, "profile": "half"}), false),
+            ),
+            Expect::Allowed,
+        ),
+        row(
+            "a pool offers whole devices as shares",
+            Who::Admin,
+            merge(ours("gpupools/h100?dryRun=All"), profiles(&["nvidia.com/gpu"])),
+            Expect::Kubernetes(422, "name the resource of the share"),
+        ),
+        row(
+            "a pool offers two shares of one resource",
+            Who::Admin,
+            merge(ours("gpupools/h100?dryRun=All"), profiles(&["example.com/half", "example.com/half"])),
+            Expect::Kubernetes(422, "give each a resource of its own"),
+        ),
+        row(
+            "a pool offers shares",
+            Who::Admin,
+            merge(ours("gpupools/h100?dryRun=All"), profiles(&["example.com/half", "example.com/third"])),
+            Expect::Allowed,
         ),
         row(
             "a tenant makes its term longer",

@@ -50,7 +50,7 @@ pub(crate) struct Case {
     pub(crate) object: Value,
 }
 
-const POOL: [&str; 19] = [
+const POOL: [&str; 24] = [
     "/spec",
     "/spec/sku",
     "/spec/region",
@@ -58,6 +58,11 @@ const POOL: [&str; 19] = [
     "/spec/devices",
     "/spec/devices/resource",
     "/spec/devices/perNode",
+    "/spec/devices/profiles",
+    "/spec/devices/profiles/0",
+    "/spec/devices/profiles/0/name",
+    "/spec/devices/profiles/0/resource",
+    "/spec/devices/profiles/0/milliGpu",
     "/spec/topology",
     "/spec/topology/0",
     "/spec/nodeCheck",
@@ -71,7 +76,7 @@ const POOL: [&str; 19] = [
     "/metadata/labels",
     "/metadata/annotations",
 ];
-const RESERVATION: [&str; 19] = [
+const RESERVATION: [&str; 20] = [
     "/spec",
     "/spec/pool",
     "/spec/sku",
@@ -79,6 +84,7 @@ const RESERVATION: [&str; 19] = [
     "/spec/devices",
     "/spec/devices/count",
     "/spec/devices/perNode",
+    "/spec/devices/profile",
     "/spec/exclusiveNodes",
     "/spec/tier",
     "/spec/term",
@@ -115,7 +121,13 @@ fn sound(kind: &str, number: usize, dice: &mut Dice) -> Value {
     let name = format!("case-{number}");
     let spec = match kind {
         "GpuPool" => json!({
-            "sku": "b200", "region": "us-east", "provenance": "Owned", "devices": {"resource": "nvidia.com/gpu", "perNode": 8},
+            "sku": "b200", "region": "us-east", "provenance": "Owned", "devices": {
+                "resource": "nvidia.com/gpu", "perNode": 8,
+                "profiles": [
+                    {"name": "1g.18gb", "resource": "nvidia.com/mig-1g.18gb", "milliGpu": 142},
+                    {"name": "half", "resource": "example.com/half", "milliGpu": 500},
+                ],
+            },
             "topology": ["topology.kubernetes.io/zone"], "nodeCheck": "None",
             "sale": {"paused": false, "graceCap": "120s", "repairAfter": "5m"},
         }),
@@ -125,6 +137,11 @@ fn sound(kind: &str, number: usize, dice: &mut Dice) -> Value {
                 "tier": *dice.pick(&["Committed", "OnDemand", "Spot"]), "term": {"duration": "1h"}, "waitFor": "24h",
                 "topology": {"require": "topology.kubernetes.io/zone"},
             });
+            // Shares of a device, which are refused where a pool enforces.
+            if dice.below(4) == 0 {
+                spec["exclusiveNodes"] = json!(false);
+                spec["devices"] = json!({"count": 3, "profile": "1g.18gb"});
+            }
             if dice.below(2) == 0 {
                 spec["pool"] = json!("h200");
             } else {
@@ -252,6 +269,12 @@ fn plausible(place: &str, dice: &mut Dice) -> Option<Value> {
     Some(match place {
         "/spec/devices/count" => json!(*dice.pick(&[1, 7, 8, 12, 16, 24, 32, 800, 99_992, 100_000])),
         "/spec/devices/perNode" => json!(*dice.pick(&[1, 2, 4, 8, 16, 1024])),
+        "/spec/devices/profile" => json!(*dice.pick(&["1g.18gb", "half", "no-such-profile"])),
+        "/spec/devices/profiles/0/name" => json!(*dice.pick(&["half", "2g.35gb", "a"])),
+        "/spec/devices/profiles/0/resource" => {
+            json!(*dice.pick(&["nvidia.com/gpu", "example.com/half", "nvidia.com/mig-2g.35gb"]))
+        }
+        "/spec/devices/profiles/0/milliGpu" => json!(*dice.pick(&[1, 142, 1000])),
         "/spec/quotas/0/limit" => json!(*dice.pick(&[0, 1, 7, 8, 1_000_000])),
         "/spec/tier" | "/spec/quotas/0/tier" => json!(*dice.pick(&["Internal", "Committed", "OnDemand", "Spot"])),
         "/spec/sku" | "/spec/quotas/0/sku" => json!(*dice.pick(&["b200", "nvidia-h200-sxm", "no-such-sku", "a.b-c"])),

@@ -26,7 +26,8 @@ pub(crate) use preflight::{FailOn, PreflightArgs};
 const EXIT_CODES: &str = "\
 Exit codes:
   0  answered, or done; `verify` found no violation
-  1  `verify` found a violation, `ledger verify` an unsound ledger, `preflight` what would be refused or evicted
+  1  `verify` found a violation, `ledger verify` an unsound ledger, `preflight` what would be refused or evicted,
+     `simulate plan` reservations that are not booked
   2  the question could not be answered (wrong arguments, no permission, no connection, no Spillway there), or
      what was asked would do harm: then the message says which option accepts it";
 
@@ -96,7 +97,7 @@ pub(crate) enum Command {
     #[command(after_help = VERIFY_EXAMPLES)]
     Verify(VerifyArgs),
 
-    /// Run an experiment on lists of nodes and tasks through the planner's own packing policies, without a cluster.
+    /// Run an experiment through the planner's own packing policies, or plan what is in files, without a cluster.
     #[command(after_help = simulate::EXAMPLES)]
     Simulate(SimulateArgs),
 

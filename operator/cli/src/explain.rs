@@ -307,8 +307,12 @@ fn asked(reservation: &GpuReservation) -> String {
     let shape = spec.devices.per_node.map(|per_node| format!(", {per_node} a node")).unwrap_or_default();
     let level = spec.topology.as_ref().map(|topology| format!(", in one {}", topology.require)).unwrap_or_default();
     let term = spec.term.as_ref().map_or_else(|| "open-ended".to_owned(), |term| format!("for {}", term.duration));
+    let what = match &spec.devices.profile {
+        Some(profile) => format!("shares `{profile}` of a device"),
+        None => "devices".to_owned(),
+    };
     format!(
-        "{} devices {place}{shape}{level}, {} {term}; created {}, waits for {} at most",
+        "{} {what} {place}{shape}{level}, {} {term}; created {}, waits for {} at most",
         spec.devices.count,
         spec.tier.as_str(),
         reservation.metadata.creation_timestamp.as_ref().map(|time| time.0.to_string()).unwrap_or_default(),

@@ -4,7 +4,8 @@
 //! - [`args`]: the command line.
 //! - [`client`], [`cluster`], [`ledger`]: reading from the API server.
 //! - [`capacity`], [`usage`], [`explain`], [`verify`]: one command each: a part that reads, and a pure part that answers.
-//! - [`simulate`]: experiments on lists of nodes and tasks through the planner's own policies, without a cluster.
+//! - [`simulate`]: experiments on lists of nodes and tasks through the planner's own policies, and its answers to objects in files, without a
+//!   cluster.
 //! - [`output`]: tables, JSON, YAML.
 //! - [`error`]: what went wrong, and what to do about it.
 
@@ -37,7 +38,7 @@ mod time;
 mod usage;
 mod verify;
 
-/// `verify` found a violation.
+/// There is an answer, and it is not the one that was hoped for: `verify` found a violation, `simulate plan` a reservation that is not booked.
 const EXIT_FINDING: u8 = 1;
 /// What was asked could not be answered.
 const EXIT_ERROR: u8 = 2;
@@ -70,8 +71,9 @@ async fn run(cli: &Cli) -> Result<ExitCode, Error> {
             return Ok(ExitCode::SUCCESS);
         }
         Command::Simulate(args) => {
-            output::write(cli.output, &simulate::run(args)?, &mut out)?;
-            return Ok(ExitCode::SUCCESS);
+            let found = simulate::run(args)?;
+            output::write(cli.output, &found, &mut out)?;
+            return Ok(if found.is_finding() { ExitCode::from(EXIT_FINDING) } else { ExitCode::SUCCESS });
         }
         other => other,
     };

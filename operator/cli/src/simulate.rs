@@ -1,11 +1,13 @@
-//! `spillway simulate`: experiments on lists of nodes and tasks, through the planner's own packer. No cluster is asked.
+//! `spillway simulate`: experiments on lists of nodes and tasks through the planner's own packer, and the planner's answers to what is in files.
+//! No cluster is asked.
 //!
 //! - [`input`]: the lists.
 //! - [`openb`]: one experiment, for one seed.
 //! - [`report`]: the answer.
+//! - [`plan`]: reservations, pools, tenants and nodes from files.
 
 use std::{
-    io::{IsTerminal, Write},
+    io::{self, IsTerminal, Write},
     num::NonZeroUsize,
     path::PathBuf,
     sync::atomic::{AtomicUsize, Ordering},
@@ -13,22 +15,32 @@ use std::{
 };
 
 use clap::{Args, Subcommand, ValueEnum};
+use serde::Serialize;
 
+use crate::output;
 use input::Trace;
 use openb::{Experiment, Outcome};
+use plan::{Answers, PlanArgs};
 use report::Report;
 
 mod input;
 mod openb;
+mod plan;
 mod report;
 
 #[cfg(test)]
 mod tests;
 
 pub(crate) use input::InputError;
+pub(crate) use plan::ObjectError;
 
 /// Examples of the help.
 pub(crate) const EXAMPLES: &str = "\
+Examples:
+  spillway simulate openb --nodes nodes.csv --tasks tasks.csv --seeds 42-51
+  spillway simulate plan -f pool.yaml -f tenants.yaml -f reservations.yaml --nodes h200-us-east=16";
+
+const OPENB_EXAMPLES: &str = "\
 Examples:
   spillway simulate openb --nodes nodes.csv --tasks tasks.csv
   spillway simulate openb --nodes nodes.csv --tasks tasks.csv --seeds 42-51 -o json
@@ -58,8 +70,20 @@ enum Simulation {
     ///
     /// Nodes: CSV with the columns cpu_milli, memory_mib, gpu (devices) and model. Tasks: CSV with the columns cpu_milli, memory_mib,
     /// num_gpu, gpu_milli (thousandths of each device) and, if models matter, gpu_spec (A|B is either). Other columns are not read.
-    #[command(after_help = EXAMPLES)]
+    #[command(after_help = OPENB_EXAMPLES)]
     Openb(OpenbArgs),
+
+    /// What would be answered to reservations, and where they would go, if the objects of some files were the cluster.
+    ///
+    /// GpuPools, Tenants, Nodes and GpuReservations, through the operator's own planner: one plan, with nothing booked before. What an API
+    /// server would refuse is refused here. Nodes with a pool's label count as Ready and open, whatever their taints say; one without status has
+    /// the pool's devices. A pool with sale.paused sells nothing. Reservations are served by their creationTimestamp, those without one after
+    /// them in the order of the files; those that are over or being deleted are left out. One without a namespace is in default. Shares of a
+    /// device (devices.profile) are planned as in a pool of mode Observe: no operator holds them yet.
+    ///
+    /// The same files give the same answer at any time: virtual time is --at.
+    #[command(after_help = plan::EXAMPLES)]
+    Plan(PlanArgs),
 }
 
 /// Arguments of `simulate openb`.
@@ -120,6 +144,9 @@ pub(crate) enum Error {
     /// A list cannot be used.
     #[error(transparent)]
     Input(#[from] InputError),
+    /// Objects cannot be used.
+    #[error(transparent)]
+    Objects(#[from] ObjectError),
     /// The packer refused what it had placed itself.
     #[error("the packer went against itself with seed {seed}: report this, with both lists")]
     Packer {
@@ -134,9 +161,45 @@ pub(crate) enum Error {
     NoResult,
 }
 
+/// What a simulation found.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+pub(crate) enum Found {
+    /// How much of a cluster is allocated.
+    Packing(Report),
+    /// What would be answered.
+    Plan(Answers),
+}
+
+impl Found {
+    /// Whether there is something that a script should know: a reservation that is not booked.
+    pub(crate) fn is_finding(&self) -> bool {
+        match self {
+            Self::Packing(_) => false,
+            Self::Plan(answers) => !answers.all_booked(),
+        }
+    }
+}
+
+impl output::Report for Found {
+    fn write_table(&self, out: &mut dyn Write) -> io::Result<()> {
+        match self {
+            Self::Packing(report) => report.write_table(out),
+            Self::Plan(answers) => answers.write_table(out),
+        }
+    }
+}
+
+/// Reads files and simulates.
+pub(crate) fn run(args: &SimulateArgs) -> Result<Found, Error> {
+    match &args.experiment {
+        Simulation::Openb(args) => run_openb(args).map(Found::Packing),
+        Simulation::Plan(args) => Ok(Found::Plan(plan::run(args)?)),
+    }
+}
+
 /// Reads the lists and runs the experiments.
-pub(crate) fn run(args: &SimulateArgs) -> Result<Report, Error> {
-    let Simulation::Openb(args) = &args.experiment;
+fn run_openb(args: &OpenbArgs) -> Result<Report, Error> {
     let trace = input::read(&args.nodes, &args.tasks)?;
     let threads = args.threads.or_else(|| thread::available_parallelism().ok()).map_or(1, NonZeroUsize::get);
     let outcomes = run_all(&trace, args.policy, &args.seeds.0, threads)?;

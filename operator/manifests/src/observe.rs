@@ -11,7 +11,7 @@ use spillway_crds::{
         is_hold_label,
     },
 };
-use spillway_planner::{Outcome, Plan, Reason, ReservationUid, Snapshot};
+use spillway_planner::{Outcome, Plan, Reason, ReservationUid, Shape, Snapshot, plan::NewBooking};
 
 use crate::hold;
 
@@ -76,9 +76,9 @@ pub fn condition(stance: &Stance) -> (bool, &'static str, String) {
 
 /// Makes a plan say what it would do, and do nothing of it.
 pub fn speak(plan: &mut Plan, snapshot: &Snapshot) {
-    let mut nodes: HashMap<ReservationUid, (usize, String)> = HashMap::new();
+    let mut booked: HashMap<ReservationUid, NewBooking> = HashMap::new();
     for booking in plan.bookings.drain(..) {
-        nodes.insert(booking.reservation.uid.clone(), (booking.segments.len(), booking.pool.to_string()));
+        booked.insert(booking.reservation.uid.clone(), booking);
     }
     let says = |text: String| Outcome::Waitlisted(Reason { code: "Observing", message: text });
     let mut outcomes: Vec<(ReservationUid, Outcome)> = Vec::new();
@@ -93,16 +93,32 @@ pub fn speak(plan: &mut Plan, snapshot: &Snapshot) {
     }
     // In the order of the requests, so that the same snapshot gives the same plan.
     for request in &snapshot.requests {
-        if let Some((count, pool)) = nodes.get(&request.reservation.uid) {
-            let them = if *count == 1 { "1 node".to_owned() } else { format!("{count} nodes") };
-            let text = format!(
-                "All pools observe. It would be booked now, on {them} of pool `{pool}`. Set mode: Enforce to sell."
-            );
+        if let Some(booking) = booked.get(&request.reservation.uid) {
+            let text =
+                format!("All pools observe. It would be booked now{}", where_it_would_be(booking, &request.shape));
             outcomes.push((request.reservation.uid.clone(), says(text)));
         }
     }
     plan.outcomes = outcomes;
     plan.swaps.clear();
+}
+
+/// Where a booking would be, and what would sell it: the end of a sentence, and another.
+fn where_it_would_be(booking: &NewBooking, shape: &Shape) -> String {
+    let counted = |count: usize, what: &str| if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") };
+    let NewBooking { pool, segments, shares, .. } = booking;
+    if shares.is_empty() {
+        return format!(", on {} of pool `{pool}`. Set mode: Enforce to sell.", counted(segments.len(), "node"));
+    }
+    let devices: BTreeSet<_> = shares.iter().map(|share| (&share.uid, share.device)).collect();
+    let nodes: BTreeSet<_> = shares.iter().map(|share| &share.uid).collect();
+    let profile = if let Shape::Shares { profile, .. } = shape { format!(" of `{profile}`") } else { String::new() };
+    format!(
+        ": {}{profile} on {} of {} of pool `{pool}`. Shares are planned and not held yet: with mode: Enforce it would be refused.",
+        counted(shares.len(), "share"),
+        counted(devices.len(), "device"),
+        counted(nodes.len(), "node"),
+    )
 }
 
 /// The merge patch that takes a hold off a node, and leaves who runs there alone; none where there is nothing of ours. It carries the

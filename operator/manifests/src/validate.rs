@@ -5,8 +5,8 @@ use std::sync::Arc;
 use k8s_openapi::{api::core::v1::Node as KubeNode, apimachinery::pkg::api::resource::Quantity};
 use spillway_crds::{self as crds, GpuPool, GpuReservation, parse_duration_ms};
 use spillway_planner::{
-    MilliGpu, Pool, Quota, Region, Request, ReservationRef, Resources, Shape, Sku, Tenant, TenantName, Tier, TimeMs,
-    Where,
+    MilliGpu, Pool, Profile, Quota, Region, Request, ReservationRef, Resources, Shape, Sku, Tenant, TenantName, Tier,
+    TimeMs, Where,
 };
 
 /// Time for the node check and the health gate between two bookings of a device, beside the grace cap, in milliseconds.
@@ -66,9 +66,13 @@ pub fn pool(pool: &GpuPool, cluster_grace_cap_s: u32) -> Pool {
         topology: spec.topology.iter().map(|key| key.as_str().into()).collect(),
         not_selling,
         turnover_ms: grace_ms.saturating_add(TURNOVER_CHECK_MS),
-        profiles: Vec::new(),
-        observed: false,
+        profiles: spec.devices.profiles.iter().map(profile).collect(),
+        observed: spec.mode == crds::Mode::Observe,
     }
+}
+
+fn profile(profile: &crds::ShareProfile) -> Profile {
+    Profile { name: profile.name.as_str().into(), gpu: MilliGpu(i64::from(profile.milli_gpu)) }
 }
 
 /// A tenant.
@@ -112,7 +116,11 @@ pub fn request(reservation: &GpuReservation, tenant: Option<TenantName>) -> Requ
 
 fn shape(spec: &crds::GpuReservationSpec) -> Shape {
     let (count, per_node) = (positive(spec.devices.count), spec.devices.per_node.map(positive));
-    if spec.exclusive_nodes { Shape::WholeNodes { count, per_node } } else { Shape::Devices { count, per_node } }
+    match &spec.devices.profile {
+        Some(profile) => Shape::Shares { count, profile: profile.as_str().into() },
+        None if spec.exclusive_nodes => Shape::WholeNodes { count, per_node },
+        None => Shape::Devices { count, per_node },
+    }
 }
 
 /// Which reservation.

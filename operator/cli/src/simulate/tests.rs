@@ -23,7 +23,8 @@ fn parse(arguments: &[&str]) -> Result<SimulateArgs, clap::Error> {
 
 /// What is printed, the time left out.
 fn printed(format: Format, arguments: &[&str]) -> String {
-    let mut report = run(&parse(arguments).unwrap()).unwrap();
+    let Simulation::Openb(args) = parse(arguments).unwrap().experiment else { panic!("not openb") };
+    let mut report = run_openb(&args).unwrap();
     report.seconds_per_experiment = report::Decimal { units: 1, places: 3 };
     let mut text = Vec::new();
     output::write(format, &report, &mut text).unwrap();

@@ -1,5 +1,5 @@
 use rstest::rstest;
-use spillway_planner::{Request, ReservationRef, Segment, Shape, Tier, TimeMs, Where};
+use spillway_planner::{MilliGpu, Request, ReservationRef, Segment, Shape, Tier, TimeMs, Where, plan::PlannedShare};
 
 use super::*;
 
@@ -45,7 +45,7 @@ fn a_plan_says_what_it_would_do_and_does_nothing() {
         Snapshot { requests: vec![request("fits"), request("waits"), request("never")], ..Snapshot::default() };
     let why = |code| Reason { code, message: "Because.".to_owned() };
     let mut plan = Plan {
-        bookings: vec![spillway_planner::plan::NewBooking {
+        bookings: vec![NewBooking {
             reservation: reservation("fits"),
             pool: "h200".into(),
             segments: vec![segment("a"), segment("b")],
@@ -73,6 +73,43 @@ fn a_plan_says_what_it_would_do_and_does_nothing() {
     ];
     assert_eq!(said, expected.map(|(uid, text)| (uid.to_owned(), text.to_owned())));
     assert!(plan.bookings.is_empty() && plan.swaps.is_empty());
+}
+
+/// Device of node, each of half a device.
+fn share(node: &str, device: u16) -> PlannedShare {
+    PlannedShare { node: node.into(), uid: node.into(), device, gpu: MilliGpu(500) }
+}
+
+#[rstest]
+#[case::one(
+    vec![share("a", 0)],
+    "1 share of `half` on 1 device of 1 node of pool `h200`"
+)]
+#[case::two_of_a_device(
+    vec![share("a", 0), share("a", 3), share("a", 0)],
+    "3 shares of `half` on 2 devices of 1 node of pool `h200`"
+)]
+#[case::the_same_number_on_other_nodes(
+    vec![share("a", 0), share("b", 0)],
+    "2 shares of `half` on 2 devices of 2 nodes of pool `h200`"
+)]
+fn shares_are_said_and_not_promised(#[case] shares: Vec<PlannedShare>, #[case] expected: &str) {
+    let count = u32::try_from(shares.len()).unwrap();
+    let wants = Request { shape: Shape::Shares { count, profile: "half".into() }, ..request("r") };
+    let snapshot = Snapshot { requests: vec![wants], ..Snapshot::default() };
+    let booking = NewBooking { reservation: reservation("r"), pool: "h200".into(), segments: Vec::new(), shares };
+    let mut plan = Plan { bookings: vec![booking], ..Plan::default() };
+    speak(&mut plan, &snapshot);
+    let message = format!(
+        "All pools observe. It would be booked now: {expected}. Shares are planned and not held yet: with mode: Enforce it would be refused."
+    );
+    assert_eq!(
+        plan,
+        Plan {
+            outcomes: vec![("r".into(), Outcome::Waitlisted(Reason { code: "Observing", message }))],
+            ..Plan::default()
+        }
+    );
 }
 
 #[test]
