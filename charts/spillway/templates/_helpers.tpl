@@ -99,5 +99,5 @@ spec: {policyName: {{ .name }}}
 [spillway-binding, spillway-crd, spillway-finalizer, spillway-gpunode, spillway-ledger, spillway-namespace, spillway-node, spillway-operator, spillway-pod, spillway-pod-delete, spillway-reservation-delete, spillway-resize, spillway-seller-delete, spillway-status]
 {{- end -}}
 {{- define "spillway.mutatingPolicies" -}}
-[spillway-infrastructure-daemonset, spillway-node, spillway-owner-daemonset, spillway-owner-pod, spillway-tenant-daemonset, spillway-tenant-pod]
+[spillway-infrastructure-daemonset, spillway-node, spillway-owner-daemonset, spillway-owner-pod, spillway-reservation-finalizer, spillway-tenant-daemonset, spillway-tenant-pod]
 {{- end -}}

@@ -67,6 +67,11 @@ pub async fn reconcile(object: Arc<PartialObjectMeta<Namespace>>, context: Arc<C
         context.forget_waiting(&namespace);
         return Ok(Action::await_change());
     }
+    let nobody = context.pods.in_namespace(&namespace).is_empty();
+    if nobody && sharers.iter().all(|sharer| records(&sharer.object).is_empty()) {
+        tell_of_waiting(&context, &namespace, &sharers, &BTreeMap::new()).await;
+        return Ok(Action::requeue(RESYNC));
+    }
     // Objects first, then the root: what is written stands on a ledger that is no older than them.
     let view = context.settled("assigning room on shared nodes", gaps).await?;
     let still =
@@ -105,11 +110,10 @@ pub async fn reconcile(object: Arc<PartialObjectMeta<Namespace>>, context: Arc<C
 fn sharers(context: &Context, view: &View, namespace: &str) -> Vec<Sharer> {
     let Some(ledger) = view.ledger.as_ref() else { return Vec::new() };
     let mut found: Vec<Sharer> = context
-        .stores
-        .reservations
-        .state()
+        .sharing
+        .of(namespace)
         .into_iter()
-        .filter(|object| !object.spec.exclusive_nodes && object.namespace().as_deref() == Some(namespace))
+        .filter_map(|name| context.stores.reservations.get(&ObjectRef::new(&name).within(namespace)))
         .filter_map(|object| {
             let booking = ledger.booking_of(&ReservationUid::from(object.uid().unwrap_or_default()))?;
             (!booking.exclusive).then(|| Sharer { object, booking: Arc::clone(booking) })
@@ -283,7 +287,17 @@ async fn say_why_pods_wait(
             context.event(&object, EventType::Warning, reason.code, &reason.message, "Assign").await;
         }
     }
-    for uid in context.note_waiting(namespace, &notes) {
+    tell_of_waiting(context, namespace, sharers, &notes).await;
+}
+
+/// Has those reservations looked at of which something else is to be said of pods that wait.
+async fn tell_of_waiting(
+    context: &Context,
+    namespace: &str,
+    sharers: &[Sharer],
+    notes: &BTreeMap<ReservationUid, (usize, Reason)>,
+) {
+    for uid in context.note_waiting(namespace, notes) {
         if let Some(sharer) = sharers.iter().find(|sharer| sharer.booking.reservation.uid == uid) {
             context.queues.reservations.push_in(namespace, &sharer.object.name_any()).await;
         }

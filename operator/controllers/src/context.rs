@@ -20,7 +20,7 @@ use spillway_planner::{NodeUid, Reason, ReservationUid, TenantName, assign::Reco
 use tokio::sync::{mpsc, watch};
 
 use crate::{
-    changes::Changed,
+    changes::{Changed, Sharing},
     config::Config,
     engine,
     error::Error,
@@ -30,6 +30,7 @@ use crate::{
     pods::PodIndex,
     view::View,
     watches::Queue,
+    written::Written,
 };
 
 /// The watched objects.
@@ -159,8 +160,12 @@ pub struct Context {
     pub wording: Throttle,
     /// Lets a pool's status be reckoned once in five seconds while its nodes come and go.
     pub statements: Throttle,
-    /// Lets a tenant be looked at once a second while its bookings come and go.
+    /// Lets a tenant be looked at once in five seconds while its bookings come and go.
     pub tenancies: Throttle,
+    /// Reservations that were written and have not come back.
+    pub written: Written,
+    /// The reservations of each namespace that do not have their nodes for themselves, by name.
+    pub sharing: Arc<Sharing>,
 }
 
 impl Context {
@@ -213,7 +218,8 @@ impl Context {
             self.tell(engine::Message::Reload);
             return Err(fenced);
         };
-        let same = view.generation == found
+        // What this process committed since the read is in its view already.
+        let same = view.generation >= found
             && view.blocked.is_none()
             && self.guards.allow_writes()
             && self.pulse.gaps() == gaps;

@@ -4,12 +4,16 @@
 //! paused finds another generation, or a conflict, or writes what is still right.
 
 use std::{
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use kube::Api;
 use spillway_crds::{CapacityLedger, names::LEDGER_NAME};
+use tokio::sync::Mutex;
 
 use crate::error::{Error, call};
 
@@ -17,21 +21,36 @@ use crate::error::{Error, call};
 #[derive(Clone)]
 pub struct Fence {
     api: Api<CapacityLedger>,
+    /// How many reads were begun.
+    begun: Arc<AtomicU64>,
+    /// The read that ended last, and the generation that it found. Held by who reads.
+    last: Arc<Mutex<Option<(u64, i64)>>>,
 }
 
 impl Fence {
     /// A fence that reads the root from the API server.
     pub fn new(client: kube::Client) -> Self {
-        Self { api: Api::all(client) }
+        Self { api: Api::all(client), begun: Arc::default(), last: Arc::default() }
     }
 
-    /// The generation of the root as it stands now, -1 where there is none.
+    /// The generation of the root as it stands now, -1 where there is none: as it was found by a read that was begun after this was called. Who
+    /// asks while a read is under way waits for the next one, which is that of all who wait.
     ///
     /// # Errors
     /// When the API server cannot be asked.
     pub async fn generation(&self) -> Result<i64, Error> {
+        let asked = self.begun.load(Ordering::Acquire);
+        let mut last = self.last.lock().await;
+        if let Some((read, generation)) = *last
+            && read > asked
+        {
+            return Ok(generation);
+        }
+        let read = self.begun.fetch_add(1, Ordering::AcqRel) + 1;
         let root = call("reading the ledger's root", self.api.get_opt(LEDGER_NAME)).await?;
-        Ok(root.map_or(-1, |root| root.spec.generation))
+        let generation = root.map_or(-1, |root| root.spec.generation);
+        *last = Some((read, generation));
+        Ok(generation)
     }
 }
 

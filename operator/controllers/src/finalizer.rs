@@ -21,15 +21,14 @@ pub fn is_on(object: &impl ResourceExt) -> bool {
 ///
 /// # Errors
 /// When the API server cannot be told, or the object changed.
-pub async fn add<K>(api: &Api<K>, object: &K) -> Result<(), Error>
+pub async fn add<K>(api: &Api<K>, object: &K) -> Result<K, Error>
 where
     K: Resource + Clone + DeserializeOwned + Debug,
 {
     let mut finalizers = object.finalizers().to_vec();
     finalizers.push(FINALIZER.to_owned());
     let patch = json!({"metadata": {"resourceVersion": object.resource_version(), "finalizers": finalizers}});
-    call("adding a finalizer", api.patch(&object.name_any(), &PatchParams::default(), &Patch::Merge(&patch))).await?;
-    Ok(())
+    call("adding a finalizer", api.patch(&object.name_any(), &PatchParams::default(), &Patch::Merge(&patch))).await
 }
 
 /// Takes it off; an object that is gone is as it should be.

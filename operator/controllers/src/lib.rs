@@ -30,6 +30,7 @@ pub mod table;
 pub mod tenants;
 pub mod view;
 pub mod watches;
+pub mod written;
 
 pub use config::Config;
 pub use error::Error;

@@ -84,7 +84,10 @@ pub async fn reconcile(node: Arc<Node>, context: Arc<Context>) -> Result<Action,
     let mut input = look.input(&context, &pods, &ended);
     let mut step = node_step(&input);
     // A watch may be behind: before a node changes hands, the API server itself is asked who is there.
-    let decisive = matches!(step, NodeStep::WriteHolder | NodeStep::WriteUnsold | NodeStep::WriteShared(_))
+    // A part more on a node that is shared takes nothing from anybody.
+    let adds = |parts: &[Part]| matches!(&input.hold, Hold::Shared { set_up } if set_up.iter().all(|part| parts.contains(part)));
+    let decisive = matches!(step, NodeStep::WriteHolder | NodeStep::WriteUnsold)
+        || matches!(&step, NodeStep::WriteShared(parts) if !adds(parts))
         || (matches!(step, NodeStep::WriteClosedBoth) && matches!(input.hold, Hold::Closed { .. }));
     if decisive {
         ended.read_again(&context).await?;

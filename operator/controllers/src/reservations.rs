@@ -25,8 +25,14 @@ use crate::{
 
 /// A status whose wording alone changed is written at most this often.
 pub const WORDING: Duration = Duration::from_secs(60);
-/// Milliseconds after the booking until which nobody is told that its nodes are being prepared.
-const MOMENT_MS: i64 = 1_000;
+/// Milliseconds after the booking until which nobody is told of it: most are `Active` by then, and that is told at once.
+const BOOKED_MS: i64 = 400;
+/// Milliseconds after the booking until which nobody who was told of it is told that its nodes are being prepared.
+const PREPARING_MS: i64 = 2_000;
+/// Milliseconds after its end until which nobody is told that a reservation ends that is being deleted: most are gone by then.
+const ENDING_MS: i64 = 2_000;
+/// Milliseconds after its creation until which nobody is told that a reservation was not planned yet.
+const UNPLANNED_MS: i64 = 2_000;
 /// Time for the node check and more beside the grace cap, after which a reservation is over even if a node of it is stuck in turnover.
 const TURNOVER: Duration = Duration::from_secs(120);
 
@@ -38,9 +44,13 @@ pub async fn reconcile(object: Arc<GpuReservation>, context: Arc<Context>) -> Re
     let namespace = object.namespace().unwrap_or_default();
     let api: Api<GpuReservation> = Api::namespaced(context.client.clone(), &namespace);
     let deleting = object.metadata.deletion_timestamp.is_some();
+    if context.written.is_old(&*object) {
+        // What was written last is on its way here, and brings us back.
+        return Ok(Action::requeue(Duration::from_secs(1)));
+    }
     if !finalizer::is_on(&*object) {
         if !deleting {
-            finalizer::add(&api, &object).await?;
+            context.written.note(&finalizer::add(&api, &object).await?);
         }
         return Ok(Action::await_change());
     }
@@ -56,8 +66,7 @@ pub async fn reconcile(object: Arc<GpuReservation>, context: Arc<Context>) -> Re
     let phase = object.status.as_ref().map_or(Phase::Pending, |status| status.phase);
     if phase.is_final() && live.is_none() && ended.is_none() {
         if deleting && view.blocked.is_none() {
-            kill::point("reservation.before-finalizer");
-            finalizer::remove(&api, &object).await?;
+            let_go(&context, &api, &object).await?;
         }
         return Ok(Action::await_change());
     }
@@ -89,19 +98,6 @@ pub async fn reconcile(object: Arc<GpuReservation>, context: Arc<Context>) -> Re
     let status = build_status(&object, facts, waiting.as_ref().map(|(pods, why)| (*pods, why)), now);
     let previous = object.status.clone().unwrap_or_default();
     let substance = differs_in_substance(&previous, &status);
-    if let Some(wait) = soon_over(&previous, &status, live.as_deref(), now) {
-        again = wait;
-    } else if substance || status != previous {
-        if substance || context.wording.wait(uid.as_str()).is_none() {
-            kill::point("reservation.before-status");
-            write_status(&api, &object, &status).await?;
-            kill::point("reservation.after-status");
-            announce(&context, &object, &previous, &status).await;
-        } else {
-            again = again.min(WORDING);
-        }
-    }
-
     // A reservation that is being deleted goes once nothing of it is booked, or its nodes are given back.
     let over = match facts {
         Facts::Live { .. } | Facts::Blocked(..) => false,
@@ -109,23 +105,56 @@ pub async fn reconcile(object: Arc<GpuReservation>, context: Arc<Context>) -> Re
         Facts::Answer(_) | Facts::NotYet => view.released.contains(&uid),
     };
     if deleting && over {
-        kill::point("reservation.before-finalizer");
-        finalizer::remove(&api, &object).await?;
+        let_go(&context, &api, &object).await?;
         return Ok(Action::await_change());
     }
+    if let Some(wait) = soon_over(&object, &status, &facts, now) {
+        again = again.min(wait);
+    } else if substance || status != previous {
+        if substance || context.wording.wait(uid.as_str()).is_none() {
+            kill::point("reservation.before-status");
+            context.written.note(&write_status(&api, &object, &status).await?);
+            kill::point("reservation.after-status");
+            announce(&context, &object, &previous, &status).await;
+        } else {
+            again = again.min(WORDING);
+        }
+    }
+
     Ok(Action::requeue(again))
 }
 
-/// A node that is prepared in a moment is not worth a write of its own: how long to wait with saying `Preparing`.
+/// Takes the finalizer off: nothing of the reservation is held any more.
+async fn let_go(context: &Context, api: &Api<GpuReservation>, object: &GpuReservation) -> Result<(), Error> {
+    kill::point("reservation.before-finalizer");
+    finalizer::remove(api, object).await?;
+    context.written.note_last(object);
+    Ok(())
+}
+
+/// What is over in a moment is not worth a write of its own: how long to wait with saying it.
 fn soon_over(
-    previous: &GpuReservationStatus,
+    object: &GpuReservation,
     status: &GpuReservationStatus,
-    live: Option<&Booking>,
+    facts: &Facts<'_>,
     now: Timestamp,
 ) -> Option<Duration> {
-    let due = live?.booked_at.plus(MOMENT_MS).0.saturating_sub(now.as_millisecond());
-    let begins = previous.phase == Phase::Booked && status.phase == Phase::Preparing;
-    (begins && due > 0).then(|| Duration::from_millis(due.unsigned_abs()))
+    let previous = object.status.as_ref().map_or(Phase::Pending, |status| status.phase);
+    let deleting = object.metadata.deletion_timestamp.is_some();
+    let created = object.metadata.creation_timestamp.as_ref().map(|created| created.0.as_millisecond());
+    let due = match (facts, status.phase) {
+        (Facts::NotYet, _) if previous == Phase::Pending => created?.saturating_add(UNPLANNED_MS),
+        (Facts::Live { booking, .. }, Phase::Booked | Phase::Preparing) => match previous {
+            Phase::Pending | Phase::Waitlisted => booking.booked_at.plus(BOOKED_MS).0,
+            Phase::Booked if status.phase == Phase::Preparing => booking.booked_at.plus(PREPARING_MS).0,
+            _ => return None,
+        },
+        (Facts::Ended { booking, .. }, Phase::Ending) if deleting => booking.end?.plus(ENDING_MS).0,
+        _ => return None,
+    };
+    let left = due.saturating_sub(now.as_millisecond());
+    // A clock that is far off must not keep anything from being said.
+    (1..=UNPLANNED_MS + 1_000).contains(&left).then(|| Duration::from_millis(left.unsigned_abs()))
 }
 
 fn nobody_waits() -> (usize, Reason) {
@@ -167,7 +196,7 @@ async fn write_status(
     api: &Api<GpuReservation>,
     object: &GpuReservation,
     status: &GpuReservationStatus,
-) -> Result<(), Error> {
+) -> Result<GpuReservation, Error> {
     let patch = spillway_manifests::status::build_patch(
         object.metadata.resource_version.as_deref(),
         &json!(object.status),
@@ -177,8 +206,7 @@ async fn write_status(
         "writing a reservation's status",
         api.patch_status(&object.name_any(), &PatchParams::default(), &Patch::Merge(&patch)),
     )
-    .await?;
-    Ok(())
+    .await
 }
 
 /// Events for refusals, risk and ends only.

@@ -31,7 +31,7 @@ use tokio::{
 
 use crate::{
     assignments,
-    changes::Changed,
+    changes::{Changed, Sharing},
     config::{Config, MAX_GAP},
     context::{Context, NodeMemory, Queues, Stores, Throttle},
     engine::Engine,
@@ -45,6 +45,7 @@ use crate::{
     pools, reservations, snapshot, tenants,
     view::View,
     watches::{self, Queue, Synced, object, slim, slim_node, watch},
+    written::Written,
 };
 
 /// Runs the operator until it leads no more, or a part of it fails. It is then started again by who started it: nothing is true only in memory.
@@ -101,7 +102,9 @@ fn start(client: Client, config: Config, metrics: Arc<Metrics>, tasks: &mut Join
     let synced = Synced::default();
     let guards = Arc::new(Guards::new(Arc::clone(&wake)));
     let changed = Arc::new(Changed::default());
-    let (stores, feeds) = watch_all(&client, &config, &queues, &wake, &changed, &pods, &view, &guards, &synced);
+    let sharing = Arc::new(Sharing::default());
+    let (stores, feeds) =
+        watch_all(&client, &config, &queues, &wake, &changed, &sharing, &pods, &view, &guards, &synced);
     let watches = feeds.len();
     for feed in feeds {
         tasks.spawn(async move {
@@ -132,6 +135,8 @@ fn start(client: Client, config: Config, metrics: Arc<Metrics>, tasks: &mut Join
         wording: Throttle::new(reservations::WORDING),
         statements: Throttle::new(pools::STATEMENTS),
         tenancies: Throttle::new(tenants::TENANCIES),
+        written: Written::default(),
+        sharing,
     });
     tasks.spawn(async move {
         pulse.beat(MAX_GAP).await;
@@ -223,6 +228,7 @@ fn watch_all(
     queues: &Queues,
     wake: &Arc<Notify>,
     changed: &Arc<Changed>,
+    sharing: &Arc<Sharing>,
     pods: &Arc<PodIndex>,
     view: &watch::Receiver<Arc<View>>,
     guards: &Arc<Guards>,
@@ -242,12 +248,17 @@ fn watch_all(
         }
     });
 
-    let (q, w, c) = (queues.clone(), Arc::clone(&wake), Arc::clone(changed));
+    let (q, w, c, sharing) = (queues.clone(), Arc::clone(&wake), Arc::clone(changed), Arc::clone(sharing));
     let (reservations, reservation_feed) =
         watch::<GpuReservation, _, _>(Api::all(client.clone()), any(), slim, synced, move |event| {
             let (q, w) = (q.clone(), Arc::clone(&w));
             match object(&event) {
-                Some(object) => c.reservation(&object.namespace().unwrap_or_default(), &object.name_any()),
+                Some(object) => {
+                    let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
+                    let there = !matches!(event, watcher::Event::Delete(_));
+                    sharing.note(&namespace, &name, there && !object.spec.exclusive_nodes);
+                    c.reservation(&namespace, &name);
+                }
                 None => c.all(),
             }
             async move {

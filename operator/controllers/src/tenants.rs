@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// A tenant is looked at at most this often, but for changes of the tenant itself.
-pub const TENANCIES: Duration = Duration::from_secs(1);
+pub const TENANCIES: Duration = Duration::from_secs(5);
 
 /// Looks at a tenant.
 ///
