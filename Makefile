@@ -17,8 +17,8 @@ TASKS ?=
 SEEDS ?= 42-51
 POLICY ?= dual
 # More arguments for bench-operator (--nodes, --reservations, --tenants, --rate), bench-scale (--nodes, --nodes-per-booking, --tenants,
-# --heartbeat-seconds, --seconds), bench-recovery (--nodes, --bookings, --tenants, --kills, --step, --pause-seconds) and bench-planner
-# (NODES BOOKINGS WAITING SAMPLES as numbers).
+# --heartbeat-seconds, --seconds), bench-recovery (--nodes, --bookings, --tenants, --kills, --step, --stopped, --pause-seconds) and
+# bench-planner (NODES BOOKINGS WAITING SAMPLES as numbers).
 BENCH_ARGS ?=
 # More arguments for `helm install`, such as --set image.operator.repository=... with an existing cluster.
 HELM_ARGS ?=
