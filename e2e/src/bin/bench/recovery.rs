@@ -166,30 +166,34 @@ pub(crate) async fn run(options: &Options) -> Result<Value> {
     let (mut operator, fill) = bench.fill(operator).await?;
     bench.pause().await;
     let filled = Usage::of(operator.pid())?;
+    let mut peak_kib = filled.peak_kib;
     let mut kills = Vec::new();
     for number in 0..options.kills {
         let report;
         (operator, report) = bench.kill(operator, number).await.with_context(|| format!("kill {}", number + 1))?;
         kills.push(report);
+        peak_kib = peak_kib.max(Usage::of(operator.pid())?.peak_kib);
     }
     let alone = bench.arrive_alone().await?;
-    let used = Usage::of(operator.pid())?;
-    let mut report = json!({
-        "nodes": options.nodes, "devices": devices, "bookings": options.bookings, "tenants": options.tenants,
-        "nodes_made_and_opened_ms": opened.as_millis(),
-        "bookings_before_the_first_kill": bench.standing(),
-        "fill": fill,
-        "filled": {"operator_peak_memory_kib": filled.peak_kib, "operator_resident_memory_kib": filled.resident_kib},
-        "kills": kills,
-        "last_arrival": alone,
-        "operator_peak_memory_kib": used.peak_kib,
-    });
-    match bench.check(&operator).await {
-        Ok(took) => report["verify_ms"] = json!(took.as_millis()),
-        Err(error) => {
-            say(&format!("what was measured before the check failed: {report:#}"));
-            return Err(error);
-        }
+    peak_kib = peak_kib.max(Usage::of(operator.pid())?.peak_kib);
+    let report = |verify_ms: Option<u128>| {
+        json!({
+            "nodes": options.nodes, "devices": devices, "bookings": options.bookings, "tenants": options.tenants,
+            "nodes_made_and_opened_ms": opened.as_millis(),
+            "bookings_before_the_first_kill": bench.standing(),
+            "fill": fill,
+            "filled": {"operator_peak_memory_kib": filled.peak_kib, "operator_resident_memory_kib": filled.resident_kib},
+            "kills": kills,
+            "last_arrival": alone,
+            "operator_peak_memory_kib": peak_kib,
+            "verify_ms": verify_ms,
+        })
+    };
+    let verified = bench.check(&operator).await;
+    let report = report(verified.as_ref().ok().map(Duration::as_millis));
+    if let Err(error) = verified {
+        say(&format!("what was measured before the check failed: {report:#}"));
+        return Err(error);
     }
     operator.stop().await?;
     lab.stop()?;

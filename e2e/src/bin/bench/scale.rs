@@ -76,8 +76,9 @@ async fn size(options: &Options, nodes: usize) -> Result<Value> {
     tokio::time::sleep_until((started + window).into()).await;
     let after = Usage::of(operator.pid())?;
     let steady = steady(&operator, &audit, &heartbeats, window).await?;
+    say(&format!("{nodes} nodes: while nothing happens: {steady}"));
     drop(heartbeats);
-    spillway.verify_settled("5s").await?.ensure_clean()?;
+    spillway.verify_within("5s", BOUND).await?.ensure_clean()?;
     operator.stop().await?;
     lab.stop()?;
     Ok(json!({
