@@ -16,14 +16,16 @@ NODES ?=
 TASKS ?=
 SEEDS ?= 42-51
 POLICY ?= dual
-# More arguments for bench-operator (--nodes, --reservations, --tenants, --rate) and bench-planner (NODES BOOKINGS WAITING SAMPLES as numbers).
+# More arguments for bench-operator (--nodes, --reservations, --tenants, --rate), bench-scale (--nodes, --nodes-per-booking, --tenants,
+# --heartbeat-seconds, --seconds), bench-recovery (--nodes, --bookings, --tenants, --kills, --step, --stopped, --pause-seconds) and
+# bench-planner (NODES BOOKINGS WAITING SAMPLES as numbers).
 BENCH_ARGS ?=
 # More arguments for `helm install`, such as --set image.operator.repository=... with an existing cluster.
 HELM_ARGS ?=
 # How often `make soak` kills the operator.
 KILLS ?= 1000
 
-.PHONY: help demo test lint unit e2e soak bench-packing bench-operator bench-planner advisories generate docs images clean-lab
+.PHONY: help demo test lint unit e2e soak bench-packing bench-operator bench-scale bench-recovery bench-planner advisories generate docs images clean-lab
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +54,12 @@ soak: ## Kill the operator 1000 times while reservations churn, then verify; KIL
 
 bench-operator: ## How fast a real operator sells 4,000 devices of 500 nodes on a real API server, as JSON (as root)
 	@e2e/test.sh bench-operator $(BENCH_ARGS)
+
+bench-scale: ## Start on 1,000 and 5,000 nodes, memory, CPU and writes while only heartbeats come, as JSON (as root)
+	@e2e/test.sh bench-scale $(BENCH_ARGS)
+
+bench-recovery: ## Kill the operator under 50,000 bookings: how soon the ledger is read and the next sale made, as JSON (as root)
+	@e2e/test.sh bench-recovery $(BENCH_ARGS)
 
 bench-planner: ## How long the planner takes for one arrival, end and loss in 10,000 nodes with 50,000 bookings, as JSON
 	@e2e/test.sh bench-planner $(BENCH_ARGS)

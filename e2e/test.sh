@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What the targets of the Makefile do, step by step: e2e/test.sh test|lint|unit|e2e|soak|bench-packing|bench-operator|bench-planner|advisories|docs|images|demo|clean-lab
+# What the targets of the Makefile do, step by step: e2e/test.sh test|lint|unit|e2e|soak|bench-packing|bench-operator|bench-scale|bench-recovery|bench-planner|advisories|docs|images|demo|clean-lab
 #
 # - Every Cargo command selects the whole workspace and the same features, or dependencies would be compiled once more with
 #   the features of a smaller choice. `--test NAME` and the like choose what runs.
@@ -237,13 +237,13 @@ bench_packing() {
     exec "$target/release/spillway" simulate openb "${args[@]}" -o json
 }
 
-# The binaries that are shipped, without kill points. Only the JSON goes to standard output.
-bench_operator() {
+# bench_lab operator|scale|recovery ARGS...: with the binaries that are shipped, without kill points. Only the JSON goes to standard output.
+bench_lab() {
     need_cc >&2
     need_go >&2
     cargo build --release --locked --workspace --bins >&2 || exit 1
     "$target/release/lab" build >&2 || exit 1
-    SPILLWAY_BIN_DIR=$target/release exec "$target/release/bench" operator "$@"
+    SPILLWAY_BIN_DIR=$target/release exec "$target/release/bench" "$@"
 }
 
 command=${1:-}
@@ -270,7 +270,7 @@ case $command in
         finish
         ;;
     bench-packing) bench_packing "$@" ;;
-    bench-operator) bench_operator "$@" ;;
+    bench-operator | bench-scale | bench-recovery) bench_lab "${command#bench-}" "$@" ;;
     bench-planner)
         need_cc >&2
         cargo build --release --locked -p spillway-planner --example scale >&2 && exec "$target/release/examples/scale" "$@"

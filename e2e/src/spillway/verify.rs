@@ -9,7 +9,7 @@ use tokio::process::Command;
 
 use super::Spillway;
 
-/// Longest time of a check.
+/// Longest time of a check, unless another is given.
 const BOUND: Duration = Duration::from_secs(60);
 
 /// What `spillway verify -o json` said.
@@ -67,13 +67,18 @@ impl Spillway<'_> {
 
     /// Runs `spillway verify` on a cluster that has been quiet for so long: whatever is older is a violation.
     pub async fn verify_settled(&self, settle: &str) -> Result<Verdict> {
+        self.verify_within(settle, BOUND).await
+    }
+
+    /// The same on a cluster so large that it takes longer.
+    pub async fn verify_within(&self, settle: &str, bound: Duration) -> Result<Verdict> {
         let run = Command::new(&self.binaries().cli)
             .args(["verify", "-o", "json", "--warnings", "--settle", settle])
             .env("KUBECONFIG", self.lab().kubeconfig())
             .stdin(Stdio::null())
             .kill_on_drop(true)
             .output();
-        let output = tokio::time::timeout(BOUND, run)
+        let output = tokio::time::timeout(bound, run)
             .await
             .context("spillway verify does not end")?
             .context("running spillway verify")?;
