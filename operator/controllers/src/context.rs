@@ -20,6 +20,7 @@ use spillway_planner::{NodeUid, Reason, ReservationUid, TenantName, assign::Reco
 use tokio::sync::{mpsc, watch};
 
 use crate::{
+    backlog::Backlog,
     changes::{Changed, Sharing},
     config::Config,
     engine,
@@ -164,6 +165,8 @@ pub struct Context {
     pub tenancies: Throttle,
     /// Reservations that were written and have not come back.
     pub written: Written,
+    /// Reservations that were booked and have not been told so.
+    pub backlog: Backlog,
     /// The reservations of each namespace that do not have their nodes for themselves, by name.
     pub sharing: Arc<Sharing>,
 }

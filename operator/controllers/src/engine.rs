@@ -480,6 +480,9 @@ impl Engine {
         for change in changes {
             let id = change.booking();
             if let Some(booking) = staged.next.booking(id) {
+                if matches!(change, Change::Book(_)) {
+                    self.context.backlog.booked(booking);
+                }
                 touched.push(Arc::clone(booking));
             }
             if let Some(before) = ledger.booking(id) {
@@ -490,6 +493,7 @@ impl Engine {
                     let over = Booking { end: Some(*at), end_reason: Some(*reason), ..(**before).clone() };
                     ended.insert(before.reservation.uid.clone(), Arc::new(over));
                     self.handed.remove(id);
+                    self.context.backlog.told(&before.reservation.uid);
                 }
             }
             if let Change::Lose { node, .. } = change {

@@ -6,6 +6,7 @@
 //! Nothing here is true only in memory: a new leader reads the ledger and the API server and goes on.
 
 pub mod assignments;
+pub mod backlog;
 pub mod changes;
 pub mod config;
 pub mod context;

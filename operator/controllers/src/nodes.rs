@@ -95,6 +95,11 @@ pub async fn reconcile(node: Arc<Node>, context: Arc<Context>) -> Result<Action,
         step = node_step(&input);
     }
     look.note_problem(&context, &step).await;
+    let begins = matches!(step, NodeStep::WriteClosedBoth | NodeStep::WriteHolder | NodeStep::WriteShared(_));
+    let booked = look.bookings.iter().map(|booking| booking.booked_at).max().filter(|_| begins);
+    if let Some(pause) = booked.and_then(|at| context.backlog.pause(at, look.now_ms)) {
+        return Ok(Action::requeue(pause));
+    }
     look.take(&context, step).await
 }
 

@@ -1,7 +1,12 @@
 //! `GpuReservation`: finalizer and status. Capacity is not decided here: the last committed view is read.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{
+    collections::HashSet,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
+use futures::StreamExt;
 use jiff::Timestamp;
 use kube::{
     Api, ResourceExt,
@@ -15,8 +20,10 @@ use spillway_manifests::{
     reservation::{Facts, build_status, differs_in_substance},
 };
 use spillway_planner::{Booking, NodeUid, Reason, ReservationUid};
+use tokio::sync::mpsc;
 
 use crate::{
+    backlog::Order,
     context::Context,
     error::{Error, call},
     finalizer, kill,
@@ -28,19 +35,68 @@ pub const WORDING: Duration = Duration::from_secs(60);
 /// Milliseconds after the booking until which nobody is told of it: most are `Active` by then, and that is told at once.
 const BOOKED_MS: i64 = 400;
 /// Milliseconds after the booking until which nobody who was told of it is told that its nodes are being prepared.
-const PREPARING_MS: i64 = 2_000;
+const PREPARING_MS: i64 = 15_000;
 /// Milliseconds after its end until which nobody is told that a reservation ends that is being deleted: most are gone by then.
-const ENDING_MS: i64 = 2_000;
+const ENDING_MS: i64 = 3_000;
+/// Reservations that are told at a time that they are booked.
+const TELLERS: usize = 32;
+/// How long it is tried to tell one.
+const TELLING: Duration = Duration::from_secs(20);
 /// Milliseconds after its creation until which nobody is told that a reservation was not planned yet.
 const UNPLANNED_MS: i64 = 2_000;
 /// Time for the node check and more beside the grace cap, after which a reservation is over even if a node of it is stuck in turnover.
 const TURNOVER: Duration = Duration::from_secs(120);
 
-/// Looks at a reservation.
+/// Tells reservations that they are booked, in the order in which they were.
+pub async fn tell(context: Arc<Context>, orders: mpsc::UnboundedReceiver<Order>) {
+    let orders = futures::stream::unfold(orders, |mut orders| async move { Some((orders.recv().await?, orders)) });
+    orders
+        .for_each_concurrent(TELLERS, |order| {
+            let context = Arc::clone(&context);
+            async move {
+                let due = order.booked_at.plus(BOOKED_MS).0;
+                while !context.backlog.is_long() && jiff::Timestamp::now().as_millisecond() < due {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                let key = ObjectRef::new(&order.name).within(&order.namespace);
+                let begun = Instant::now();
+                let mut pause = Duration::from_millis(25);
+                while begun.elapsed() < TELLING {
+                    let object = context.stores.reservations.get(&key);
+                    let Some(object) = object.filter(|one| one.uid().as_deref() == Some(order.reservation.as_str()))
+                    else {
+                        break;
+                    };
+                    // What was written before is on its way here.
+                    if !context.written.is_old(&*object) {
+                        match look(object, &context).await {
+                            Ok(_) => break,
+                            Err(error) => tracing::debug!(name = order.name, %error, "not told"),
+                        }
+                    }
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(Duration::from_millis(400));
+                }
+                // What comes next, and what could not be told, is the controller's.
+                context.backlog.told(&order.reservation);
+                context.queues.reservations.push_in(&order.namespace, &order.name).await;
+            }
+        })
+        .await;
+}
+
+/// Looks at a reservation, unless it is about to be told that it is booked.
 ///
 /// # Errors
 /// When the API server cannot be asked or told.
 pub async fn reconcile(object: Arc<GpuReservation>, context: Arc<Context>) -> Result<Action, Error> {
+    if context.backlog.has(&ReservationUid::from(object.uid().unwrap_or_default())) {
+        return Ok(Action::await_change());
+    }
+    look(object, &context).await
+}
+
+async fn look(object: Arc<GpuReservation>, context: &Context) -> Result<Action, Error> {
     let namespace = object.namespace().unwrap_or_default();
     let api: Api<GpuReservation> = Api::namespaced(context.client.clone(), &namespace);
     let deleting = object.metadata.deletion_timestamp.is_some();
@@ -66,16 +122,16 @@ pub async fn reconcile(object: Arc<GpuReservation>, context: Arc<Context>) -> Re
     let phase = object.status.as_ref().map_or(Phase::Pending, |status| status.phase);
     if phase.is_final() && live.is_none() && ended.is_none() {
         if deleting && view.blocked.is_none() {
-            let_go(&context, &api, &object).await?;
+            let_go(context, &api, &object).await?;
         }
         return Ok(Action::await_change());
     }
 
     let mut again = Duration::from_secs(300);
     let facts = match (&live, &ended) {
-        (Some(booking), _) => Facts::Live { booking, preparing: preparing(&context, booking) },
+        (Some(booking), _) => Facts::Live { booking, preparing: preparing(context, booking) },
         (None, Some(booking)) => {
-            let given_back = given_back(&context, &view, booking, now);
+            let given_back = given_back(context, &view, booking, now);
             if !given_back {
                 again = Duration::from_secs(2);
             }
@@ -105,17 +161,21 @@ pub async fn reconcile(object: Arc<GpuReservation>, context: Arc<Context>) -> Re
         Facts::Answer(_) | Facts::NotYet => view.released.contains(&uid),
     };
     if deleting && over {
-        let_go(&context, &api, &object).await?;
+        let_go(context, &api, &object).await?;
         return Ok(Action::await_change());
     }
-    if let Some(wait) = soon_over(&object, &status, &facts, now) {
+    let soon = soon_over(&object, &status, &facts, now);
+    let handed = matches!(phase, Phase::Booked | Phase::Preparing) && status.phase != phase;
+    let later = live.as_ref().filter(|_| handed);
+    let later = later.and_then(|booking| context.backlog.pause(booking.booked_at, now.as_millisecond()));
+    if let Some(wait) = soon.or(later) {
         again = again.min(wait);
     } else if substance || status != previous {
         if substance || context.wording.wait(uid.as_str()).is_none() {
             kill::point("reservation.before-status");
             context.written.note(&write_status(&api, &object, &status).await?);
             kill::point("reservation.after-status");
-            announce(&context, &object, &previous, &status).await;
+            announce(context, &object, &previous, &status).await;
         } else {
             again = again.min(WORDING);
         }
@@ -145,7 +205,6 @@ fn soon_over(
     let due = match (facts, status.phase) {
         (Facts::NotYet, _) if previous == Phase::Pending => created?.saturating_add(UNPLANNED_MS),
         (Facts::Live { booking, .. }, Phase::Booked | Phase::Preparing) => match previous {
-            Phase::Pending | Phase::Waitlisted => booking.booked_at.plus(BOOKED_MS).0,
             Phase::Booked if status.phase == Phase::Preparing => booking.booked_at.plus(PREPARING_MS).0,
             _ => return None,
         },
@@ -154,7 +213,7 @@ fn soon_over(
     };
     let left = due.saturating_sub(now.as_millisecond());
     // A clock that is far off must not keep anything from being said.
-    (1..=UNPLANNED_MS + 1_000).contains(&left).then(|| Duration::from_millis(left.unsigned_abs()))
+    (1..=PREPARING_MS + 1_000).contains(&left).then(|| Duration::from_millis(left.unsigned_abs()))
 }
 
 fn nobody_waits() -> (usize, Reason) {

@@ -31,6 +31,7 @@ use tokio::{
 
 use crate::{
     assignments,
+    backlog::Backlog,
     changes::{Changed, Sharing},
     config::{Config, MAX_GAP},
     context::{Context, NodeMemory, Queues, Stores, Throttle},
@@ -102,6 +103,7 @@ fn start(client: Client, config: Config, metrics: Arc<Metrics>, tasks: &mut Join
     let synced = Synced::default();
     let guards = Arc::new(Guards::new(Arc::clone(&wake)));
     let changed = Arc::new(Changed::default());
+    let (backlog, orders) = Backlog::new();
     let sharing = Arc::new(Sharing::default());
     let (stores, feeds) =
         watch_all(&client, &config, &queues, &wake, &changed, &sharing, &pods, &view, &guards, &synced);
@@ -136,6 +138,7 @@ fn start(client: Client, config: Config, metrics: Arc<Metrics>, tasks: &mut Join
         statements: Throttle::new(pools::STATEMENTS),
         tenancies: Throttle::new(tenants::TENANCIES),
         written: Written::default(),
+        backlog,
         sharing,
     });
     tasks.spawn(async move {
@@ -158,8 +161,13 @@ fn start(client: Client, config: Config, metrics: Arc<Metrics>, tasks: &mut Join
         namespaces: namespace_store,
         ..
     } = context.stores.clone();
-    control("nodes", &context, node_store, node_stream, 32, nodes::reconcile, tasks);
-    control("reservations", &context, reservation_store, reservation_stream, 16, reservations::reconcile, tasks);
+    let telling = reservations::tell(Arc::clone(&context), orders);
+    tasks.spawn(async move {
+        telling.await;
+        Err(Error::TaskEnded("telling"))
+    });
+    control("nodes", &context, node_store, node_stream, 8, nodes::reconcile, tasks);
+    control("reservations", &context, reservation_store, reservation_stream, 8, reservations::reconcile, tasks);
     control("pools", &context, pool_store, pool_stream, 4, pools::reconcile, tasks);
     control("tenants", &context, tenant_store, tenant_stream, 4, tenants::reconcile, tasks);
     control("assignments", &context, namespace_store, namespace_stream, 8, assignments::reconcile, tasks);

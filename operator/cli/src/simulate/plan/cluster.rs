@@ -67,6 +67,7 @@ impl Cluster {
             tenants: objects.tenants.iter().map(validate::tenant).collect(),
             bookings: Vec::new(),
             requests,
+            learned: BTreeMap::new(),
         };
         let reservations_left_out = objects.reservations.len() - planned.len();
         Ok(Self { snapshot, at: at.unwrap_or(youngest), reservations_left_out, nodes_left_out })

@@ -147,10 +147,14 @@ fn whole_nodes_and_who_is_refused_as_json() {
     "#);
 }
 
-/// The planner of now plans no shares: this test changes when it does. How shares are shown is tested below.
 #[test]
-fn shares_are_refused_by_the_planner_of_now() {
-    let text = [POOL, &reservation("s", "devices: {count: 3, profile: 1g.18gb}, exclusiveNodes: false")].concat();
+fn shares_are_planned() {
+    let text = [POOL, &reservation("s", "devices: {count: 8, profile: 1g.18gb}, exclusiveNodes: false")].concat();
+    let answers = planned(&text, 1);
+    assert_eq!(answered(&answers), ["s Booked"]);
+    // Seven fit on a device.
+    assert!(shown(&answers).contains("h200: h200-1 (8 shares of devices 0, 1)"), "{}", shown(&answers));
+    let text = [POOL, &reservation("s", "devices: {count: 57, profile: 1g.18gb}, exclusiveNodes: false")].concat();
     assert_eq!(answered(&planned(&text, 1)), ["s Rejected ShapeDoesNotFit"]);
 }
 
