@@ -221,8 +221,9 @@ impl Context {
             self.tell(engine::Message::Reload);
             return Err(fenced);
         };
-        // What this process committed since the read is in its view already.
-        let same = view.generation >= found
+        // What this process committed since the read is in its view already; a root that went back is another ledger.
+        let same = found >= expected
+            && view.generation >= found
             && view.blocked.is_none()
             && self.guards.allow_writes()
             && self.pulse.gaps() == gaps;
