@@ -120,10 +120,13 @@ impl<'lab> Spillway<'lab> {
         crate::wait::wait_for(what, timeout, check).await
     }
 
-    /// Policies take effect one by one, up to a second after they were written: one that refuses and one that mutates are tried.
+    /// Policies take effect one by one, up to a second after they were written: one that refuses and one that mutates are tried. One that mutates a kind
+    /// of ours takes longer: the API server looks for new schemas every five seconds, and refuses such objects until then.
     async fn wait_for_policies(&self) -> Result<()> {
         self.wait_for("the chart's policies to be in force", POLICY_BOUND, || async {
-            Ok(self.refuses_role_label().await? && self.closes_new_nodes().await?)
+            Ok(self.refuses_role_label().await?
+                && self.closes_new_nodes().await?
+                && self.finalizes_reservations().await?)
         })
         .await
     }

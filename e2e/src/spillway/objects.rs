@@ -278,4 +278,15 @@ impl Spillway<'_> {
         let made = Api::<Node>::all(self.client()).create(&params, &node).await.context("trying the policies")?;
         Ok(holds(&made).0.is_some())
     }
+
+    /// Whether the policy that gives reservations our finalizer does so.
+    pub(super) async fn finalizes_reservations(&self) -> Result<bool> {
+        let spec = json!({"pool": "probe", "devices": {"count": 1}, "tier": "OnDemand"});
+        let spec = serde_json::from_value(spec).context("a reservation's spec")?;
+        let params = PostParams { dry_run: true, ..Default::default() };
+        let api = Api::<GpuReservation>::namespaced(self.client(), "default");
+        let made =
+            api.create(&params, &GpuReservation::new("lab-policy-probe", spec)).await.context("trying the policies")?;
+        Ok(made.metadata.finalizers.is_some_and(|all| all.iter().any(|name| name == spillway_crds::names::FINALIZER)))
+    }
 }

@@ -10,10 +10,9 @@ use futures::StreamExt;
 use jiff::Timestamp;
 use kube::{
     Api, ResourceExt,
-    api::{Patch, PatchParams},
+    api::PostParams,
     runtime::{controller::Action, events::EventType, reflector::ObjectRef},
 };
-use serde_json::json;
 use spillway_crds::{GpuReservation, GpuReservationStatus, Phase, names::HOLD_CLOSED};
 use spillway_manifests::{
     hold,
@@ -251,21 +250,15 @@ fn given_back(context: &Context, view: &View, booking: &Booking, now: Timestamp)
     })
 }
 
+/// Replaces the status, if the object is still the one that was read. The API server looks at nothing else of the object there, and need not work
+/// out a patch.
 async fn write_status(
     api: &Api<GpuReservation>,
     object: &GpuReservation,
     status: &GpuReservationStatus,
 ) -> Result<GpuReservation, Error> {
-    let patch = spillway_manifests::status::build_patch(
-        object.metadata.resource_version.as_deref(),
-        &json!(object.status),
-        json!(status),
-    );
-    call(
-        "writing a reservation's status",
-        api.patch_status(&object.name_any(), &PatchParams::default(), &Patch::Merge(&patch)),
-    )
-    .await
+    let next = GpuReservation { status: Some(status.clone()), ..object.clone() };
+    call("writing a reservation's status", api.replace_status(&object.name_any(), &PostParams::default(), &next)).await
 }
 
 /// Events for refusals, risk and ends only.

@@ -123,7 +123,7 @@ const NODE_HEAD: &str = "sn,cpu_milli,memory_mib,gpu,model\n";
 #[case::empty("1000,,1,500,\n", "line 2, column memory_mib: \"\" is not a whole number")]
 #[case::too_much("1000,1024,1,1001,\n", "line 2, column gpu_milli: \"1001\" cannot be: 1001 thousandths")]
 #[case::shares("1000,1024,2,500,\n", "line 2, column gpu_milli: \"500\" cannot be: 500 thousandths of each of 2")]
-#[case::many("1000,1024,300,1000,\n", "line 2, column num_gpu: \"300\" cannot be: 300 devices")]
+#[case::many("1000,1024,1300,1000,\n", "line 2, column num_gpu: \"1300\" cannot be: 1300 devices")]
 #[case::short("1000,1024\n", "as many fields")]
 #[case::none("", "no task wants a device")]
 #[case::cpu_only("1000,1024,0,0,\n", "no task wants a device")]
@@ -135,7 +135,7 @@ fn bad_tasks_are_refused(#[case] rows: &str, #[case] expected: &str) {
 
 #[rstest]
 #[case::word("a,1000,1024,two,x\n", "line 2, column gpu: \"two\" is not a whole number")]
-#[case::many("a,1000,1024,300,x\n", "line 2, column gpu: \"300\" is more than the 256 devices")]
+#[case::many("a,1000,1024,1300,x\n", "line 2, column gpu: \"1300\" is more than the 1024 devices")]
 #[case::none("a,1000,1024,0,x\n", "no node has a device (column gpu)")]
 fn bad_nodes_are_refused(#[case] rows: &str, #[case] expected: &str) {
     let file = write(&format!("{NODE_HEAD}{rows}"));
