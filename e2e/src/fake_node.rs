@@ -142,10 +142,12 @@ pub(crate) async fn count_ready(client: kube::Client, names: &BTreeSet<&str>) ->
     Ok(nodes.iter().filter(wanted).filter(|node| is_ready(node)).count())
 }
 
-/// Whether a node's Ready condition is true.
+/// Whether a node's Ready condition is true and the taint that every new node has until the controllers saw that is gone.
 pub fn is_ready(node: &Node) -> bool {
     let conditions = node.status.as_ref().and_then(|status| status.conditions.as_ref());
+    let taints = node.spec.as_ref().and_then(|spec| spec.taints.as_deref()).unwrap_or_default();
     conditions.is_some_and(|all| all.iter().any(|one| one.type_ == "Ready" && one.status == "True"))
+        && taints.iter().all(|taint| taint.key != "node.kubernetes.io/not-ready")
 }
 
 #[cfg(test)]
