@@ -226,10 +226,10 @@ pub struct PoolCapacity {
     /// Devices in live bookings.
     #[serde(default)]
     pub sold: i32,
-    /// Devices of nodes whose taints and labels are a holder's.
+    /// Devices of nodes whose taints and labels are a holder's; of shared nodes, those that somebody holds.
     #[serde(default)]
     pub held: i32,
-    /// Devices of nodes that are open to the owner, used by it or not.
+    /// Devices of nodes that are open to the owner, used by it or not, and the rest of shared nodes.
     #[serde(default)]
     pub unsold: i32,
     /// Devices of nodes being prepared or given back.

@@ -10,7 +10,7 @@ use spillway_lab::{Lab, LabOptions, Size};
 use crate::BOUND;
 use crate::cli::{offline, spillway};
 
-const NODES: [&str; 4] = ["gpu-0", "gpu-1", "gpu-2", "gpu-3"];
+const NODES: [&str; 5] = ["gpu-0", "gpu-1", "gpu-2", "gpu-3", "gpu-4"];
 
 async fn furnish(spillway: &Spillway<'_>) -> Result<()> {
     spillway.create_pool("h200", json!({})).await?;
@@ -85,14 +85,14 @@ async fn lost_and_restored(file: &str) -> Result<LedgerView> {
     let stage = Spillway::install(&lab).await?;
     let operator = stage.start_operator("operator-a")?;
     furnish(&stage).await?;
-    stage.wait_unsold("h200", 4, BOUND).await?;
+    stage.wait_unsold("h200", 5, BOUND).await?;
     stage
         .reserve("acme", "train", json!({"devices": {"count": 16}, "tier": "Committed", "term": {"duration": "1h"}}))
         .await?;
     stage.wait_phase("acme", "train", Phase::Active, BOUND).await?;
     stage.reserve("beta", "short", json!({"devices": {"count": 8}, "term": {"duration": "1s"}})).await?;
     stage.wait_phase("beta", "short", Phase::Ended, BOUND).await?;
-    stage.wait_unsold("h200", 2, BOUND).await?;
+    stage.wait_unsold("h200", 3, BOUND).await?;
 
     // A copy, and what is no copy.
     spillway(&lab, &["ledger", "export", file]).await?.expect(0, &["1 booking live and 1 that ended"])?;
@@ -147,11 +147,16 @@ async fn lost_and_restored(file: &str) -> Result<LedgerView> {
     stage.wait_phase("beta", "more", Phase::Active, BOUND).await?;
     stage.verify().await?.ensure_clean()?;
 
-    // What a loss of etcd will be mended with.
+    // What a loss of etcd will be mended with: whole nodes, and one that two tenants share.
     stage.delete_reservation("beta", "more").await?;
     stage.wait_gone("beta", "more", BOUND).await?;
+    for (tenant, devices) in [("acme", 3), ("beta", 4)] {
+        let part = json!({"devices": {"count": devices}, "exclusiveNodes": false});
+        stage.reserve(tenant, "part", part).await?;
+        stage.wait_phase(tenant, "part", Phase::Active, BOUND).await?;
+    }
     stage.wait_unsold("h200", 1, BOUND).await?;
-    spillway(&lab, &["ledger", "export", file]).await?.expect(0, &["2 bookings live and 2 that ended"])?;
+    spillway(&lab, &["ledger", "export", file]).await?.expect(0, &["4 bookings live and 2 that ended"])?;
     let sold = stage.ledger().await?;
     drop(operator);
     lab.stop()?;
@@ -164,7 +169,7 @@ async fn etcd_is_lost(file: &str, sold: &LedgerView) -> Result<()> {
     let stage = Spillway::install(&lab).await?;
     spillway(&lab, &["ledger", "restore", file, "--yes"])
         .await?
-        .expect(2, &["2 live bookings without a reservation", "--accept-losses"])?;
+        .expect(2, &["4 live bookings without a reservation", "--accept-losses"])?;
 
     // Namespaces and what the copy has of manifests; the kubelets register their nodes.
     for namespace in ["acme", "beta"] {
@@ -183,6 +188,10 @@ async fn etcd_is_lost(file: &str, sold: &LedgerView) -> Result<()> {
     let operator = stage.start_operator("operator-a")?;
     stage.wait_phase("acme", "train", Phase::Active, BOUND).await?;
     stage.wait_phase("beta", "after", Phase::Active, BOUND).await?;
+    for tenant in ["acme", "beta"] {
+        let part = stage.wait_phase(tenant, "part", Phase::Active, BOUND).await?;
+        ensure!(part.status.is_some_and(|status| status.nodes.len() == 1), "the part of {tenant} is on other nodes");
+    }
     stage.wait_unsold("h200", 1, BOUND).await?;
     ensure!(gist(&stage.ledger().await?) == gist(sold), "something was lost once the operator ran");
     stage.verify().await?.ensure_clean()?;

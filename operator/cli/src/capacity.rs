@@ -92,9 +92,9 @@ pub(crate) struct Amounts {
     pub(crate) owned: u64,
     /// Devices booked in the ledger.
     pub(crate) sold: u64,
-    /// Devices of nodes whose taints and labels are a holder's.
+    /// Devices of nodes whose taints and labels are a holder's; of shared nodes, those that somebody holds.
     pub(crate) held: u64,
-    /// Devices of nodes that are open to the owner.
+    /// Devices of nodes that are open to the owner, and the rest of shared nodes.
     pub(crate) unsold: u64,
     /// Devices of nodes being prepared or given back.
     pub(crate) turnover: u64,
@@ -184,7 +184,11 @@ fn count_pool(facts: &Facts, pool: &GpuPool, pods: &BTreeMap<&str, Vec<&Pod>>) -
         amounts.nodes += 1;
         amounts.owned += devices;
         match state(node, pool) {
-            State::Held => amounts.held += devices,
+            State::Held => {
+                let rest = u64::from(hold::rest_of_shared(node, u32::try_from(devices).unwrap_or(u32::MAX)));
+                amounts.held += devices - rest;
+                amounts.unsold += rest;
+            }
             State::Unsold => amounts.unsold += devices,
             State::Turnover => amounts.turnover += devices,
             State::Broken(problem) => {

@@ -89,17 +89,19 @@ pub async fn reconcile(node: Arc<Node>, context: Arc<Context>) -> Result<Action,
     let decisive = matches!(step, NodeStep::WriteHolder | NodeStep::WriteUnsold)
         || matches!(&step, NodeStep::WriteShared(parts) if !adds(parts))
         || (matches!(step, NodeStep::WriteClosedBoth) && matches!(input.hold, Hold::Closed { .. }));
+    let begins = matches!(step, NodeStep::WriteClosedBoth | NodeStep::WriteHolder | NodeStep::WriteShared(_));
+    let booked = look.bookings.iter().map(|booking| booking.booked_at).max().filter(|_| begins);
+    let leave = booked.map(|at| context.backlog.leave(at, look.now_ms)).transpose();
+    let _leave = match leave {
+        Ok(leave) => leave,
+        Err(pause) => return Ok(Action::requeue(pause)),
+    };
     if decisive {
         ended.read_again(&context).await?;
         input = look.input(&context, &pods_now(&context, &look.node.name_any()).await?, &ended);
         step = node_step(&input);
     }
     look.note_problem(&context, &step).await;
-    let begins = matches!(step, NodeStep::WriteClosedBoth | NodeStep::WriteHolder | NodeStep::WriteShared(_));
-    let booked = look.bookings.iter().map(|booking| booking.booked_at).max().filter(|_| begins);
-    if let Some(pause) = booked.and_then(|at| context.backlog.pause(at, look.now_ms)) {
-        return Ok(Action::requeue(pause));
-    }
     look.take(&context, step).await
 }
 

@@ -283,6 +283,12 @@ impl PodIndex {
         state.live.pick(state.live.by_namespace.get(namespace)).cloned().collect()
     }
 
+    /// Whether a namespace has pods with devices, on nodes or waiting. Where it has none, nobody is to be given room on shared nodes.
+    pub fn any_in(&self, namespace: &str) -> bool {
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        state.live.by_namespace.get(namespace).is_some_and(|pods| !pods.is_empty())
+    }
+
     /// Whether a pod is there whose containers are not over.
     pub fn has(&self, uid: &str) -> bool {
         self.state.read().unwrap_or_else(PoisonError::into_inner).live.all.contains_key(uid)

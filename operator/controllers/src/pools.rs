@@ -183,11 +183,13 @@ fn node_facts(
         NodeClass::Turnover
     };
     let devices = validate::capacity(node, &pool.spec.devices.resource).gpu.0 / 1000;
+    let devices = u32::try_from(devices).unwrap_or(0);
     NodeFacts {
         owner_used: owner_devices(&context.pods.on(&name), owners, &pool.spec.devices.resource),
         name,
         class,
-        devices: u32::try_from(devices).unwrap_or(0),
+        devices,
+        rest: hold::rest_of_shared(node, devices),
         problem,
     }
 }

@@ -42,21 +42,25 @@ const TELLERS: usize = 32;
 /// How long it is tried to tell one.
 const TELLING: Duration = Duration::from_secs(20);
 /// Milliseconds after its creation until which nobody is told that a reservation was not planned yet.
-const UNPLANNED_MS: i64 = 2_000;
+const UNPLANNED_MS: i64 = 10_000;
 /// Time for the node check and more beside the grace cap, after which a reservation is over even if a node of it is stuck in turnover.
 const TURNOVER: Duration = Duration::from_secs(120);
 
 /// Tells reservations that they are booked, in the order in which they were.
 pub async fn tell(context: Arc<Context>, orders: mpsc::UnboundedReceiver<Order>) {
-    let orders = futures::stream::unfold(orders, |mut orders| async move { Some((orders.recv().await?, orders)) });
+    let waiting = Arc::clone(&context);
+    let orders = futures::stream::unfold((orders, waiting), |(mut orders, context)| async move {
+        let order = orders.recv().await?;
+        let due = order.booked_at.plus(BOOKED_MS).0;
+        while !context.backlog.hurries() && Timestamp::now().as_millisecond() < due {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Some((order, (orders, context)))
+    });
     orders
         .for_each_concurrent(TELLERS, |order| {
             let context = Arc::clone(&context);
             async move {
-                let due = order.booked_at.plus(BOOKED_MS).0;
-                while !context.backlog.is_long() && jiff::Timestamp::now().as_millisecond() < due {
-                    tokio::time::sleep(Duration::from_millis(20)).await;
-                }
                 let key = ObjectRef::new(&order.name).within(&order.namespace);
                 let begun = Instant::now();
                 let mut pause = Duration::from_millis(25);
@@ -68,7 +72,10 @@ pub async fn tell(context: Arc<Context>, orders: mpsc::UnboundedReceiver<Order>)
                     };
                     // What was written before is on its way here.
                     if !context.written.is_old(&*object) {
-                        match look(object, &context).await {
+                        let asked = Instant::now();
+                        let told = look(object, &context).await;
+                        context.backlog.took(asked.elapsed());
+                        match told {
                             Ok(_) => break,
                             Err(error) => tracing::debug!(name = order.name, %error, "not told"),
                         }
@@ -165,9 +172,9 @@ async fn look(object: Arc<GpuReservation>, context: &Context) -> Result<Action, 
     }
     let soon = soon_over(&object, &status, &facts, now);
     let handed = matches!(phase, Phase::Booked | Phase::Preparing) && status.phase != phase;
-    let later = live.as_ref().filter(|_| handed);
-    let later = later.and_then(|booking| context.backlog.pause(booking.booked_at, now.as_millisecond()));
-    if let Some(wait) = soon.or(later) {
+    let leave = live.as_ref().filter(|_| handed);
+    let leave = leave.map(|booking| context.backlog.leave(booking.booked_at, now.as_millisecond())).transpose();
+    if let Some(wait) = soon.or_else(|| leave.as_ref().err().copied()) {
         again = again.min(wait);
     } else if substance || status != previous {
         if substance || context.wording.wait(uid.as_str()).is_none() {

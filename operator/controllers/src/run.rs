@@ -257,9 +257,10 @@ fn watch_all(
     });
 
     let (q, w, c, sharing) = (queues.clone(), Arc::clone(&wake), Arc::clone(changed), Arc::clone(sharing));
+    let there = Arc::clone(pods);
     let (reservations, reservation_feed) =
         watch::<GpuReservation, _, _>(Api::all(client.clone()), any(), slim, synced, move |event| {
-            let (q, w) = (q.clone(), Arc::clone(&w));
+            let (q, w, p) = (q.clone(), Arc::clone(&w), Arc::clone(&there));
             match object(&event) {
                 Some(object) => {
                     let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
@@ -274,7 +275,8 @@ fn watch_all(
                 if let Some(reservation) = object(&event) {
                     let namespace = reservation.namespace().unwrap_or_default();
                     q.reservations.push_in(&namespace, &reservation.name_any()).await;
-                    if !reservation.spec.exclusive_nodes {
+                    let recorded = reservation.status.as_ref().is_some_and(|status| !status.assignments.is_empty());
+                    if !reservation.spec.exclusive_nodes && (recorded || p.any_in(&namespace)) {
                         q.namespaces.push(&namespace).await;
                     }
                 }
@@ -293,10 +295,10 @@ fn watch_all(
     });
 
     let (q, w, v, guarded) = (queues.clone(), Arc::clone(&wake), view.clone(), Arc::clone(guards));
-    let c = Arc::clone(changed);
+    let (c, there) = (Arc::clone(changed), Arc::clone(pods));
     let mut seen: HashMap<String, u64> = HashMap::new();
     let (nodes, node_feed) = watch::<Node, _, _>(Api::all(client.clone()), any(), slim_node, synced, move |event| {
-        let (q, w) = (q.clone(), Arc::clone(&w));
+        let (q, w, p) = (q.clone(), Arc::clone(&w), Arc::clone(&there));
         // A heartbeat is a write of the node as well: ten thousand nodes would keep everybody awake.
         let news = match &event {
             watcher::Event::Apply(node) | watcher::Event::InitApply(node) => {
@@ -332,7 +334,7 @@ fn watch_all(
                 for booking in bookings {
                     let reservation = &booking.reservation;
                     q.reservations.push_in(&reservation.namespace, &reservation.name).await;
-                    if !booking.exclusive {
+                    if !booking.exclusive && p.any_in(&reservation.namespace) {
                         q.namespaces.push(&reservation.namespace).await;
                     }
                 }

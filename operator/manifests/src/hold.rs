@@ -58,6 +58,12 @@ pub fn read_parts(node: &Node) -> Vec<Part> {
     parts
 }
 
+/// Of so many devices of a node that is held, those that nobody holds: the rest of a shared node, none of another.
+pub fn rest_of_shared(node: &Node, devices: u32) -> u32 {
+    let held = || read_parts(node).iter().map(|part| part.devices).sum::<u32>();
+    if is_shared(node) { devices.saturating_sub(held()) } else { 0 }
+}
+
 /// Whether the node is shared: the taints are those of this very node object.
 pub fn is_shared(node: &Node) -> bool {
     let wanted = hold_of_node(node.metadata.uid.as_deref().unwrap_or_default());

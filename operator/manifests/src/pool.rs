@@ -27,6 +27,8 @@ pub struct NodeFacts {
     pub class: NodeClass,
     /// Devices that it offers.
     pub devices: u32,
+    /// Those of them that nobody holds, if it is held: the rest of a shared node.
+    pub rest: u32,
     /// Devices that the owner's pods use there.
     pub owner_used: u32,
     /// Why it is not what the pool says, if so.
@@ -63,15 +65,17 @@ fn count(value: usize) -> i32 {
 pub fn build_status(pool: &GpuPool, facts: &Facts, now: Timestamp) -> GpuPoolStatus {
     let previous = pool.status.clone().unwrap_or_default();
     let nodes_of = |class: NodeClass| count(facts.nodes.iter().filter(|node| node.class == class).count());
-    let devices_of = |class: NodeClass| {
-        let sum: u32 = facts.nodes.iter().filter(|node| node.class == class).map(|node| node.devices).sum();
+    let sum_of = |class: NodeClass, devices: fn(&NodeFacts) -> u32| {
+        let sum: u32 = facts.nodes.iter().filter(|node| node.class == class).map(devices).sum();
         i32::try_from(sum).unwrap_or(i32::MAX)
     };
+    let devices_of = |class: NodeClass| sum_of(class, |node| node.devices);
+    let rest = sum_of(NodeClass::Held, |node| node.rest);
     let devices = PoolCapacity {
         owned: i32::try_from(facts.nodes.iter().map(|node| node.devices).sum::<u32>()).unwrap_or(i32::MAX),
         sold: facts.sold.as_ref().map_or(previous.devices.sold, |(sold, _)| i32::try_from(*sold).unwrap_or(i32::MAX)),
-        held: devices_of(NodeClass::Held),
-        unsold: devices_of(NodeClass::Unsold),
+        held: devices_of(NodeClass::Held).saturating_sub(rest),
+        unsold: devices_of(NodeClass::Unsold).saturating_add(rest),
         turnover: devices_of(NodeClass::Turnover),
         broken: devices_of(NodeClass::Broken),
         owner_used: i32::try_from(facts.nodes.iter().map(|node| node.owner_used).sum::<u32>()).unwrap_or(i32::MAX),

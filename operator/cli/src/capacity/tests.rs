@@ -1,4 +1,5 @@
 use serde_json::json;
+use spillway_crds::names::PARTS_ANNOTATION;
 
 use super::*;
 use crate::{
@@ -73,6 +74,15 @@ fn states_add_up_to_what_is_owned() {
         let amounts = row.amounts;
         assert_eq!(amounts.held + amounts.unsold + amounts.turnover + amounts.broken, amounts.owned, "{}", row.pool);
     }
+}
+
+#[test]
+fn the_rest_of_a_shared_node_is_unsold() {
+    let mut shared = node("n1", "h200", "node.uid-n1", true);
+    shared.annotations_mut().insert(PARTS_ANNOTATION.to_owned(), "b-1=3,b-2=1".to_owned());
+    let facts = Facts { pools: vec![pool("h200", "nvidia-h200-sxm", 8)], nodes: vec![shared], ..Facts::default() };
+    let amounts = capacity(&facts).pools[0].amounts;
+    assert_eq!((amounts.owned, amounts.held, amounts.unsold), (8, 4, 4));
 }
 
 #[test]

@@ -139,6 +139,13 @@ fn difference(booking: &Booking, found: &GpuReservation, booked: &BTreeSet<&str>
         Some("the one of this name has a booking of its own".to_owned())
     } else if i64::from(spec.devices.count) != i64::from(booking.devices) {
         Some(format!("the one of this name wants {} devices and {} were booked", spec.devices.count, booking.devices))
+    } else if spec.exclusive_nodes != booking.exclusive {
+        let parts = |of_parts: bool| if of_parts { "parts of nodes" } else { "whole nodes" };
+        Some(format!(
+            "the one of this name wants {} and {} were booked",
+            parts(!spec.exclusive_nodes),
+            parts(!booking.exclusive)
+        ))
     } else if spec.tier.as_str() != format!("{:?}", booking.tier) {
         Some(format!("the one of this name is of tier {} and {:?} was booked", spec.tier.as_str(), booking.tier))
     } else if duration != booking.duration_ms {

@@ -13,7 +13,7 @@ fn pool() -> GpuPool {
 }
 
 fn node(name: &str, class: NodeClass, problem: Option<&str>) -> NodeFacts {
-    NodeFacts { name: name.to_owned(), class, devices: 8, owner_used: 1, problem: problem.map(str::to_owned) }
+    NodeFacts { name: name.to_owned(), class, devices: 8, rest: 0, owner_used: 1, problem: problem.map(str::to_owned) }
 }
 
 #[test]
@@ -37,6 +37,14 @@ fn states_add_up() {
     assert_eq!(devices.owned, devices.held + devices.unsold + devices.turnover + devices.broken);
     let sound = status.conditions.iter().find(|condition| condition.type_ == "NodesSound").unwrap();
     assert_eq!((sound.status, sound.message.as_str()), (ConditionStatus::False, "d: it is cordoned"));
+}
+
+#[test]
+fn the_rest_of_a_shared_node_is_unsold() {
+    let shared = NodeFacts { rest: 5, ..node("a", NodeClass::Held, None) };
+    let facts = Facts { nodes: vec![shared, node("b", NodeClass::Unsold, None)], ..Facts::default() };
+    let devices = build_status(&pool(), &facts, Timestamp::UNIX_EPOCH).devices;
+    assert_eq!((devices.owned, devices.held, devices.unsold), (16, 3, 13));
 }
 
 #[test]

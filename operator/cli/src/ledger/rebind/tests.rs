@@ -69,6 +69,7 @@ fn after_a_loss_of_etcd_names_say_what_is_meant() {
 #[rstest]
 #[case::gone(vec![], "does not exist")]
 #[case::another_size(vec![json!({"devices": {"count": 16}})], "wants 16 devices and 8 were booked")]
+#[case::parts(vec![json!({"exclusiveNodes": false})], "wants parts of nodes and whole nodes were booked")]
 #[case::another_tier(vec![json!({"tier": "Spot"})], "of tier Spot and Committed was booked")]
 #[case::another_term(vec![json!({"term": {"duration": "4h"}})], "another term")]
 fn a_reservation_that_is_not_the_same_is_not_taken_for_it(
