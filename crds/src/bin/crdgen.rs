@@ -6,6 +6,9 @@ use std::path::{Path, PathBuf};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut folders: Vec<PathBuf> = std::env::args_os().skip(1).map(PathBuf::from).collect();
+    if let Some(option) = folders.iter().find(|folder| folder.to_string_lossy().starts_with('-')) {
+        return Err(format!("crdgen takes folders and no options: {}", option.display()).into());
+    }
     if folders.is_empty() {
         let own = Path::new(env!("CARGO_MANIFEST_DIR"));
         folders = vec![own.to_owned(), own.join("../charts/spillway/files/crds")];

@@ -31,6 +31,11 @@ pub(crate) async fn tell(stage: &Stage<'_>) -> Result<()> {
     let said = stage.refused(&forced).await?;
     ensure!(said.contains("a forced delete hides a container that still runs"), "{said}");
     stage.lab.kubectl(&[&delete[..], &[&format!("--grace-period={GRACE}")]].concat()).await?;
+    // A kubelet that hears of both deletions at once would give the second one's grace.
+    let killing =
+        ["get", "events", "-n", "acme", "--field-selector=reason=Killing,involvedObject.name=ghost", "-o", "name"];
+    let heard = || async { Ok(!stage.lab.kubectl(&killing).await?.is_empty()) };
+    stage.lab.wait_for("the kubelet to begin to end the ghost", BOUND, heard).await?;
     let glass = ["--as=lab:admin", "--as-group=system:masters", "--as-group=spillway:break-glass"];
     stage.lab.kubectl(&[&forced[..], &glass[..]].concat()).await?;
     ensure!(stage.pod("acme", "ghost").await?.is_none(), "a forced delete left the object");

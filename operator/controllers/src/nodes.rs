@@ -89,7 +89,9 @@ pub async fn reconcile(node: Arc<Node>, context: Arc<Context>) -> Result<Action,
     let decisive = matches!(step, NodeStep::WriteHolder | NodeStep::WriteUnsold)
         || matches!(&step, NodeStep::WriteShared(parts) if !adds(parts))
         || (matches!(step, NodeStep::WriteClosedBoth) && matches!(input.hold, Hold::Closed { .. }));
-    let begins = matches!(step, NodeStep::WriteClosedBoth | NodeStep::WriteHolder | NodeStep::WriteShared(_));
+    // One that was begun goes on, so that no node is closed for longer than it must be.
+    let begins = matches!(step, NodeStep::WriteClosedBoth | NodeStep::WriteHolder | NodeStep::WriteShared(_))
+        && !matches!(input.hold, Hold::Closed { .. });
     let booked = look.bookings.iter().map(|booking| booking.booked_at).max().filter(|_| begins);
     let leave = booked.map(|at| context.backlog.leave(at, look.now_ms)).transpose();
     let _leave = match leave {
