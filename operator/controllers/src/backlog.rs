@@ -18,8 +18,9 @@ const MANY: usize = 16;
 const LATE: Duration = Duration::from_millis(300);
 /// Hand-overs at once on an API server that is not busy.
 const AT_ONCE: usize = 8;
-/// A server that takes this long for one thing that is told is busy: it is given one hand-over at a time, and twice as many for half of it.
-const BUSY: Duration = Duration::from_millis(200);
+/// A server that takes this long for one thing that is told is busy: it is given one hand-over at a time, and twice as many for half of it. One
+/// that takes twice as long, while many are booked, is given none.
+const BUSY: Duration = Duration::from_millis(50);
 /// How long it counts what telling took.
 const REMEMBERED: Duration = Duration::from_secs(1);
 /// Milliseconds after its booking until which the hand-over may wait, whatever is untold.
@@ -71,6 +72,7 @@ impl State {
             return 0;
         }
         match self.took {
+            Some((took, _)) if took > BUSY * 2 && self.hurries(now) => 0,
             Some((took, last)) if now.saturating_duration_since(last) < REMEMBERED => {
                 let room = BUSY.as_micros() / took.as_micros().max(1);
                 usize::try_from(room).unwrap_or(AT_ONCE).clamp(1, AT_ONCE)

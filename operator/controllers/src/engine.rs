@@ -17,7 +17,10 @@ use spillway_planner::{
     packing::Learned,
     placement::part_item,
 };
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::{
+    sync::{Notify, mpsc, watch},
+    task::JoinHandle,
+};
 
 use crate::{
     context::{Context, owners},
@@ -85,6 +88,8 @@ pub struct Engine {
     messages: mpsc::Receiver<Message>,
     /// When the root was last seen to be the one that is known. A commit is a swap of that very root, so it need not be read before each.
     seen: Instant,
+    /// Deletes pages that nobody names. It may take long on a busy API server, and nothing waits for it.
+    sweeping: Option<JoinHandle<()>>,
     collected: Instant,
     orphans: Instant,
 }
@@ -120,6 +125,7 @@ impl Engine {
             wake,
             messages,
             seen: Instant::now(),
+            sweeping: None,
             collected: Instant::now(),
             orphans: Instant::now(),
         }
@@ -570,10 +576,20 @@ impl Engine {
         if self.garbage == 0 || (self.garbage < GARBAGE && self.collected.elapsed() < COLLECT) {
             return Ok(());
         }
+        if self.sweeping.as_ref().is_some_and(|sweeping| !sweeping.is_finished()) {
+            return Ok(());
+        }
         self.collected = Instant::now();
         match self.store.collect(&ledger, now()).await? {
-            Some((next, deleted)) => {
-                self.context.metrics.collected.inc_by(u64::try_from(deleted).unwrap_or(0));
+            Some((next, garbage)) => {
+                let (pulse, gaps) = (Arc::clone(&self.context.pulse), self.context.pulse.gaps());
+                // After a pause the ledger may be another, which a person has put back.
+                let sweep = self.store.sweep(garbage, move || pulse.gaps() == gaps);
+                let context = Arc::clone(&self.context);
+                self.sweeping = Some(tokio::spawn(async move {
+                    let deleted = sweep.await;
+                    context.metrics.collected.inc_by(u64::try_from(deleted).unwrap_or(0));
+                }));
                 self.garbage = 0;
                 self.ledger = Some(Arc::new(next));
             }

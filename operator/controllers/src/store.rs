@@ -27,6 +27,8 @@ use crate::{
 
 /// Calls at once.
 const PARALLEL: usize = 8;
+/// Pages that are deleted at once: nobody waits for it.
+const SWEEPING: usize = 2;
 /// Objects of a page of a list.
 const CHUNK: u32 = 200;
 /// How often reading starts again because the ledger moved on meanwhile.
@@ -225,12 +227,12 @@ impl LedgerStore {
         }
     }
 
-    /// Deletes the pages that nobody names: lists, swaps the root under a raised epoch, deletes what was listed and is not reachable.
-    /// Gives the ledger after the swap and how many pages went.
+    /// Finds the pages that nobody names: lists, swaps the root under a raised epoch, and gives the ledger after the swap and what was listed and
+    /// is not reachable. That can be deleted at any time from then on, for no root that names it can be committed any more.
     ///
     /// # Errors
-    /// When the API server cannot be asked. What was deleted until then was garbage.
-    pub async fn collect(&mut self, ledger: &Ledger, now: TimeMs) -> Result<Option<(Ledger, usize)>, Error> {
+    /// When the API server cannot be asked.
+    pub async fn collect(&mut self, ledger: &Ledger, now: TimeMs) -> Result<Option<(Ledger, Vec<String>)>, Error> {
         let mut listed: Vec<String> = Vec::new();
         let mut params = ListParams::default().limit(500);
         loop {
@@ -248,7 +250,7 @@ impl LedgerStore {
         }
         let garbage: Vec<String> = listed.into_iter().filter(|name| !keep.contains(name.as_str())).collect();
         if garbage.is_empty() {
-            return Ok(Some((ledger.clone(), 0)));
+            return Ok(Some((ledger.clone(), garbage)));
         }
         let (root, next) = ledger.collect(now);
         match self.swap(&root).await? {
@@ -256,10 +258,25 @@ impl LedgerStore {
             Swap::Conflict | Swap::Gone => return Ok(None),
         }
         kill::point("collect.after-root");
-        let count = garbage.len();
-        let deletes: Vec<_> = garbage.into_iter().map(|name| delete(self.pages.clone(), name)).collect();
-        stream::iter(deletes).buffer_unordered(PARALLEL).try_collect::<Vec<()>>().await?;
-        Ok(Some((next, count)))
+        Ok(Some((next, garbage)))
+    }
+
+    /// Deletes what [`Self::collect`] gave while `may` says so, and gives how many pages went. What does not go is listed again by the next one.
+    pub fn sweep<F: Fn() -> bool + Send + Sync>(
+        &self,
+        garbage: Vec<String>,
+        may: F,
+    ) -> impl Future<Output = usize> + Send + use<F> {
+        let pages = self.pages.clone();
+        async move {
+            let names = stream::iter(garbage).take_while(|_| std::future::ready(may()));
+            let deletes = names.map(|name| delete(pages.clone(), name)).buffer_unordered(SWEEPING);
+            let results: Vec<Result<(), Error>> = deletes.collect().await;
+            for error in results.iter().filter_map(|result| result.as_ref().err()) {
+                tracing::debug!(%error, "a page that nobody names stays for now");
+            }
+            results.iter().filter(|result| result.is_ok()).count()
+        }
     }
 
     /// The archive chain of a pool, newest first; walks only to the first page that was walked before.

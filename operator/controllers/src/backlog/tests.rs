@@ -86,7 +86,12 @@ fn a_busy_server_is_given_fewer_hand_overs() {
     let (backlog, _orders) = Backlog::new();
     backlog.took(BUSY * 5);
     let now = Instant::now();
-    assert_eq!(backlog.state().room(now), 1, "one goes on, however busy it is");
+    assert_eq!(backlog.state().room(now), 1, "one goes on, however busy it is, where few are booked");
+    for number in 0..MANY {
+        backlog.booked(&booking(number));
+        backlog.told(&format!("r{number}").into());
+    }
+    assert_eq!(backlog.state().room(now), 0, "where many are, they go first");
     assert_eq!(backlog.state().room(now + REMEMBERED * 2), AT_ONCE, "that was long ago");
     for _ in 0..32 {
         backlog.took(BUSY / 3);
