@@ -67,7 +67,7 @@ pub async fn reconcile(object: Arc<PartialObjectMeta<Namespace>>, context: Arc<C
         context.forget_waiting(&namespace);
         return Ok(Action::await_change());
     }
-    let nobody = context.pods.in_namespace(&namespace).is_empty();
+    let nobody = !context.pods.any_in(&namespace);
     if nobody && sharers.iter().all(|sharer| records(&sharer.object).is_empty()) {
         tell_of_waiting(&context, &namespace, &sharers, &BTreeMap::new()).await;
         return Ok(Action::requeue(RESYNC));

@@ -60,8 +60,10 @@ pub fn read_parts(node: &Node) -> Vec<Part> {
 
 /// Of so many devices of a node that is held, those that nobody holds: the rest of a shared node, none of another.
 pub fn rest_of_shared(node: &Node, devices: u32) -> u32 {
-    let held = || read_parts(node).iter().map(|part| part.devices).sum::<u32>();
-    if is_shared(node) { devices.saturating_sub(held()) } else { 0 }
+    if !is_shared(node) {
+        return 0;
+    }
+    devices.saturating_sub(read_parts(node).iter().map(|part| part.devices).sum())
 }
 
 /// Whether the node is shared: the taints are those of this very node object.

@@ -140,11 +140,11 @@ fn difference(booking: &Booking, found: &GpuReservation, booked: &BTreeSet<&str>
     } else if i64::from(spec.devices.count) != i64::from(booking.devices) {
         Some(format!("the one of this name wants {} devices and {} were booked", spec.devices.count, booking.devices))
     } else if spec.exclusive_nodes != booking.exclusive {
-        let parts = |of_parts: bool| if of_parts { "parts of nodes" } else { "whole nodes" };
+        let kind = |exclusive: bool| if exclusive { "whole nodes" } else { "parts of nodes" };
         Some(format!(
             "the one of this name wants {} and {} were booked",
-            parts(!spec.exclusive_nodes),
-            parts(!booking.exclusive)
+            kind(spec.exclusive_nodes),
+            kind(booking.exclusive)
         ))
     } else if spec.tier.as_str() != format!("{:?}", booking.tier) {
         Some(format!("the one of this name is of tier {} and {:?} was booked", spec.tier.as_str(), booking.tier))
