@@ -75,16 +75,63 @@ async fn a_kill_between_record_and_toleration_gives_nobody_more() -> Result<()> 
     lab.stop()
 }
 
+/// A pod may be let in and not land for as long as its maker likes, by a scheduling gate for one. The toleration cannot be taken back, so it must not
+/// outlive the part for which it was given: on a node of which its namespace has another part it would use what nobody pays for.
+#[tokio::test]
+async fn a_pod_that_waits_when_its_part_ends_uses_nothing() -> Result<()> {
+    let lab = Lab::start(LabOptions::new(Size::Api)).await?;
+    let spillway = Spillway::install(&lab).await?;
+    let operator = spillway.start_operator("operator-a")?;
+    furnish(&spillway, "plain", 1, &["acme", "beta"]).await?;
+    for (tenant, name, devices) in [("acme", "part", HELD), ("acme", "rest", 1), ("beta", "part", 1)] {
+        let part = json!({"devices": {"count": devices}, "exclusiveNodes": false});
+        spillway.reserve(tenant, name, part).await?;
+        spillway.wait_phase(tenant, name, Phase::Active, BOUND).await?;
+    }
+    let node = spillway.nodes().await?.pop().context("no node")?;
+    let hold = format!("node.{}", node.uid().unwrap_or_default());
+    waiting_pod(&spillway, "acme", "late", 3).await?;
+    waiting_pod(&spillway, "acme", "stays", 1).await?;
+    waiting_pod(&spillway, "beta", "alone", 1).await?;
+    let admitted = || async {
+        let (_, acme) = state(&spillway, &hold).await?;
+        anyhow::Ok((acme, told(&spillway, "beta", &hold).await?))
+    };
+    let names = |all: &[&str]| all.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>();
+    let all = (names(&["late", "stays"]), names(&["alone"]));
+    wait_for("all pods to be told", BOUND, || async { Ok(admitted().await? == all) }).await?;
+
+    for (tenant, name) in [("acme", "part"), ("beta", "part")] {
+        spillway.lab().kubectl(&["delete", "gpures", name, "-n", tenant, "--wait=false"]).await?;
+    }
+    wait_for("acme's part to be gone", BOUND, || async { Ok(spillway.reservation("acme", "part").await?.is_none()) })
+        .await?;
+    let (acme, _) = admitted().await?;
+    ensure!(acme == names(&["stays"]), "the part is gone, and let in are {acme:?}");
+    // A namespace that has nothing there any more has nobody who may land, either.
+    wait_for("beta's pod to be gone", BOUND, || async { Ok(admitted().await?.1.is_empty()) }).await?;
+    let rest = spillway.reservation("acme", "rest").await?.and_then(|object| object.status).unwrap_or_default();
+    let places: Vec<&str> = rest.assignments.iter().map(|place| place.pod.as_str()).collect();
+    ensure!(places == ["stays"], "the part that is left has {places:?}");
+    operator.stop().await?;
+    lab.stop()
+}
+
 /// Names of the pods that have room by the reservation's status, and of those that were told so.
 async fn state(spillway: &Spillway<'_>, hold: &str) -> Result<(BTreeSet<String>, BTreeSet<String>)> {
     let status = spillway.reservation("acme", "part").await?.and_then(|object| object.status).unwrap_or_default();
     let devices: i32 = status.assignments.iter().map(|one| one.devices).sum();
     ensure!(devices <= HELD, "{devices} devices are recorded and {HELD} held: {:?}", status.assignments);
     let recorded = status.assignments.into_iter().map(|one| one.pod).collect();
-    let pods = Api::<Pod>::namespaced(spillway.client(), "acme").list(&ListParams::default()).await?;
+    Ok((recorded, told(spillway, "acme", hold).await?))
+}
+
+/// Names of the pods of a namespace that were given the toleration.
+async fn told(spillway: &Spillway<'_>, namespace: &str, hold: &str) -> Result<BTreeSet<String>> {
+    let pods = Api::<Pod>::namespaced(spillway.client(), namespace).list(&ListParams::default()).await?;
     let tolerates = |pod: &&Pod| {
         let tolerations = pod.spec.as_ref().and_then(|spec| spec.tolerations.as_deref()).unwrap_or_default();
         tolerations.iter().any(|toleration| toleration.value.as_deref() == Some(hold))
     };
-    Ok((recorded, pods.items.iter().filter(tolerates).map(ResourceExt::name_any).collect()))
+    Ok(pods.items.iter().filter(tolerates).map(ResourceExt::name_any).collect())
 }

@@ -10,12 +10,12 @@ use std::{
 };
 
 use k8s_openapi::{
-    api::core::v1::{Namespace, Pod, Toleration},
+    api::core::v1::{Namespace, Node, Pod, Toleration},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use kube::{
     Api, ResourceExt,
-    api::{Patch, PatchParams},
+    api::{ListParams, Patch, PatchParams},
     core::PartialObjectMeta,
     runtime::{controller::Action, events::EventType, reflector::ObjectRef},
 };
@@ -35,7 +35,7 @@ use crate::{
     context::Context,
     error::{Error, call},
     kill,
-    pods::PodFacts,
+    pods::{PodFacts, facts},
     view::View,
 };
 
@@ -65,7 +65,9 @@ pub async fn reconcile(object: Arc<PartialObjectMeta<Namespace>>, context: Arc<C
     let sharers = sharers(&context, &view, &namespace);
     if sharers.is_empty() {
         context.forget_waiting(&namespace);
-        return Ok(Action::await_change());
+        if !context.pods.any_admitted_in(&namespace) {
+            return Ok(Action::await_change());
+        }
     }
     let nobody = !context.pods.any_in(&namespace);
     if nobody && sharers.iter().all(|sharer| records(&sharer.object).is_empty()) {
@@ -85,6 +87,7 @@ pub async fn reconcile(object: Arc<PartialObjectMeta<Namespace>>, context: Arc<C
     let gone = context.pods_seen_gone();
     let found = assign(&rooms, &guests, &records, &gone);
 
+    expel(&context, &namespace, &found.expel, gaps).await?;
     write_records(&context, &sharers, &found).await?;
     context.forget_gone(records.iter().map(|record| &record.pod_uid), &found.records);
     for (pod, node) in &found.admit {
@@ -108,12 +111,14 @@ pub async fn reconcile(object: Arc<PartialObjectMeta<Namespace>>, context: Arc<C
 
 /// The reservations of a namespace that have parts of nodes, by name.
 fn sharers(context: &Context, view: &View, namespace: &str) -> Vec<Sharer> {
+    let names = context.sharing.of(namespace).into_iter();
+    of_live(view, names.filter_map(|name| context.stores.reservations.get(&ObjectRef::new(&name).within(namespace))))
+}
+
+/// Those reservations that have parts of nodes, by name.
+fn of_live(view: &View, objects: impl Iterator<Item = Arc<GpuReservation>>) -> Vec<Sharer> {
     let Some(ledger) = view.ledger.as_ref() else { return Vec::new() };
-    let mut found: Vec<Sharer> = context
-        .sharing
-        .of(namespace)
-        .into_iter()
-        .filter_map(|name| context.stores.reservations.get(&ObjectRef::new(&name).within(namespace)))
+    let mut found: Vec<Sharer> = objects
         .filter_map(|object| {
             let booking = ledger.booking_of(&ReservationUid::from(object.uid().unwrap_or_default()))?;
             (!booking.exclusive).then(|| Sharer { object, booking: Arc::clone(booking) })
@@ -123,30 +128,64 @@ fn sharers(context: &Context, view: &View, namespace: &str) -> Vec<Sharer> {
     found
 }
 
-/// The parts of a booking that were handed over and whose nodes are set up for them.
+/// Ends pods that may land where nothing is theirs, or are there, if the API server itself says so. The pods are read first: the record of who may
+/// land was written before.
+async fn expel(context: &Context, namespace: &str, suspects: &[Arc<str>], gaps: u64) -> Result<(), Error> {
+    if suspects.is_empty() {
+        return Ok(());
+    }
+    let api: Api<Pod> = Api::namespaced(context.client.clone(), namespace);
+    let list = call("listing the pods of a namespace", api.list(&ListParams::default())).await?;
+    let pods: Vec<PodFacts> = list.items.iter().filter_map(|pod| facts(pod, &context.config.device_prefixes)).collect();
+    let api: Api<GpuReservation> = Api::namespaced(context.client.clone(), namespace);
+    let list = call("listing the reservations of a namespace", api.list(&ListParams::default())).await?;
+    let view = context.settled("ending pods without room", gaps).await?;
+    let sharers = of_live(&view, list.items.into_iter().map(Arc::new));
+    let rooms: Vec<Room> = sharers.iter().flat_map(|sharer| rooms(context, sharer)).collect();
+    let guests: Vec<Guest> = pods.iter().filter(|pod| !pod.devices.is_empty()).map(guest).collect();
+    let records: Vec<Record> = sharers.iter().flat_map(|sharer| records(&sharer.object)).collect();
+    let found = assign(&rooms, &guests, &records, &context.pods_seen_gone());
+    for pod in pods.iter().filter(|pod| suspects.contains(&pod.uid) && found.expel.contains(&pod.uid)) {
+        if context.end_pod(pod, "ending a pod that has no room any more").await? {
+            let (name, held) = (&pod.name, rooms.iter().map(|room| room.devices).sum::<u32>());
+            tracing::info!(%namespace, %name, "a pod that had room in a part that ended is ended as well");
+            let note = format!(
+                "Pod {name} had room in a part of a node that is not held any more, and its namespace holds {held} devices in parts of nodes: it is ended. What makes it again gets room as soon as there is some."
+            );
+            context.event(&reference(pod), EventType::Warning, "RoomEnded", &note, "Expel").await;
+        }
+    }
+    Ok(())
+}
+
+/// The parts of a booking that it holds.
 fn rooms(context: &Context, sharer: &Sharer) -> Vec<Room> {
     let booking = &sharer.booking;
     let Some(pool) = context.stores.pools.get(&ObjectRef::new(booking.pool.as_str())) else { return Vec::new() };
     let resource: Arc<str> = Arc::from(pool.spec.devices.resource.as_str());
-    let open = booking.segments.iter().filter(|segment| segment.to.is_none() && segment.from.is_some());
-    open.filter_map(|segment| {
-        let node = context.stores.nodes.get(&ObjectRef::new(segment.node.as_str()))?;
+    let open = booking.segments.iter().filter(|segment| segment.to.is_none());
+    open.map(|segment| {
+        let node = context.stores.nodes.get(&ObjectRef::new(segment.node.as_str()));
         let part = Part { booking: booking.id.clone(), devices: segment.devices };
-        let there = node.uid().as_deref() == Some(segment.uid.as_str())
-            && hold::is_shared(&node)
-            && hold::read_parts(&node).contains(&part);
-        let capacity = validate::capacity(&node, &resource);
+        let is_set_up = |node: &Arc<Node>| {
+            segment.from.is_some()
+                && node.uid().as_deref() == Some(segment.uid.as_str())
+                && hold::is_shared(node)
+                && hold::read_parts(node).contains(&part)
+        };
+        let capacity = node.as_ref().map(|node| validate::capacity(node, &resource)).unwrap_or_default();
         let of = i64::from(segment.of.unwrap_or(0)).max(1);
         let share = |amount: i64| amount.saturating_mul(i64::from(segment.devices)) / of;
-        there.then(|| Room {
+        Room {
             reservation: Arc::clone(&booking.reservation.name),
             node: segment.node.clone(),
             uid: segment.uid.clone(),
+            set_up: node.as_ref().is_some_and(is_set_up),
             resource: Arc::clone(&resource),
             devices: segment.devices,
             cpu_milli: share(capacity.cpu_milli),
             memory_mib: share(capacity.memory_mib),
-        })
+        }
     })
     .collect()
 }
@@ -255,6 +294,19 @@ async fn admit(context: &Context, facts: &PodFacts, node: &NodeUid) -> Result<()
         .map(|_| ())
 }
 
+/// So much of a pod as an Event on it needs.
+fn reference(pod: &PodFacts) -> Pod {
+    Pod {
+        metadata: ObjectMeta {
+            name: Some(pod.name.to_string()),
+            namespace: Some(pod.namespace.to_string()),
+            uid: Some(pod.uid.to_string()),
+            ..ObjectMeta::default()
+        },
+        ..Pod::default()
+    }
+}
+
 /// An Event on each pod that waits, and a note for the statuses of the reservations.
 async fn say_why_pods_wait(
     context: &Context,
@@ -275,16 +327,7 @@ async fn say_why_pods_wait(
             note.0 += 1;
         }
         if context.pod_events.wait(&format!("{} {}", pod.uid, reason.code)).is_none() {
-            let object = Pod {
-                metadata: ObjectMeta {
-                    name: Some(pod.name.to_string()),
-                    namespace: Some(pod.namespace.to_string()),
-                    uid: Some(pod.uid.to_string()),
-                    ..ObjectMeta::default()
-                },
-                ..Pod::default()
-            };
-            context.event(&object, EventType::Warning, reason.code, &reason.message, "Assign").await;
+            context.event(&reference(pod), EventType::Warning, reason.code, &reason.message, "Assign").await;
         }
     }
     tell_of_waiting(context, namespace, sharers, &notes).await;

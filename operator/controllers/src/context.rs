@@ -6,9 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use k8s_openapi::api::core::v1::{Namespace, Node};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use kube::{
-    Client, ResourceExt,
+    Api, Client, ResourceExt,
+    api::{DeleteParams, Preconditions},
     core::PartialObjectMeta,
     runtime::{
         events::{Event, EventType, Recorder},
@@ -16,7 +17,7 @@ use kube::{
     },
 };
 use spillway_crds::{GpuNode, GpuPool, GpuReservation, Tenant, names::SELFTEST_NAMESPACE};
-use spillway_planner::{NodeUid, Reason, ReservationUid, TenantName, assign::Record};
+use spillway_planner::{Booking, NodeUid, Reason, ReservationUid, TenantName, assign::Record};
 use tokio::sync::{mpsc, watch};
 
 use crate::{
@@ -24,11 +25,11 @@ use crate::{
     changes::{Changed, Sharing},
     config::Config,
     engine,
-    error::Error,
+    error::{Error, call},
     fence::{Fence, Pulse},
     guards::Guards,
     metrics::Metrics,
-    pods::PodIndex,
+    pods::{PodFacts, PodIndex},
     view::View,
     watches::Queue,
     written::Written,
@@ -64,6 +65,16 @@ pub struct Queues {
     pub tenants: Queue<Tenant>,
     /// Namespaces whose pods may want room on shared nodes.
     pub namespaces: Queue<PartialObjectMeta<Namespace>>,
+}
+
+impl Queues {
+    /// Has the namespace of a booking of parts looked at, if it has pods that may want room, or have it.
+    pub async fn push_sharer(&self, booking: &Booking, pods: &PodIndex) {
+        let namespace = &booking.reservation.namespace;
+        if !booking.exclusive && pods.any_in(namespace) {
+            self.namespaces.push(namespace).await;
+        }
+    }
 }
 
 /// What a node is being asked and why a node was given up: rebuilt by asking again.
@@ -201,6 +212,24 @@ impl Context {
         };
         if let Err(error) = self.recorder.publish(&event, &object.object_ref(&())).await {
             tracing::debug!(%error, reason, "an Event could not be written");
+        }
+    }
+
+    /// Deletes a pod with its own grace, within the cap: the first grace that a kubelet is given is final. Gives whether it was there still.
+    ///
+    /// # Errors
+    /// When the API server cannot be told.
+    pub async fn end_pod(&self, pod: &PodFacts, action: &'static str) -> Result<bool, Error> {
+        let cap = i64::from(self.config.grace_cap_seconds).max(1);
+        let params = DeleteParams {
+            grace_period_seconds: u32::try_from(pod.grace_seconds.clamp(1, cap)).ok(),
+            preconditions: Some(Preconditions { uid: Some(pod.uid.to_string()), resource_version: None }),
+            ..DeleteParams::default()
+        };
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace);
+        match call(action, api.delete(&pod.name, &params)).await {
+            Err(error) if error.is_not_found() || error.is_conflict() => Ok(false),
+            result => result.map(|_| true),
         }
     }
 

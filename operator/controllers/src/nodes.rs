@@ -8,7 +8,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::{
     Api, ResourceExt,
-    api::{DeleteParams, ListParams, Patch, PatchParams, Preconditions},
+    api::{ListParams, Patch, PatchParams},
     runtime::{controller::Action, reflector::ObjectRef},
 };
 use serde_json::json;
@@ -297,6 +297,8 @@ impl Look {
         let shared = matches!(hold, Hold::Shared { .. });
         let mut releasing = BTreeSet::new();
         if shared {
+            // Who may land still in a part that ended is ended by the assignments. Until then the part is not given to another.
+            there.leaving |= ended.pods.iter().any(|uid| context.pods.may_land(uid));
             releasing = assignments::releasing(context, &self.bookings, &self.node.name_any());
             let memory = context.node_memory();
             releasing.retain(|uid| !memory.gone.contains(uid));
@@ -542,21 +544,8 @@ impl Look {
             return Ok(());
         }
         self.writer().permitted(context, "emptying a node").await?;
-        let cap = i64::from(context.config.grace_cap_seconds);
         stream::iter(going)
-            .map(|pod| async move {
-                let api: Api<Pod> = Api::namespaced(context.client.clone(), &pod.namespace);
-                let grace = pod.grace_seconds.clamp(1, cap.max(1));
-                let params = DeleteParams {
-                    grace_period_seconds: u32::try_from(grace).ok(),
-                    preconditions: Some(Preconditions { uid: Some(pod.uid.to_string()), resource_version: None }),
-                    ..DeleteParams::default()
-                };
-                match call("deleting a pod of a node that is emptied", api.delete(&pod.name, &params)).await {
-                    Err(error) if !error.is_not_found() && !error.is_conflict() => Err(error),
-                    _ => Ok(()),
-                }
-            })
+            .map(|pod| async move { context.end_pod(&pod, "deleting a pod of a node that is emptied").await.map(drop) })
             .buffer_unordered(8)
             .try_collect::<Vec<()>>()
             .await?;

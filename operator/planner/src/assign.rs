@@ -19,7 +19,7 @@ use crate::{
 #[cfg(test)]
 mod tests;
 
-/// A live part of a node that is set up, of one namespace.
+/// A live part of a node, of one namespace.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Room {
     /// Whose: the name of the reservation.
@@ -28,6 +28,9 @@ pub struct Room {
     pub node: NodeName,
     /// UID of that node.
     pub uid: NodeUid,
+    /// The part was handed over and its node is set up for it. Until then, and while something is wrong with the node, no place is given in it, and
+    /// those that were given stand.
+    pub set_up: bool,
     /// The extended resource that its devices are.
     pub resource: Arc<str>,
     /// Devices.
@@ -91,13 +94,19 @@ pub struct Assignment {
     pub admit: Vec<(Arc<str>, NodeUid)>,
     /// Pods that wait, and why.
     pub waiting: Vec<(Arc<str>, Reason)>,
+    /// Pods that must go: they may land on a shared node, or are there, and have no place, for what they had it in is over. A toleration cannot be
+    /// taken back.
+    pub expel: Vec<Arc<str>>,
 }
 
 /// Gives places. `gone`: UIDs of pods whose containers were seen to be gone.
+///
+/// Who is to be expelled must be found so by consistent reads, of the pods first, then of the records, then of what is held: a pod whose record is
+/// not seen yet looks the same.
 pub fn assign(rooms: &[Room], guests: &[Guest], records: &[Record], gone: &BTreeSet<Arc<str>>) -> Assignment {
     let by_uid: BTreeMap<&str, &Guest> = guests.iter().map(|guest| (&*guest.uid, guest)).collect();
     let mut ledger = Places { rooms, by_uid: &by_uid, records: Vec::new() };
-    for record in records.iter().filter(|record| stands(record, &by_uid, gone)) {
+    for record in records.iter().filter(|record| stands(record, rooms, &by_uid, gone)) {
         ledger.records.push(record.clone());
     }
     let mut order: Vec<&Guest> = guests.iter().collect();
@@ -110,7 +119,14 @@ pub fn assign(rooms: &[Room], guests: &[Guest], records: &[Record], gone: &BTree
         if ledger.has(guest) || guest.deleting {
             continue;
         }
-        if ledger.adopt(guest) || guest.node.is_some() {
+        if ledger.adopt(guest) {
+            continue;
+        }
+        if ledger.is_over(guest) {
+            found.expel.push(Arc::clone(&guest.uid));
+        }
+        // Who may land somewhere already can be let in nowhere else.
+        if guest.node.is_some() || !guest.admitted.is_empty() {
             continue;
         }
         match ledger.place(guest) {
@@ -124,11 +140,16 @@ pub fn assign(rooms: &[Room], guests: &[Guest], records: &[Record], gone: &BTree
     found
 }
 
-/// A place stands while its pod may be or is on its node, and after that until nothing of it is left there.
-fn stands(record: &Record, by_uid: &BTreeMap<&str, &Guest>, gone: &BTreeSet<Arc<str>>) -> bool {
-    match by_uid.get(&*record.pod_uid) {
-        Some(guest) => guest.node.as_ref().is_none_or(|node| *node == record.node),
-        None => !gone.contains(&record.pod_uid),
+/// A place stands while its pod may be or is on its node, and after that until nothing of it is left there. A pod that waits has none in a part
+/// that is not held any more.
+fn stands(record: &Record, rooms: &[Room], by_uid: &BTreeMap<&str, &Guest>, gone: &BTreeSet<Arc<str>>) -> bool {
+    let Some(guest) = by_uid.get(&*record.pod_uid) else { return !gone.contains(&record.pod_uid) };
+    match &guest.node {
+        Some(node) => *node == record.node,
+        None => rooms.iter().any(|room| {
+            let may_land = guest.admitted.is_empty() || guest.admitted.contains(&room.uid);
+            room.reservation == record.reservation && room.node == record.node && may_land
+        }),
     }
 }
 
@@ -180,14 +201,32 @@ impl Places<'_> {
         }
         let record = self.records.iter().find(|record| record.pod_uid == guest.uid)?;
         let room = self.rooms.iter().find(|room| room.node == record.node && room.reservation == record.reservation)?;
-        (!guest.admitted.contains(&room.uid)).then(|| room.uid.clone())
+        (room.set_up && !guest.admitted.contains(&room.uid)).then(|| room.uid.clone())
+    }
+
+    /// Whether a pod without a place may use what nobody of its namespace holds: it waits and may land on a node, or is on one, where no place can
+    /// become its own. On a node on which the namespace holds nothing, it is the node machine's.
+    fn is_over(&self, guest: &Guest) -> bool {
+        if guest.admitted.is_empty() {
+            return false;
+        }
+        let mut there = self.rooms.iter().filter(|room| guest.admitted.contains(&room.uid));
+        match &guest.node {
+            None => there.all(|room| room.set_up),
+            Some(node) => {
+                let mut rooms = there.filter(|room| room.node == *node).peekable();
+                rooms.peek().is_some() && rooms.all(|room| room.set_up)
+            }
+        }
     }
 
     /// A pod that may land or is there without a record: the record was lost, and is made again where there is room.
     fn adopt(&mut self, guest: &Guest) -> bool {
         let rooms = self.rooms;
         let mut fitting = rooms.iter().filter(|room| {
-            guest.admitted.contains(&room.uid) && guest.node.as_ref().is_none_or(|node| *node == room.node)
+            room.set_up
+                && guest.admitted.contains(&room.uid)
+                && guest.node.as_ref().is_none_or(|node| *node == room.node)
         });
         let found = fitting.find_map(|room| {
             let devices = guest.devices.get(&room.resource).copied().filter(|&devices| devices > 0)?;
@@ -209,7 +248,8 @@ impl Places<'_> {
             Some((resource, &devices)) if guest.devices.len() == 1 && *resource == room.resource => devices,
             _ => 0,
         };
-        let fitting: Vec<&Room> = rooms.iter().filter(asked).filter(|room| wanted(room) > 0).collect();
+        let there = rooms.iter().filter(|room| room.set_up);
+        let fitting: Vec<&Room> = there.filter(asked).filter(|room| wanted(room) > 0).collect();
         if fitting.is_empty() {
             return Err(None);
         }

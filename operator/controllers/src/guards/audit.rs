@@ -16,7 +16,7 @@ use futures::StreamExt;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod};
 use kube::{
     Api, ResourceExt,
-    api::{DeleteParams, Patch, PatchParams, Preconditions},
+    api::{Patch, PatchParams},
     core::PartialObjectMeta,
     runtime::{
         WatchStreamExt,
@@ -388,19 +388,11 @@ impl Audit {
         }
     }
 
-    /// Deletes a pod with its own grace, within the cap: the first grace that a kubelet is given is final.
+    /// Ends a pod that is where it may not be.
     async fn end(&self, one: &Illegal) -> Result<(), Error> {
         let (namespace, name) = (&one.facts.namespace, &one.facts.name);
-        let cap = i64::from(self.context.config.grace_cap_seconds).max(1);
-        let params = DeleteParams {
-            grace_period_seconds: u32::try_from(one.facts.grace_seconds.clamp(1, cap)).ok(),
-            preconditions: Some(Preconditions { uid: Some(one.facts.uid.to_string()), resource_version: None }),
-            ..DeleteParams::default()
-        };
-        let api: Api<Pod> = Api::namespaced(self.context.client.clone(), namespace);
-        match call("deleting a pod that may not be where it is", api.delete(name, &params)).await {
-            Err(error) if error.is_not_found() || error.is_conflict() => return Ok(()),
-            result => drop(result?),
+        if !self.context.end_pod(&one.facts, "deleting a pod that may not be where it is").await? {
+            return Ok(());
         }
         self.context.metrics.audit_deleted.inc();
         tracing::error!(%namespace, %name, node = %one.node, why = one.why, "a pod was where it may not be, and was deleted");

@@ -14,6 +14,7 @@ fn room(text: &str) -> Room {
         reservation: reservation.into(),
         node: node.into(),
         uid: format!("uid-{node}").into(),
+        set_up: true,
         resource: GPU.into(),
         devices,
         cpu_milli: i64::from(devices) * 4_000,
@@ -64,7 +65,8 @@ fn said(found: &Assignment) -> String {
     let records = found.records.iter().map(|r| format!("{}:{}@{}={}", r.pod, r.reservation, r.node, r.devices));
     let admit = found.admit.iter().map(|(pod, node)| format!("{pod}>{node}").replace("uid-", ""));
     let waiting = found.waiting.iter().map(|(pod, reason)| format!("{pod}?{}", reason.code).replace("uid-", ""));
-    records.chain(admit).chain(waiting).collect::<Vec<_>>().join(" ")
+    let expel = found.expel.iter().map(|pod| format!("{pod}!").replace("uid-", ""));
+    records.chain(admit).chain(waiting).chain(expel).collect::<Vec<_>>().join(" ")
 }
 
 #[rstest]
@@ -96,11 +98,52 @@ fn places(#[case] held: &str, #[case] pods: &str, #[case] before: &str, #[case] 
 #[case::other_devices_as_well(|g: &mut Guest| { g.devices.insert("amd.com/gpu".into(), 1); }, "")]
 #[case::its_record_was_lost(|g: &mut Guest| (g.admitted, g.node) = (vec!["uid-n1".into()], Some("n1".into())), "a:r@n1=1")]
 #[case::lost_before_it_landed(|g: &mut Guest| g.admitted = vec!["uid-n1".into()], "a:r@n1=1")]
-#[case::known_where_it_has_no_room(|g: &mut Guest| g.admitted = vec!["uid-n0".into()], "a:r@n1=1 a>n1")]
+#[case::known_where_it_has_no_room(|g: &mut Guest| g.admitted = vec!["uid-n0".into()], "a!")]
+#[case::too_large_where_it_is_known(|g: &mut Guest| { g.admitted = vec!["uid-n1".into()]; g.devices = [(GPU.into(), 4)].into() }, "a!")]
+#[case::being_deleted_where_it_is_known(|g: &mut Guest| (g.admitted, g.deleting) = (vec!["uid-n0".into()], true), "")]
+#[case::on_a_node_of_its_own_and_known_elsewhere(|g: &mut Guest| (g.admitted, g.node) = (vec!["uid-n1".into()], Some("n9".into())), "")]
 fn one_pod(#[case] change: fn(&mut Guest), #[case] expected: &str) {
     let mut one = guest("a=1");
     change(&mut one);
     assert_eq!(said(&assign(&rooms("r@n1=3"), &[one], &[], &BTreeSet::new())), expected);
+}
+
+/// A pod was given the toleration of n1 by reservation r, has waited since (by a scheduling gate, say), and r ended: its namespace has nothing there any
+/// more, or less than it takes, or room that is not set up yet.
+#[rstest]
+#[case::waits_with_nothing_there("", None, "a!")]
+#[case::waits_with_less_there("s@n1=1", None, "a!")]
+#[case::waits_with_enough_there("s@n1=3", None, "a:s@n1=3")]
+#[case::landed_with_less_there("s@n1=1", Some("n1"), "a!")]
+#[case::landed_with_nothing_there_is_the_node_machines("", Some("n1"), "")]
+fn a_pod_whose_part_ended(#[case] held: &str, #[case] node: Option<&str>, #[case] expected: &str) {
+    let mut one = guest("a=3");
+    one.admitted = vec!["uid-n1".into()];
+    one.node = node.map(Into::into);
+    assert_eq!(said(&assign(&rooms(held), &[one], &[], &BTreeSet::new())), expected);
+}
+
+#[test]
+fn a_part_that_is_not_set_up_gives_no_room_and_keeps_what_was_given() {
+    let mut held = rooms("r@n1=3");
+    held[0].set_up = false;
+    let mut known = guest("a=1");
+    known.admitted = vec!["uid-n1".into()];
+    let all = [known, guest("b=1"), guest("c=1/n1"), guest("d=1")];
+    let found = assign(&held, &all, &records("a:r@n1=1 b:r@n1=1"), &BTreeSet::new());
+    assert_eq!(said(&found), "a:r@n1=1 b:r@n1=1");
+}
+
+#[test]
+fn who_waits_has_no_place_in_a_part_that_moved() {
+    // The node was lost, or registered again under another UID: the pod may land nowhere, and what makes it makes another.
+    let mut known = guest("a=1");
+    known.admitted = vec!["uid-old".into()];
+    let found = assign(&rooms("r@n1=1"), &[known, guest("b=1")], &records("a:r@n1=1"), &BTreeSet::new());
+    assert_eq!(said(&found), "b:r@n1=1 b>n1 a!");
+    // One that was not told yet gets room where there is some.
+    let found = assign(&rooms("r@n2=1"), &guests("a=1"), &records("a:r@n1=1"), &BTreeSet::new());
+    assert_eq!(said(&found), "a:r@n2=1 a>n2");
 }
 
 #[test]
@@ -156,5 +199,15 @@ proptest! {
         let again = assign(&held, &told, &found.records, &BTreeSet::new());
         prop_assert_eq!(&again.records, &found.records);
         prop_assert_eq!(&again.admit, &vec![]);
+        prop_assert_eq!(&again.expel, &found.expel);
+        // Who may land, or is there, has a place or must go.
+        let on_ours = |one: &Guest| match &one.node {
+            None => true,
+            Some(node) => held.iter().any(|room| room.node == *node && one.admitted.contains(&room.uid)),
+        };
+        for one in told.iter().filter(|one| !one.admitted.is_empty() && !one.deleting && on_ours(one)) {
+            let placed = again.records.iter().any(|record| record.pod_uid == one.uid);
+            prop_assert_eq!(placed, !again.expel.contains(&one.uid), "{}", one.name);
+        }
     }
 }
