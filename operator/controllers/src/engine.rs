@@ -86,8 +86,6 @@ pub struct Engine {
     publish: watch::Sender<Arc<View>>,
     wake: Arc<Notify>,
     messages: mpsc::Receiver<Message>,
-    /// When the root was last seen to be the one that is known. A commit is a swap of that very root, so it need not be read before each.
-    seen: Instant,
     /// Deletes pages that nobody names. It may take long on a busy API server, and nothing waits for it.
     sweeping: Option<JoinHandle<()>>,
     collected: Instant,
@@ -124,7 +122,6 @@ impl Engine {
             publish,
             wake,
             messages,
-            seen: Instant::now(),
             sweeping: None,
             collected: Instant::now(),
             orphans: Instant::now(),
@@ -228,14 +225,8 @@ impl Engine {
     /// The ledger, read again if it was dropped or is another now; `None`: nothing may be decided.
     async fn current(&mut self) -> Result<Option<Arc<Ledger>>, Error> {
         if let Some(ledger) = self.ledger.clone() {
-            if self.seen.elapsed() < IDLE {
-                return Ok(Some(ledger));
-            }
-            match self.store.unchanged().await? {
-                Some(true) => {
-                    self.seen = Instant::now();
-                    return Ok(Some(ledger));
-                }
+            match self.store.unchanged(IDLE).await? {
+                Some(true) => return Ok(Some(ledger)),
                 Some(false) => tracing::info!("the ledger was changed by another leader; it is read again"),
                 None => {
                     self.block("LedgerLost", lost("CapacityLedger/cluster is gone")).await;
@@ -274,7 +265,6 @@ impl Engine {
                 }
             },
         };
-        self.seen = Instant::now();
         self.recall(&ledger).await?;
         tracing::info!(generation = ledger.root().generation, bookings = ledger.len(), "the ledger was read");
         let ledger = Arc::new(ledger);
@@ -478,7 +468,7 @@ impl Engine {
         let swap = self.store.commit(&staged).await?;
         self.context.metrics.commit_seconds.observe(started.elapsed().as_secs_f64());
         match swap {
-            Swap::Done => self.seen = Instant::now(),
+            Swap::Done => {}
             Swap::Conflict => {
                 self.context.metrics.conflicts.inc();
                 self.ledger = None;
@@ -648,9 +638,7 @@ impl Engine {
             for segment in &booking.segments {
                 queues.nodes.push(segment.node.as_str()).await;
             }
-            if !booking.exclusive && self.context.pods.any_in(&booking.reservation.namespace) {
-                queues.namespaces.push(&booking.reservation.namespace).await;
-            }
+            queues.push_sharer(booking, &self.context.pods).await;
             pools.insert(booking.pool.clone());
             tenants.insert(booking.tenant.clone());
         }

@@ -89,9 +89,10 @@ pub async fn reconcile(node: Arc<Node>, context: Arc<Context>) -> Result<Action,
     let decisive = matches!(step, NodeStep::WriteHolder | NodeStep::WriteUnsold)
         || matches!(&step, NodeStep::WriteShared(parts) if !adds(parts))
         || (matches!(step, NodeStep::WriteClosedBoth) && matches!(input.hold, Hold::Closed { .. }));
-    // One that was begun goes on, so that no node is closed for longer than it must be.
-    let begins = matches!(step, NodeStep::WriteClosedBoth | NodeStep::WriteHolder | NodeStep::WriteShared(_))
-        && !matches!(input.hold, Hold::Closed { .. });
+    // A node that is sold is closed at once, or its owner's pods would take it. Whether it is emptied and handed over now or in a while is a matter of
+    // leave; what comes later still is then handed over with it. Once its pods were told to go, it goes on.
+    let begins = !matches!(input.hold, Hold::Closed { no_execute: true })
+        && matches!(step, NodeStep::WriteClosedBoth | NodeStep::WriteShared(_));
     let booked = look.bookings.iter().map(|booking| booking.booked_at).max().filter(|_| begins);
     let leave = booked.map(|at| context.backlog.leave(at, look.now_ms)).transpose();
     let _leave = match leave {

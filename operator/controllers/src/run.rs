@@ -334,9 +334,7 @@ fn watch_all(
                 for booking in bookings {
                     let reservation = &booking.reservation;
                     q.reservations.push_in(&reservation.namespace, &reservation.name).await;
-                    if !booking.exclusive && p.any_in(&reservation.namespace) {
-                        q.namespaces.push(&reservation.namespace).await;
-                    }
+                    q.push_sharer(&booking, &p).await;
                 }
             }
         }

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use futures::{StreamExt, TryStreamExt, stream};
@@ -51,6 +52,8 @@ pub struct LedgerStore {
     pages: Api<CapacityLedgerPage>,
     /// resourceVersion of the root that was read or written last.
     version: Option<String>,
+    /// When the root was last seen to have it.
+    seen: Option<Instant>,
     /// The archive chain of each pool as far as it was walked, newest first.
     chains: HashMap<PoolName, Vec<PageName>>,
 }
@@ -83,7 +86,13 @@ async fn delete(pages: Api<CapacityLedgerPage>, name: String) -> Result<(), Erro
 impl LedgerStore {
     /// The ledger of the cluster behind a client.
     pub fn new(client: &Client) -> Self {
-        Self { roots: Api::all(client.clone()), pages: Api::all(client.clone()), version: None, chains: HashMap::new() }
+        Self {
+            roots: Api::all(client.clone()),
+            pages: Api::all(client.clone()),
+            version: None,
+            seen: None,
+            chains: HashMap::new(),
+        }
     }
 
     /// The root as it stands now, by a consistent read.
@@ -95,12 +104,25 @@ impl LedgerStore {
         Ok(object.map(|object| (read_root(&object), object.resource_version().unwrap_or_default())))
     }
 
-    /// Whether the root is still the one that was read or written last.
+    fn is_at(&mut self, version: Option<String>) {
+        (self.version, self.seen) = (version, Some(Instant::now()));
+    }
+
+    /// Whether the root is still the one that was read or written last; it is not asked if it was seen within this time. A commit is a swap of that
+    /// very root, so it need not be read before each.
     ///
     /// # Errors
     /// When the API server cannot be asked.
-    pub async fn unchanged(&self) -> Result<Option<bool>, Error> {
-        Ok(self.root().await?.map(|(_, version)| self.version.as_ref() == Some(&version)))
+    pub async fn unchanged(&mut self, within: Duration) -> Result<Option<bool>, Error> {
+        if self.seen.is_some_and(|seen| seen.elapsed() < within) {
+            return Ok(Some(true));
+        }
+        let Some((_, version)) = self.root().await? else { return Ok(None) };
+        let same = self.version.as_ref() == Some(&version);
+        if same {
+            self.is_at(Some(version));
+        }
+        Ok(Some(same))
     }
 
     /// Reads the whole ledger; `None`: there is no root.
@@ -117,7 +139,7 @@ impl LedgerStore {
             }
             match self.fetch(&root, &mut have).await {
                 Ok(ledger) => {
-                    self.version = Some(version);
+                    self.is_at(Some(version));
                     return Ok(Some(ledger));
                 }
                 // A page may be collected while it is being read, if the root moved on: then another root names other pages.
@@ -180,7 +202,7 @@ impl LedgerStore {
         let (root, ledger) = Ledger::empty(now);
         let object = CapacityLedger::new(LEDGER_NAME, root_spec(&root));
         let made = call("making the ledger", self.roots.create(&PostParams::default(), &object)).await?;
-        self.version = made.resource_version();
+        self.is_at(made.resource_version());
         Ok(ledger)
     }
 
@@ -204,7 +226,7 @@ impl LedgerStore {
         match call("swapping the ledger's root", self.roots.replace(LEDGER_NAME, &PostParams::default(), &object)).await
         {
             Ok(object) => {
-                self.version = object.resource_version();
+                self.is_at(object.resource_version());
                 Ok(Swap::Done)
             }
             Err(error) if error.is_not_found() => Ok(Swap::Gone),
@@ -217,7 +239,7 @@ impl LedgerStore {
                         && now.epoch == root.epoch
                         && now.committed_at == root.committed_at =>
                 {
-                    self.version = Some(version);
+                    self.is_at(Some(version));
                     Ok(Swap::Done)
                 }
                 Ok(Some(_)) => Ok(Swap::Conflict),
