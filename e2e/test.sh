@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What the targets of the Makefile do, step by step: e2e/test.sh test|lint|unit|e2e|soak|bench-packing|bench-operator|bench-scale|bench-recovery|bench-planner|advisories|docs|images|demo|clean-lab
+# What the targets of the Makefile do, step by step: e2e/test.sh test|lint|unit|e2e|soak|bench-packing|bench-operator|bench-scale|bench-recovery|bench-planner|bench-routing|advisories|docs|images|demo|clean-lab
 #
 # - Every Cargo command selects the whole workspace and the same features, or dependencies would be compiled once more with
 #   the features of a smaller choice. `--test NAME` and the like choose what runs.
@@ -239,6 +239,22 @@ bench_packing() {
     exec "$target/release/spillway" simulate openb "${args[@]}" -o json
 }
 
+# bench_routing --trace FILE ARGS...: only the JSON goes to standard output.
+bench_routing() {
+    local trace=${2:-}
+    shift 2
+    if [ -z "$trace" ]; then
+        echo "TRACE is missing: make bench-routing TRACE=file.jsonl (lines of timestamp, input_length, output_length, hash_ids)" >&2
+        exit 2
+    elif [ ! -r "$trace" ]; then
+        echo "there is no readable file $trace: name another with TRACE=" >&2
+        exit 2
+    fi
+    need_cc >&2
+    cargo build --release --locked -p spillway-gateway --example routing >&2 || exit 1
+    exec "$target/release/examples/routing" "$trace" "$@"
+}
+
 # bench_lab operator|scale|recovery ARGS...: with the binaries that are shipped, without kill points. Only the JSON goes to standard output.
 bench_lab() {
     need_cc >&2
@@ -277,6 +293,7 @@ case $command in
         need_cc >&2
         cargo build --release --locked -p spillway-planner --example scale >&2 && exec "$target/release/examples/scale" "$@"
         ;;
+    bench-routing) bench_routing "$@" ;;
     advisories) deny check advisories ;;
     docs)
         # The book is Markdown first; whoever has mdBook installed gets by with that.

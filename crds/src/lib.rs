@@ -8,7 +8,9 @@
 
 pub mod condition;
 pub mod duration;
+pub mod endpoint;
 pub mod ledger;
+pub mod model;
 pub mod names;
 pub mod node;
 pub mod pool;
@@ -18,8 +20,12 @@ pub mod yaml;
 
 pub use condition::{Condition, ConditionStatus};
 pub use duration::{DurationError, parse_duration_ms};
+pub use endpoint::{Access, Capacity, ModelEndpoint, ModelEndpointSpec, ModelEndpointStatus, ServedModel};
 pub use ledger::{
     CapacityLedger, CapacityLedgerPage, CapacityLedgerPageSpec, CapacityLedgerSpec, LedgerPool, PageKind,
+};
+pub use model::{
+    Capability, Model, ModelSpec, ModelStatus, ModelVersion, Needs, Preset, Runtime, Source, VolumeSource,
 };
 pub use node::{CheckRequest, CheckResult, GpuNode, GpuNodeSpec, GpuNodeStatus, RunningContainer};
 pub use pool::{

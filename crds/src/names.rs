@@ -31,6 +31,12 @@ pub const HOLDER_LABEL: &str = "spillway.dev/holder";
 pub const TENANT_LABEL: &str = "spillway.dev/tenant";
 /// Pod label by which a pod asks for the nodes of one reservation of its namespace.
 pub const RESERVATION_LABEL: &str = "spillway.dev/reservation";
+/// Pod label with the name of the `ModelEndpoint` of which the pod is a replica.
+pub const ENDPOINT_LABEL: &str = "spillway.dev/endpoint";
+/// Pod label with the name of the `Model` that a replica serves.
+pub const MODEL_LABEL: &str = "spillway.dev/model";
+/// Pod label with the version of the model that a replica serves.
+pub const VERSION_LABEL: &str = "spillway.dev/version";
 /// Annotation without which a live `Committed` reservation may not be deleted; its value is the reservation's UID.
 pub const ALLOW_EARLY_END: &str = "spillway.dev/allow-early-end";
 /// Node annotation: ledger generation on which the last write of taints and labels stands.

@@ -4,7 +4,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use kube::CustomResourceExt;
 use serde_json::Value;
 
-use crate::{CapacityLedger, CapacityLedgerPage, GpuNode, GpuPool, GpuReservation, Tenant};
+use crate::{CapacityLedger, CapacityLedgerPage, GpuNode, GpuPool, GpuReservation, Model, ModelEndpoint, Tenant};
 
 /// All CRDs, in the order in which they are installed.
 pub fn all() -> Vec<CustomResourceDefinition> {
@@ -15,6 +15,8 @@ pub fn all() -> Vec<CustomResourceDefinition> {
         GpuNode::crd(),
         CapacityLedger::crd(),
         CapacityLedgerPage::crd(),
+        Model::crd(),
+        ModelEndpoint::crd(),
     ]
 }
 

@@ -96,7 +96,7 @@ spec: {policyName: {{ .name }}}
 
 {{/* The names of our policies; each binding is called as its policy. */}}
 {{- define "spillway.validatingPolicies" -}}
-[spillway-binding, spillway-crd, spillway-finalizer, spillway-gpunode, spillway-ledger, spillway-namespace, spillway-node, spillway-operator, spillway-pod, spillway-pod-delete, spillway-reservation-delete, spillway-resize, spillway-seller-delete, spillway-status]
+[spillway-binding, spillway-crd, spillway-finalizer, spillway-gpunode, spillway-ledger, spillway-model, spillway-namespace, spillway-node, spillway-operator, spillway-pod, spillway-pod-delete, spillway-reservation-delete, spillway-resize, spillway-seller-delete, spillway-status]
 {{- end -}}
 {{- define "spillway.mutatingPolicies" -}}
 [spillway-infrastructure-daemonset, spillway-node, spillway-owner-daemonset, spillway-owner-pod, spillway-reservation-finalizer, spillway-tenant-daemonset, spillway-tenant-pod]

@@ -28,6 +28,7 @@ use crate::{
     error::{Error, call},
     fence::{Fence, Pulse},
     guards::Guards,
+    hosted::Hosted,
     metrics::Metrics,
     pods::{PodFacts, PodIndex},
     view::View,
@@ -142,6 +143,8 @@ pub struct Context {
     pub config: Config,
     /// The watched objects.
     pub stores: Stores,
+    /// Models, and who serves them.
+    pub hosted: Hosted,
     /// The pods of each node.
     pub pods: Arc<PodIndex>,
     /// The controllers' queues.

@@ -2,6 +2,7 @@
 //!
 //! Capacity is decided by the [`engine`] alone: it plans on a snapshot and commits to the ledger. The other controllers read the last
 //! committed [`view`] and derive from it: [`nodes`] the taints and labels, [`reservations`], [`pools`] and [`tenants`] their statuses.
+//! [`endpoints`] and [`models`] lay out what is served on it, from watches of their own ([`hosted`]).
 //! The [`guards`] watch the hold, and while they doubt it nothing is sold.
 //! Nothing here is true only in memory: a new leader reads the ledger and the API server and goes on.
 
@@ -10,16 +11,19 @@ pub mod backlog;
 pub mod changes;
 pub mod config;
 pub mod context;
+pub mod endpoints;
 pub mod engine;
 pub mod error;
 pub mod fence;
 pub mod finalizer;
 pub mod gauges;
 pub mod guards;
+pub mod hosted;
 pub mod http;
 pub mod kill;
 pub mod leader;
 pub mod metrics;
+pub mod models;
 pub mod nodes;
 pub mod pods;
 pub mod pools;

@@ -21,7 +21,7 @@ use kube::{
         watcher,
     },
 };
-use spillway_crds::{GpuNode, GpuPool, GpuReservation, Tenant, names::POOL_LABEL};
+use spillway_crds::{GpuNode, GpuPool, GpuReservation, Model, ModelEndpoint, Tenant, names::POOL_LABEL};
 use spillway_manifests::hold;
 use spillway_planner::{Booking, BookingId};
 use tokio::{
@@ -35,13 +35,15 @@ use crate::{
     changes::{Changed, Sharing},
     config::{Config, MAX_GAP},
     context::{Context, NodeMemory, Queues, Stores, Throttle},
+    endpoints,
     engine::Engine,
     error::Error,
     fence::{Fence, Pulse},
     guards::{self, Guards},
+    hosted::Hosted,
     http, leader,
     metrics::Metrics,
-    nodes,
+    models, nodes,
     pods::{self, PodIndex},
     pools, reservations, snapshot, tenants,
     view::View,
@@ -98,6 +100,9 @@ fn start(client: Client, config: Config, metrics: Arc<Metrics>, tasks: &mut Join
         tenants: tenant_queue,
         namespaces: namespace_queue,
     };
+    let (model_queue, model_stream) = Queue::<Model>::new();
+    let (endpoint_queue, endpoint_stream) = Queue::<ModelEndpoint>::new();
+    let (hosted, hosted_feeds) = Hosted::watch(&client, model_queue, endpoint_queue);
     let (publish, view) = watch::channel(Arc::new(View::default()));
     let pods = Arc::new(PodIndex::default());
     let synced = Synced::default();
@@ -106,9 +111,10 @@ fn start(client: Client, config: Config, metrics: Arc<Metrics>, tasks: &mut Join
     let (backlog, orders) = Backlog::new();
     let sharing = Arc::new(Sharing::default());
     let (stores, feeds) =
-        watch_all(&client, &config, &queues, &wake, &changed, &sharing, &pods, &view, &guards, &synced);
+        watch_all(&client, &config, &queues, &wake, &changed, &sharing, &pods, &view, &guards, &hosted, &synced);
+    // Capacity is sold whether models are hosted or not: only these lists are waited for.
     let watches = feeds.len();
-    for feed in feeds {
+    for feed in feeds.into_iter().chain(hosted_feeds) {
         tasks.spawn(async move {
             feed.await;
             Err(Error::TaskEnded("watch"))
@@ -122,6 +128,7 @@ fn start(client: Client, config: Config, metrics: Arc<Metrics>, tasks: &mut Join
         recorder: Recorder::new(client.clone(), reporter),
         client,
         config,
+        hosted,
         stores,
         pods,
         queues,
@@ -170,6 +177,9 @@ fn start(client: Client, config: Config, metrics: Arc<Metrics>, tasks: &mut Join
     control("reservations", &context, reservation_store, reservation_stream, 8, reservations::reconcile, tasks);
     control("pools", &context, pool_store, pool_stream, 4, pools::reconcile, tasks);
     control("tenants", &context, tenant_store, tenant_stream, 4, tenants::reconcile, tasks);
+    let (model_store, endpoint_store) = (context.hosted.models.clone(), context.hosted.endpoints.clone());
+    control("models", &context, model_store, model_stream, 2, models::reconcile, tasks);
+    control("endpoints", &context, endpoint_store, endpoint_stream, 4, endpoints::reconcile, tasks);
     control("assignments", &context, namespace_store, namespace_stream, 8, assignments::reconcile, tasks);
 }
 
@@ -240,6 +250,7 @@ fn watch_all(
     pods: &Arc<PodIndex>,
     view: &watch::Receiver<Arc<View>>,
     guards: &Arc<Guards>,
+    hosted: &Hosted,
     synced: &Synced,
 ) -> (Stores, Vec<watches::Feed>) {
     let any = || watcher::Config::default().any_semantic();
@@ -257,10 +268,11 @@ fn watch_all(
     });
 
     let (q, w, c, sharing) = (queues.clone(), Arc::clone(&wake), Arc::clone(changed), Arc::clone(sharing));
-    let there = Arc::clone(pods);
+    let (there, standing) = (Arc::clone(pods), hosted.clone());
     let (reservations, reservation_feed) =
         watch::<GpuReservation, _, _>(Api::all(client.clone()), any(), slim, synced, move |event| {
             let (q, w, p) = (q.clone(), Arc::clone(&w), Arc::clone(&there));
+            let standing = standing.clone();
             match object(&event) {
                 Some(object) => {
                     let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
@@ -275,6 +287,7 @@ fn watch_all(
                 if let Some(reservation) = object(&event) {
                     let namespace = reservation.namespace().unwrap_or_default();
                     q.reservations.push_in(&namespace, &reservation.name_any()).await;
+                    standing.reservation(&namespace, &reservation.name_any()).await;
                     let recorded = reservation.status.as_ref().is_some_and(|status| !status.assignments.is_empty());
                     if !reservation.spec.exclusive_nodes && (recorded || p.any_in(&namespace)) {
                         q.namespaces.push(&namespace).await;

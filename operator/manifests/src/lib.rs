@@ -5,12 +5,15 @@
 //! - [`ledger`]: root and pages of the ledger as objects.
 //! - [`conditions`]: `status.conditions` by kstatus, without changing what did not change.
 //! - [`policies`], [`selftest`], [`audit`], [`observe`]: what the guards compare, try, judge and plan (docs/ARCHITECTURE.md, "The guards").
+//! - [`endpoint`], [`model`]: what a hosted model is laid out as, and its status.
 //! - [`reservation`], [`pool`], [`tenant`]: statuses; [`status`]: how one is written.
 
 pub mod audit;
 pub mod conditions;
+pub mod endpoint;
 pub mod hold;
 pub mod ledger;
+pub mod model;
 pub mod observe;
 pub mod policies;
 pub mod pool;

@@ -92,6 +92,8 @@ name!(
     TierName
 );
 
+pub mod tokens;
+
 /// Devices of one node that one reservation held for one stretch of time.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]

@@ -1,0 +1,188 @@
+//! `ModelEndpoint`: fetch the model and the capacity, lay out a Deployment and a Service, prune what is not asked for any more, say how it does.
+
+use std::{sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use k8s_openapi::api::{apps::v1::Deployment, core::v1::Service};
+use kube::{
+    Api, ResourceExt,
+    api::{DeleteParams, Patch, PatchParams, Preconditions},
+    runtime::{controller::Action, reflector::ObjectRef},
+};
+use serde_json::json;
+use spillway_crds::{
+    ModelEndpoint, ModelVersion,
+    names::{ENDPOINT_LABEL, FIELD_MANAGER, ROLE_LABEL, ROLE_OWNER},
+};
+use spillway_manifests::endpoint::{
+    Facts, Serving, build_deployment, build_service, build_status, deployment_name, find_version,
+};
+use spillway_planner::{Booking, ReservationUid};
+
+use crate::{
+    context::Context,
+    error::{Error, call},
+};
+
+/// An endpoint in which nothing happens is looked at again after so long.
+const RESYNC: Duration = Duration::from_secs(300);
+/// Seconds in which a replica that is told to go ends what it is answering; the cluster's cap if that is less.
+const GRACE_SECONDS: u32 = 60;
+
+/// What an endpoint can be laid out from.
+struct Found {
+    version: ModelVersion,
+    resource: String,
+    /// Replicas for which devices are held.
+    bookable: i32,
+    /// Why these are fewer than could be.
+    missing: Option<String>,
+}
+
+/// Looks at an endpoint.
+///
+/// # Errors
+/// When the API server cannot be asked or told.
+pub async fn reconcile(object: Arc<ModelEndpoint>, context: Arc<Context>) -> Result<Action, Error> {
+    if object.metadata.deletion_timestamp.is_some() {
+        // What it owns goes with it.
+        return Ok(Action::await_change());
+    }
+    let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
+    if context.view().ledger.is_none() {
+        // Nothing is known of what is held: what there is stays.
+        return Ok(Action::requeue(Duration::from_secs(2)));
+    }
+    let mut facts = Facts::default();
+    match fetch(&context, &object, &namespace) {
+        Ok(found) => {
+            facts.bookable = found.bookable;
+            facts.missing = found.missing;
+            let serving = Serving {
+                endpoint: &object,
+                namespace: &namespace,
+                name: &name,
+                model: &object.spec.model.name,
+                version: &found.version,
+                resource: &found.resource,
+                replicas: object.spec.replicas.min(found.bookable),
+                grace_seconds: GRACE_SECONDS.min(context.config.grace_cap_seconds.max(1)),
+            };
+            apply(&context, &serving).await?;
+            prune(&context, &namespace, &name, &deployment_name(&name, &found.version.name)).await?;
+        }
+        // What serves goes on: a model or reservation that cannot be found may be on its way back.
+        Err(problem) => facts.problem = Some(problem),
+    }
+    facts.replicas = count(&context, &namespace, &name);
+    let status = build_status(&object, &facts, Timestamp::now());
+    if object.status.as_ref() != Some(&status) {
+        let patch = spillway_manifests::status::build_patch(
+            object.metadata.resource_version.as_deref(),
+            &json!(object.status),
+            json!(status),
+        );
+        let api: Api<ModelEndpoint> = Api::namespaced(context.client.clone(), &namespace);
+        call("writing an endpoint's status", api.patch_status(&name, &PatchParams::default(), &Patch::Merge(&patch)))
+            .await?;
+    }
+    Ok(Action::requeue(RESYNC))
+}
+
+/// The model's version and the capacity, or why there is none.
+fn fetch(context: &Context, object: &ModelEndpoint, namespace: &str) -> Result<Found, (&'static str, String)> {
+    let shared = object.spec.access.as_ref().is_some_and(|access| !access.tenants.is_empty());
+    let role = context.namespace(namespace).and_then(|found| found.labels().get(ROLE_LABEL).cloned());
+    if shared && role.as_deref() != Some(ROLE_OWNER) {
+        let message = format!(
+            "spec.access.tenants shares the endpoint, and namespace {namespace} is not one of an owner Tenant: leave it out, or make the endpoint there."
+        );
+        return Err(("AccessNotAllowed", message));
+    }
+    let model = context.hosted.models.get(&ObjectRef::new(&object.spec.model.name)).ok_or_else(|| {
+        let message = format!("There is no Model {}: create it, or set spec.model.name.", object.spec.model.name);
+        ("ModelNotFound", message)
+    })?;
+    let version = find_version(&model, &object.spec.model.version)?.clone();
+    let reservation = &object.spec.capacity.reservation;
+    let found = context.stores.reservations.get(&ObjectRef::new(reservation).within(namespace)).ok_or_else(|| {
+        let message = format!(
+            "There is no GpuReservation {reservation} in namespace {namespace}: create it, or set spec.capacity.reservation."
+        );
+        ("ReservationNotFound", message)
+    })?;
+    let view = context.view();
+    let booking = view.booking_of(&ReservationUid::from(found.uid().unwrap_or_default()));
+    let pool = booking.and_then(|booking| context.stores.pools.get(&ObjectRef::new(booking.pool.as_str())));
+    let (Some(booking), Some(pool)) = (booking, pool) else {
+        let phase = found.status.as_ref().map_or("Pending", |status| status.phase.as_str());
+        let message = format!(
+            "GpuReservation {reservation} is {phase} and holds no devices: kubectl describe gpures {reservation} -n {namespace} says why."
+        );
+        return Err(("NoCapacity", message));
+    };
+    let bookable = fits(booking, version.needs.devices);
+    let held: u32 = open(booking).sum();
+    let missing = (bookable < object.spec.replicas).then(|| {
+        format!(
+            "Reservation {reservation} holds {held} devices, and each replica takes {} of one node: reserve more, or want fewer replicas.",
+            version.needs.devices
+        )
+    });
+    Ok(Found { version, resource: pool.spec.devices.resource.clone(), bookable, missing })
+}
+
+/// Devices that a booking has on each of its nodes, of those that were handed over.
+fn open(booking: &Booking) -> impl Iterator<Item = u32> {
+    booking
+        .segments
+        .iter()
+        .filter(|segment| segment.to.is_none() && segment.from.is_some())
+        .map(|segment| segment.devices)
+}
+
+/// How many replicas fit into a booking: each is whole on one node.
+fn fits(booking: &Booking, devices: i32) -> i32 {
+    let each = u32::try_from(devices).unwrap_or(1).max(1);
+    i32::try_from(open(booking).map(|held| held / each).sum::<u32>()).unwrap_or(i32::MAX)
+}
+
+async fn apply(context: &Context, serving: &Serving<'_>) -> Result<(), Error> {
+    let params = PatchParams::apply(FIELD_MANAGER).force();
+    let services: Api<Service> = Api::namespaced(context.client.clone(), serving.namespace);
+    let service = build_service(serving);
+    call("applying an endpoint's Service", services.patch(serving.name, &params, &Patch::Apply(&service))).await?;
+    let deployments: Api<Deployment> = Api::namespaced(context.client.clone(), serving.namespace);
+    let (deployment, name) = (build_deployment(serving), deployment_name(serving.name, &serving.version.name));
+    call("applying an endpoint's Deployment", deployments.patch(&name, &params, &Patch::Apply(&deployment))).await?;
+    Ok(())
+}
+
+/// The Deployments of an endpoint.
+fn deployments(context: &Context, namespace: &str, name: &str) -> impl Iterator<Item = Arc<Deployment>> {
+    let all = context.hosted.deployments.state().into_iter();
+    all.filter(move |one| {
+        one.namespace().as_deref() == Some(namespace) && one.labels().get(ENDPOINT_LABEL).is_some_and(|of| of == name)
+    })
+}
+
+/// Deletes the Deployments of an endpoint that its spec does not ask for any more.
+async fn prune(context: &Context, namespace: &str, name: &str, wanted: &str) -> Result<(), Error> {
+    let api: Api<Deployment> = Api::namespaced(context.client.clone(), namespace);
+    for old in deployments(context, namespace, name).filter(|one| one.name_any() != wanted) {
+        let preconditions = Some(Preconditions { uid: old.uid(), resource_version: None });
+        let params = DeleteParams { preconditions, ..DeleteParams::background() };
+        match call("deleting a Deployment that is not asked for", api.delete(&old.name_any(), &params)).await {
+            Err(error) if !error.is_not_found() && !error.is_conflict() => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Replicas that there are, and those that answer.
+fn count(context: &Context, namespace: &str, name: &str) -> (i32, i32) {
+    deployments(context, namespace, name).filter_map(|one| one.status.clone()).fold((0, 0), |(there, ready), status| {
+        (there + status.replicas.unwrap_or(0), ready + status.ready_replicas.unwrap_or(0))
+    })
+}

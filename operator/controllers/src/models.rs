@@ -1,0 +1,42 @@
+//! `Model`: which endpoints serve it. While there are any, a policy refuses its deletion, and names them.
+
+use std::{sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use kube::{
+    Api, ResourceExt,
+    api::{Patch, PatchParams},
+    runtime::controller::Action,
+};
+use serde_json::json;
+use spillway_crds::Model;
+use spillway_manifests::model::build_status;
+
+use crate::{
+    context::Context,
+    error::{Error, call},
+};
+
+/// Looks at a model.
+///
+/// # Errors
+/// When the API server cannot be told.
+pub async fn reconcile(object: Arc<Model>, context: Arc<Context>) -> Result<Action, Error> {
+    let name = object.name_any();
+    let served = context.hosted.endpoints.state().into_iter().filter(|endpoint| endpoint.spec.model.name == name);
+    let endpoints: Vec<String> = served
+        .map(|endpoint| format!("{}/{}", endpoint.namespace().unwrap_or_default(), endpoint.name_any()))
+        .collect();
+    let status = build_status(&object, endpoints, Timestamp::now());
+    if object.status.as_ref() != Some(&status) {
+        let patch = spillway_manifests::status::build_patch(
+            object.metadata.resource_version.as_deref(),
+            &json!(object.status),
+            json!(status),
+        );
+        let api: Api<Model> = Api::all(context.client.clone());
+        call("writing a model's status", api.patch_status(&name, &PatchParams::default(), &Patch::Merge(&patch)))
+            .await?;
+    }
+    Ok(Action::requeue(Duration::from_secs(300)))
+}

@@ -1,0 +1,305 @@
+//! What a client is told when a request does not go through, so that OpenAI's own clients understand it.
+//!
+//! The body is `{"error": {"message", "type", "param", "code"}}`. The official clients choose their exception by the status alone: 400
+//! `BadRequestError`, 401 `AuthenticationError`, 404 `NotFoundError`, 429 `RateLimitError`, 500 and above `InternalServerError`, any other
+//! `APIStatusError`; they try 408, 409, 429 and 5xx again, after `retry-after-ms` or `retry-after`, unless `x-should-retry` is `false`. Within
+//! a stream an event whose data has an `error` is raised. (openai-python, `_client.py`, `_base_client.py` and `_streaming.py`.)
+//!
+//! Every message says what to do. None shows anything of a prompt, of a key, or of what others have: a model that does not exist and one that is
+//! not shared are the same.
+
+use serde::Serialize;
+
+use crate::admission::{LimitKind, Refusal, Retry, ScopeKind};
+use crate::keys::KeyError;
+use crate::request;
+
+/// Milliseconds after which to try again where nothing says when it will be better.
+const RETRY_MS: u64 = 1_000;
+/// Characters of a model's name that are repeated to who asked for it.
+const SHOWN_MODEL_MAX: usize = 128;
+
+/// Why a request does not go through.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum ApiError {
+    /// No good key.
+    #[error("{0}")]
+    Key(#[from] KeyError),
+    /// No such model, or not for this key.
+    #[error("{}", model_message(.model))]
+    ModelNotFound {
+        /// As it was asked for, or empty where that is no name. Made by [`ApiError::model_not_found`].
+        model: String,
+    },
+    /// The body is not one that we understand.
+    #[error("{0}")]
+    Body(request::Error),
+    /// The head of the request is too large.
+    #[error("The headers are larger than {limit} bytes: send fewer or shorter ones.")]
+    HeadersTooLarge {
+        /// Bytes allowed.
+        limit: usize,
+    },
+    /// The body is no JSON by its type.
+    #[error("The body's media type is not supported: send JSON with `Content-Type: application/json`.")]
+    UnsupportedMediaType,
+    /// The path names nothing.
+    #[error("There is nothing at this path: use /v1/models, /v1/chat/completions, /v1/completions or /v1/embeddings.")]
+    UnknownPath,
+    /// The path is for another method.
+    #[error("This path takes {allowed} only: send the request with that method.")]
+    MethodNotAllowed {
+        /// The method that it takes.
+        allowed: &'static str,
+    },
+    /// The client took too long to send its request.
+    #[error("The request did not arrive within {limit_ms} ms: send it again.")]
+    RequestTimeout {
+        /// Milliseconds allowed.
+        limit_ms: u64,
+    },
+    /// A limit has no room.
+    #[error("{}", limit_message(.0))]
+    Limit(Refusal),
+    /// The model has no replica yet.
+    #[error("The model is starting: try again in {}.", seconds(*.retry_after_ms))]
+    Waking {
+        /// Milliseconds until it may serve.
+        retry_after_ms: u64,
+    },
+    /// No replica of the model can take a request.
+    #[error("No replica of the model can take the request now: try again in {}.", seconds(*.retry_after_ms))]
+    NoReplica {
+        /// Milliseconds until it may be otherwise.
+        retry_after_ms: u64,
+    },
+    /// The gateway takes no more requests: it ends, or has no room for what it must record.
+    #[error("The gateway takes no new requests now: try again in {}.", seconds(*.retry_after_ms))]
+    Unavailable {
+        /// Milliseconds until it, or another one, may.
+        retry_after_ms: u64,
+    },
+    /// The engine gave no good answer.
+    #[error("The model's server failed: try again. Nothing is charged for what was not produced.")]
+    Upstream,
+    /// The engine gave no answer in time.
+    #[error(
+        "The model's server did not answer within {limit_ms} ms: try again, with a shorter prompt or fewer tokens."
+    )]
+    UpstreamTimeout {
+        /// Milliseconds allowed.
+        limit_ms: u64,
+    },
+}
+
+fn model_message(model: &str) -> String {
+    let name = if model.is_empty() { String::new() } else { format!(" `{model}`") };
+    format!(
+        "The model{name} does not exist or is not shared with you: GET /v1/models lists those that this key may use, and its owner can \
+         have another one shared."
+    )
+}
+
+fn limit_message(refusal: &Refusal) -> String {
+    let Refusal { scope, limit, allowed, retry, .. } = refusal;
+    let whose = match scope {
+        ScopeKind::Key => "This key",
+        ScopeKind::Tenant => "This key's tenant",
+    };
+    let what = match limit {
+        LimitKind::Requests => "requests per minute",
+        LimitKind::Tokens => "tokens per minute",
+        LimitKind::Concurrency => "requests at once",
+    };
+    match retry {
+        Retry::AfterMs(wait_ms) => format!(
+            "{whose} may use {allowed} {what}, which are in use: try again in {}, or ask for a higher limit.",
+            seconds(*wait_ms)
+        ),
+        Retry::Never => match limit {
+            LimitKind::Tokens => format!(
+                "{whose} may use {allowed} {what}, and the prompt alone is longer: send a shorter one, or ask for a higher limit."
+            ),
+            LimitKind::Requests | LimitKind::Concurrency => {
+                format!("{whose} may use {allowed} {what}: ask for a higher limit.")
+            }
+        },
+        Retry::Lease => format!(
+            "How much of {} limit of {allowed} {what} is left is not known now: try again in {}.",
+            match scope {
+                ScopeKind::Key => "this key's",
+                ScopeKind::Tenant => "this key's tenant's",
+            },
+            seconds(RETRY_MS)
+        ),
+    }
+}
+
+/// A wait as a person reads it, rounded up to a tenth of a second.
+fn seconds(milliseconds: u64) -> String {
+    let tenths = milliseconds.div_ceil(100);
+    match (tenths / 10, tenths % 10) {
+        (whole, 0) => format!("{whole} s"),
+        (whole, tenths) => format!("{whole}.{tenths} s"),
+    }
+}
+
+/// The JSON of an answer.
+#[derive(Serialize)]
+struct Body<'a> {
+    error: Object<'a>,
+}
+
+#[derive(Serialize)]
+struct Object<'a> {
+    message: &'a str,
+    r#type: &'static str,
+    param: Option<&'static str>,
+    code: &'static str,
+}
+
+impl From<Refusal> for ApiError {
+    fn from(refusal: Refusal) -> Self {
+        Self::Limit(refusal)
+    }
+}
+
+impl From<request::Error> for ApiError {
+    fn from(error: request::Error) -> Self {
+        Self::Body(error)
+    }
+}
+
+impl ApiError {
+    /// `model` does not exist, or is not for this key. It is repeated if it looks like a name; what does not could be anything.
+    pub fn model_not_found(model: &str) -> Self {
+        let name = |byte: u8| byte.is_ascii_alphanumeric() || b"-._:/@".contains(&byte);
+        let shown = model.len() <= SHOWN_MODEL_MAX && model.bytes().all(name);
+        Self::ModelNotFound { model: if shown { model.to_owned() } else { String::new() } }
+    }
+
+    /// The status of HTTP.
+    pub fn status(&self) -> u16 {
+        match self {
+            Self::Body(request::Error::TooLarge { .. }) => 413,
+            Self::Body(_) => 400,
+            Self::Key(_) => 401,
+            Self::ModelNotFound { .. } | Self::UnknownPath => 404,
+            Self::MethodNotAllowed { .. } => 405,
+            Self::RequestTimeout { .. } => 408,
+            Self::UnsupportedMediaType => 415,
+            // What is not known is our fault, not too much of the client's.
+            Self::Limit(refusal) if refusal.retry == Retry::Lease => 503,
+            Self::Limit(_) => 429,
+            Self::HeadersTooLarge { .. } => 431,
+            Self::Upstream => 502,
+            Self::Waking { .. } | Self::NoReplica { .. } | Self::Unavailable { .. } => 503,
+            Self::UpstreamTimeout { .. } => 504,
+        }
+    }
+
+    /// `error.type`. That of a limit says which, as OpenAI's does.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Limit(refusal) if refusal.retry == Retry::Lease => "server_error",
+            Self::Limit(refusal) => match refusal.limit {
+                LimitKind::Requests => "requests",
+                LimitKind::Tokens => "tokens",
+                LimitKind::Concurrency => "concurrency",
+            },
+            _ if self.status() >= 500 => "server_error",
+            _ => "invalid_request_error",
+        }
+    }
+
+    /// `error.code`.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Key(KeyError::Missing) => "missing_api_key",
+            Self::Key(KeyError::Malformed | KeyError::Unknown) => "invalid_api_key",
+            Self::Key(KeyError::Expired) => "expired_api_key",
+            Self::Key(KeyError::Revoked) => "revoked_api_key",
+            Self::ModelNotFound { .. } => "model_not_found",
+            Self::Body(request::Error::TooLarge { .. }) => "request_too_large",
+            Self::Body(request::Error::NotJson { .. } | request::Error::NotAnObject) => "invalid_json",
+            Self::Body(request::Error::Missing { .. }) => "missing_required_parameter",
+            Self::Body(request::Error::Duplicate { .. }) => "duplicate_parameter",
+            Self::Body(request::Error::Invalid { .. }) => "invalid_value",
+            Self::Body(request::Error::TooMany { .. }) => "array_above_max_length",
+            Self::HeadersTooLarge { .. } => "headers_too_large",
+            Self::UnsupportedMediaType => "unsupported_media_type",
+            Self::UnknownPath => "unknown_url",
+            Self::MethodNotAllowed { .. } => "method_not_allowed",
+            Self::RequestTimeout { .. } => "request_timeout",
+            Self::Limit(refusal) if refusal.retry == Retry::Lease => "limits_unavailable",
+            Self::Limit(_) => "rate_limit_exceeded",
+            Self::Waking { .. } => "model_starting",
+            Self::NoReplica { .. } => "model_unavailable",
+            Self::Unavailable { .. } => "gateway_unavailable",
+            Self::Upstream => "upstream_error",
+            Self::UpstreamTimeout { .. } => "upstream_timeout",
+        }
+    }
+
+    /// `error.param`: the field to correct.
+    pub fn param(&self) -> Option<&'static str> {
+        match self {
+            Self::Body(error) => error.field().map(request::Field::as_str),
+            Self::ModelNotFound { .. } => Some("model"),
+            _ => None,
+        }
+    }
+
+    /// Milliseconds after which to try again, where that helps and is known.
+    pub fn retry_after_ms(&self) -> Option<u64> {
+        match self {
+            Self::Limit(refusal) => match refusal.retry {
+                Retry::AfterMs(wait_ms) => Some(wait_ms),
+                Retry::Lease => Some(RETRY_MS),
+                Retry::Never => None,
+            },
+            Self::Waking { retry_after_ms }
+            | Self::NoReplica { retry_after_ms }
+            | Self::Unavailable { retry_after_ms } => Some(*retry_after_ms),
+            _ => None,
+        }
+    }
+
+    /// The headers of the answer, in lower case.
+    pub fn headers(&self) -> Vec<(&'static str, String)> {
+        let mut headers = vec![("content-type", "application/json".to_owned())];
+        match self {
+            Self::Key(_) => headers.push(("www-authenticate", "Bearer".to_owned())),
+            Self::MethodNotAllowed { allowed } => headers.push(("allow", (*allowed).to_owned())),
+            Self::Limit(refusal) => {
+                headers.extend(refusal.rates.headers());
+                if refusal.retry == Retry::Never {
+                    headers.push(("x-should-retry", "false".to_owned()));
+                }
+            }
+            _ => {}
+        }
+        if let Some(wait_ms) = self.retry_after_ms() {
+            // Whole seconds, and not before it helps.
+            headers.push(("retry-after", wait_ms.div_ceil(1_000).max(1).to_string()));
+            headers.push(("retry-after-ms", wait_ms.max(1).to_string()));
+        }
+        headers
+    }
+
+    /// The body of the answer.
+    pub fn body(&self) -> String {
+        let message = self.to_string();
+        let error = Object { message: &message, r#type: self.kind(), param: self.param(), code: self.code() };
+        // Strings and nothing else: there is no way for it to fail.
+        serde_json::to_string(&Body { error }).unwrap_or_default()
+    }
+
+    /// The error as an event, for a stream whose answer has begun.
+    pub fn event(&self) -> String {
+        format!("data: {}\n\n", self.body())
+    }
+}
+
+#[cfg(test)]
+mod tests;

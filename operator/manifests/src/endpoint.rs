@@ -1,0 +1,317 @@
+//! What a `ModelEndpoint` is laid out as: one Deployment for its model version and reservation, and one Service before it.
+//!
+//! The presets are arguments, ports and probes of engines as their own documentation has them. A pod asks for its devices, and names by a label the
+//! reservation on whose devices it runs; where it may land is not decided here.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use spillway_crds::{
+    Model, ModelEndpoint, ModelEndpointStatus, ModelVersion, Preset, Source,
+    names::{ENDPOINT_LABEL, MODEL_LABEL, RESERVATION_LABEL, VERSION_LABEL},
+    parse_duration_ms,
+};
+
+use crate::conditions::{Wanted, merge};
+
+/// Where the volume with a model's weights is mounted.
+const MODELS: &str = "/models";
+/// Seconds that an endpoint is taken out of the Service before its engine is told to stop, so that nothing new is on its way.
+const DRAIN_SECONDS: u32 = 5;
+/// Seconds between two startup probes.
+const STARTUP_PERIOD: i64 = 2;
+
+/// All that an endpoint is laid out from; whoever makes one has found that it can be.
+#[derive(Clone, Debug)]
+pub struct Serving<'a> {
+    /// The endpoint.
+    pub endpoint: &'a ModelEndpoint,
+    /// Its namespace.
+    pub namespace: &'a str,
+    /// Its name.
+    pub name: &'a str,
+    /// Name of the model.
+    pub model: &'a str,
+    /// The version that is served.
+    pub version: &'a ModelVersion,
+    /// The extended resource of the reservation's pool.
+    pub resource: &'a str,
+    /// Replicas that are laid out: those that are wanted and for which devices are held.
+    pub replicas: i32,
+    /// Seconds in which a replica that is told to go ends what it is answering.
+    pub grace_seconds: u32,
+}
+
+/// How an engine is started and asked.
+struct Engine {
+    command: Option<Vec<&'static str>>,
+    port: i32,
+    health: &'static str,
+}
+
+fn engine(preset: Preset) -> Engine {
+    match preset {
+        // https://docs.vllm.ai: `vllm serve`, port 8000, /health.
+        Preset::Vllm => Engine { command: Some(vec!["vllm", "serve"]), port: 8000, health: "/health" },
+        // https://github.com/ggml-org/llama.cpp, tools/server: the image's entry point is llama-server; port 8080, /health says 503 while it loads.
+        Preset::LlamaCpp => Engine { command: None, port: 8080, health: "/health" },
+        Preset::OpenAi => Engine { command: None, port: 0, health: "/v1/models" },
+    }
+}
+
+/// The port on which a version's engine serves.
+pub fn port(version: &ModelVersion) -> i32 {
+    version.runtime.port.unwrap_or_else(|| engine(version.runtime.preset).port)
+}
+
+/// The name under which a version's engine knows its model.
+pub fn served_name<'a>(model: &'a str, version: &'a ModelVersion) -> &'a str {
+    version.runtime.served_name.as_deref().unwrap_or(model)
+}
+
+/// What the engine is told to load.
+fn weights(source: Option<&Source>) -> Option<String> {
+    let source = source?;
+    let on_volume = |path: &str| if path.is_empty() { MODELS.to_owned() } else { format!("{MODELS}/{path}") };
+    source
+        .path
+        .clone()
+        .or_else(|| source.registry.clone())
+        .or_else(|| source.claim.as_ref().or(source.image.as_ref()).map(|volume| on_volume(&volume.path)))
+}
+
+fn args(serving: &Serving<'_>) -> Vec<String> {
+    let version = serving.version;
+    let (name, port) = (served_name(serving.model, version), port(version).to_string());
+    let context = version.context_length.to_string();
+    let weights = weights(version.source.as_ref());
+    let mut args: Vec<String> = Vec::new();
+    let mut push = |all: &[&str]| args.extend(all.iter().map(|one| (*one).to_owned()));
+    match version.runtime.preset {
+        Preset::Vllm => {
+            push(&[weights.as_deref().unwrap_or(serving.model)]);
+            push(&["--served-model-name", name, "--host", "0.0.0.0", "--port", &port, "--max-model-len", &context]);
+            push(&["--tensor-parallel-size", &version.needs.devices.to_string()]);
+            // Usage in each chunk is asked for by the request; cached tokens are in it with this.
+            push(&["--enable-prompt-tokens-details"]);
+        }
+        Preset::LlamaCpp => {
+            if let Some(path) = &weights {
+                push(&["--model", path]);
+            }
+            push(&["--alias", name, "--host", "0.0.0.0", "--port", &port, "--ctx-size", &context, "--metrics"]);
+        }
+        Preset::OpenAi => {}
+    }
+    args.extend(version.runtime.args.iter().cloned());
+    args
+}
+
+/// Name of the Deployment of an endpoint for one version and reservation.
+pub fn deployment_name(endpoint: &str, version: &str) -> String {
+    format!("{endpoint}-{}", version.replace('.', "-"))
+}
+
+/// Labels by which an endpoint's pods are found, whatever version they are of.
+pub fn selector(endpoint: &str) -> BTreeMap<&'static str, String> {
+    [(ENDPOINT_LABEL, endpoint.to_owned())].into()
+}
+
+fn labels(serving: &Serving<'_>) -> BTreeMap<&'static str, String> {
+    let mut labels = selector(serving.name);
+    labels.insert(MODEL_LABEL, serving.model.to_owned());
+    labels.insert(VERSION_LABEL, serving.version.name.clone());
+    labels.insert(RESERVATION_LABEL, serving.endpoint.spec.capacity.reservation.clone());
+    labels
+}
+
+fn owner(endpoint: &ModelEndpoint) -> Value {
+    json!([{
+        "apiVersion": "spillway.dev/v1alpha1", "kind": "ModelEndpoint", "controller": true,
+        "blockOwnerDeletion": true,
+        "name": endpoint.metadata.name, "uid": endpoint.metadata.uid,
+    }])
+}
+
+fn volumes(version: &ModelVersion) -> (Vec<Value>, Vec<Value>) {
+    let mut volumes =
+        vec![json!({"name": "scratch", "emptyDir": {}}), json!({"name": "shm", "emptyDir": {"medium": "Memory"}})];
+    let mut mounts =
+        vec![json!({"name": "scratch", "mountPath": "/tmp"}), json!({"name": "shm", "mountPath": "/dev/shm"})];
+    let models = version.source.as_ref().and_then(|source| {
+        let claim = source.claim.as_ref().map(
+            |claim| json!({"name": "models", "persistentVolumeClaim": {"claimName": claim.name, "readOnly": true}}),
+        );
+        claim.or_else(|| {
+            let image = source.image.as_ref()?;
+            Some(json!({"name": "models", "image": {"reference": image.name, "pullPolicy": "IfNotPresent"}}))
+        })
+    });
+    if let Some(models) = models {
+        volumes.push(models);
+        mounts.push(json!({"name": "models", "mountPath": MODELS, "readOnly": true}));
+    }
+    (volumes, mounts)
+}
+
+/// The Deployment, for server-side apply.
+pub fn build_deployment(serving: &Serving<'_>) -> Value {
+    let version = serving.version;
+    let engine = engine(version.runtime.preset);
+    let startup_ms = parse_duration_ms(&version.needs.startup).unwrap_or(600_000);
+    let probe = json!({"path": engine.health, "port": "http"});
+    let needs = json!({
+        "cpu": version.needs.cpu, "memory": version.needs.memory,
+        serving.resource: version.needs.devices.to_string(),
+    });
+    let (volumes, mounts) = volumes(version);
+    let mut container = json!({
+        "name": "engine",
+        "image": version.runtime.image,
+        "args": args(serving),
+        // What engines write (caches, compiled kernels) goes where it may.
+        "env": [{"name": "HOME", "value": "/tmp"}],
+        "ports": [{"name": "http", "containerPort": port(version)}],
+        "resources": {"requests": needs, "limits": needs},
+        "startupProbe": {
+            "httpGet": probe, "periodSeconds": STARTUP_PERIOD, "timeoutSeconds": 5,
+            "failureThreshold": (startup_ms / 1000 / STARTUP_PERIOD).max(1),
+        },
+        "readinessProbe": {"httpGet": probe, "periodSeconds": 5, "timeoutSeconds": 5, "failureThreshold": 2},
+        // An engine that is busy with one long prompt must not be restarted for it.
+        "livenessProbe": {"httpGet": probe, "periodSeconds": 15, "timeoutSeconds": 15, "failureThreshold": 8},
+        "lifecycle": {"preStop": {"sleep": {"seconds": DRAIN_SECONDS}}},
+        "securityContext": {
+            "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": {"drop": ["ALL"]},
+        },
+        "volumeMounts": mounts,
+    });
+    if let (Some(command), Some(fields)) = (engine.command, container.as_object_mut()) {
+        fields.insert("command".to_owned(), json!(command));
+    }
+    let mut wanted = selector(serving.name);
+    wanted.insert(VERSION_LABEL, version.name.clone());
+    json!({
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {
+            "name": deployment_name(serving.name, &version.name),
+            "namespace": serving.namespace,
+            "labels": labels(serving),
+            "ownerReferences": owner(serving.endpoint),
+        },
+        "spec": {
+            "replicas": serving.replicas,
+            "selector": {"matchLabels": wanted},
+            // In place, one at a time: a new version needs no device that is not held.
+            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}},
+            "template": {
+                "metadata": {"labels": labels(serving)},
+                "spec": {
+                    "automountServiceAccountToken": false,
+                    "enableServiceLinks": false,
+                    "terminationGracePeriodSeconds": serving.grace_seconds,
+                    "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}},
+                    "containers": [container],
+                    "volumes": volumes,
+                },
+            },
+        },
+    })
+}
+
+/// The Service before the replicas, for server-side apply.
+pub fn build_service(serving: &Serving<'_>) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {
+            "name": serving.name,
+            "namespace": serving.namespace,
+            "labels": selector(serving.name),
+            "ownerReferences": owner(serving.endpoint),
+        },
+        "spec": {
+            "selector": selector(serving.name),
+            "ports": [{"name": "http", "port": 80, "targetPort": "http", "protocol": "TCP"}],
+        },
+    })
+}
+
+/// What is known of an endpoint.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Facts {
+    /// Why it cannot be laid out: a word and a sentence.
+    pub problem: Option<(&'static str, String)>,
+    /// Replicas that there are, and of these those that answer.
+    pub replicas: (i32, i32),
+    /// Replicas for which devices are held.
+    pub bookable: i32,
+    /// Why devices are missing, if they are.
+    pub missing: Option<String>,
+}
+
+/// The status that says what is known.
+pub fn build_status(endpoint: &ModelEndpoint, facts: &Facts, now: Timestamp) -> ModelEndpointStatus {
+    let previous = endpoint.status.clone().unwrap_or_default();
+    let (name, namespace) = (
+        endpoint.metadata.name.as_deref().unwrap_or_default(),
+        endpoint.metadata.namespace.as_deref().unwrap_or_default(),
+    );
+    let wanted = endpoint.spec.replicas;
+    let (there, ready) = facts.replicas;
+    let (is_ready, stalled, reason, message) = match &facts.problem {
+        Some((reason, message)) => (false, true, *reason, message.clone()),
+        None if wanted == 0 => (true, false, "ScaledToZero", "No replica is wanted.".to_owned()),
+        None if facts.bookable < wanted => {
+            let why = facts.missing.clone().unwrap_or_default();
+            let message =
+                format!("{ready} of {wanted} replicas answer, and devices are held for {}. {why}", facts.bookable);
+            (ready > 0, false, "CapacityMissing", message.trim_end().to_owned())
+        }
+        None if ready < wanted => {
+            (ready > 0, false, "ReplicasStarting", format!("{ready} of {wanted} replicas answer."))
+        }
+        None => (true, false, "Serving", format!("{ready} of {wanted} replicas answer.")),
+    };
+    let reconciling = !stalled && (ready < wanted || there > wanted);
+    let conditions = merge(
+        &previous.conditions,
+        vec![
+            Wanted::new("Ready", is_ready, reason, message.clone()),
+            Wanted::new("Reconciling", reconciling, reason, message.clone()),
+            Wanted::new("Stalled", stalled, reason, message),
+        ],
+        endpoint.metadata.generation,
+        now,
+    );
+    let selector: Vec<String> = selector(name).iter().map(|(key, value)| format!("{key}={value}")).collect();
+    ModelEndpointStatus {
+        observed_generation: endpoint.metadata.generation,
+        conditions,
+        replicas: there,
+        ready_replicas: ready,
+        bookable_replicas: facts.bookable,
+        selector: Some(selector.join(",")),
+        address: Some(format!("{name}.{namespace}.svc:80")),
+    }
+}
+
+/// The version of a model that an endpoint asks for.
+///
+/// # Errors
+/// A word and a sentence that says what there is instead.
+pub fn find_version<'a>(model: &'a Model, wanted: &str) -> Result<&'a ModelVersion, (&'static str, String)> {
+    model.spec.versions.iter().find(|version| version.name == wanted).ok_or_else(|| {
+        let there: Vec<&str> = model.spec.versions.iter().map(|version| version.name.as_str()).collect();
+        let name = model.metadata.name.as_deref().unwrap_or_default();
+        (
+            "VersionNotFound",
+            format!("Model {name} has no version {wanted}: set spec.model.version to one of {}.", there.join(", ")),
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests;

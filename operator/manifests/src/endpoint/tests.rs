@@ -1,0 +1,93 @@
+use jiff::Timestamp;
+use rstest::rstest;
+use serde_json::{Value, json};
+use spillway_crds::{ConditionStatus, Model, ModelEndpoint};
+
+use super::*;
+
+fn model(runtime: Value, source: Value) -> Model {
+    serde_json::from_value(json!({
+        "apiVersion": "spillway.dev/v1alpha1", "kind": "Model", "metadata": {"name": "smollm2"},
+        "spec": {"capabilities": ["Chat"], "versions": [{
+            "name": "q4.1", "runtime": runtime, "source": source, "contextLength": 2048,
+            "needs": {"devices": 2, "cpu": "4", "memory": "8Gi", "startup": "3m"},
+        }]},
+    }))
+    .unwrap()
+}
+
+fn endpoint(replicas: i32) -> ModelEndpoint {
+    serde_json::from_value(json!({
+        "apiVersion": "spillway.dev/v1alpha1", "kind": "ModelEndpoint",
+        "metadata": {"name": "chat", "namespace": "acme", "uid": "e-1", "generation": 3},
+        "spec": {"model": {"name": "smollm2", "version": "q4.1"}, "capacity": {"reservation": "base"}, "replicas": replicas},
+    }))
+    .unwrap()
+}
+
+fn laid_out(runtime: Value, source: Value) -> Value {
+    let (model, endpoint) = (model(runtime, source), endpoint(2));
+    build_deployment(&Serving {
+        endpoint: &endpoint,
+        namespace: "acme",
+        name: "chat",
+        model: "smollm2",
+        version: &model.spec.versions[0],
+        resource: "nvidia.com/gpu",
+        replicas: 2,
+        grace_seconds: 60,
+    })
+}
+
+#[rstest]
+#[case::llama_cpp("llama-cpp", json!({"preset": "LlamaCpp", "image": "llama:1"}), json!({"path": "/weights/q4.gguf"}))]
+#[case::vllm("vllm", json!({"preset": "Vllm", "image": "vllm:1", "args": ["--enforce-eager"]}), json!({"claim": {"name": "weights", "path": "smollm2"}}))]
+#[case::vllm_registry("vllm-registry", json!({"preset": "Vllm", "image": "vllm:1"}), json!({"registry": "HuggingFaceTB/SmolLM2-135M-Instruct"}))]
+#[case::any("any", json!({"preset": "OpenAi", "image": "mine:1", "port": 9000, "servedName": "m", "args": ["serve"]}), json!({"image": {"name": "weights:1", "path": "m.bin"}}))]
+fn deployment(#[case] name: &str, #[case] runtime: Value, #[case] source: Value) {
+    insta::assert_yaml_snapshot!(name, laid_out(runtime, source));
+}
+
+#[test]
+fn the_selector_of_a_deployment_finds_its_pods_and_no_other_versions() {
+    let deployment = laid_out(json!({"preset": "LlamaCpp", "image": "llama:1"}), json!({"path": "/m"}));
+    let (wanted, labels) =
+        (&deployment["spec"]["selector"]["matchLabels"], &deployment["spec"]["template"]["metadata"]["labels"]);
+    for (key, value) in wanted.as_object().unwrap() {
+        assert_eq!(labels[key], *value, "{key}");
+    }
+    assert_eq!(wanted["spillway.dev/version"], "q4.1");
+    assert_eq!(labels["spillway.dev/reservation"], "base");
+}
+
+#[rstest]
+#[case::serving(2, facts((2, 2), 2), "Serving", [true, false, false])]
+#[case::starting(2, facts((2, 1), 2), "ReplicasStarting", [true, true, false])]
+#[case::none_answers_yet(2, facts((2, 0), 2), "ReplicasStarting", [false, true, false])]
+#[case::less_is_held(2, facts((1, 1), 1), "CapacityMissing", [true, true, false])]
+#[case::asleep(0, facts((0, 0), 2), "ScaledToZero", [true, false, false])]
+#[case::falling_asleep(0, facts((1, 1), 2), "ScaledToZero", [true, true, false])]
+#[case::no_model(2, Facts { problem: Some(("ModelNotFound", "There is none.".into())), ..Facts::default() }, "ModelNotFound", [false, false, true])]
+fn status(#[case] replicas: i32, #[case] facts: Facts, #[case] reason: &str, #[case] expected: [bool; 3]) {
+    let status = build_status(&endpoint(replicas), &facts, Timestamp::UNIX_EPOCH);
+    let holds = |type_: &str| {
+        let found = status.conditions.iter().find(|condition| condition.type_ == type_).unwrap();
+        assert_eq!(found.reason, reason);
+        found.status == ConditionStatus::True
+    };
+    assert_eq!([holds("Ready"), holds("Reconciling"), holds("Stalled")], expected);
+    assert_eq!(status.selector.as_deref(), Some("spillway.dev/endpoint=chat"));
+    assert_eq!(status.address.as_deref(), Some("chat.acme.svc:80"));
+}
+
+fn facts(replicas: (i32, i32), bookable: i32) -> Facts {
+    Facts { replicas, bookable, ..Facts::default() }
+}
+
+#[test]
+fn a_version_that_is_missing_is_named_with_those_that_are_there() {
+    let model = model(json!({"preset": "LlamaCpp", "image": "llama:1"}), json!({"path": "/m"}));
+    let (reason, message) = find_version(&model, "q8").unwrap_err();
+    assert_eq!(reason, "VersionNotFound");
+    assert_eq!(message, "Model smollm2 has no version q8: set spec.model.version to one of q4.1.");
+}
