@@ -10,6 +10,7 @@ pub mod backlog;
 pub mod changes;
 pub mod config;
 pub mod context;
+pub mod ended;
 pub mod engine;
 pub mod error;
 pub mod fence;
