@@ -146,10 +146,10 @@ fn start(client: Client, config: Config, metrics: Arc<Metrics>, tasks: &mut Join
         Ok(())
     });
     guards::start(&context, tasks);
-    let engine = Engine::new(Arc::clone(&context), publish, wake, messages);
+    let mut engine = Engine::new(Arc::clone(&context), publish, wake, messages);
     tasks.spawn(async move {
         // Deciding on half of the cluster would sell what is sold: the engine waits for the first list of everything.
-        synced.wait(watches).await;
+        tokio::join!(synced.wait(watches), engine.preload());
         engine.run().await;
         Err(Error::TaskEnded("engine"))
     });
@@ -242,7 +242,7 @@ fn watch_all(
     guards: &Arc<Guards>,
     synced: &Synced,
 ) -> (Stores, Vec<watches::Feed>) {
-    let any = || watcher::Config::default().any_semantic();
+    let any = || watcher::Config::default().streaming_lists();
     let (queues, wake) = (queues.clone(), Arc::clone(wake));
 
     let (q, w) = (queues.clone(), Arc::clone(&wake));
@@ -403,7 +403,7 @@ fn namespaces(
     use kube::runtime::{WatchStreamExt, reflector};
     let (store, writer) = reflector::store::<NamespaceMeta>();
     let (q, w) = (queues.clone(), Arc::clone(wake));
-    let stream = watcher(Api::<NamespaceMeta>::all(client.clone()), watcher::Config::default().any_semantic())
+    let stream = watcher(Api::<NamespaceMeta>::all(client.clone()), watcher::Config::default().streaming_lists())
         .default_backoff()
         .modify(slim)
         .reflect(writer);
