@@ -257,10 +257,11 @@ fn watch_all(
     });
 
     let (q, w, c, sharing) = (queues.clone(), Arc::clone(&wake), Arc::clone(changed), Arc::clone(sharing));
-    let there = Arc::clone(pods);
+    let (there, v) = (Arc::clone(pods), view.clone());
     let (reservations, reservation_feed) =
         watch::<GpuReservation, _, _>(Api::all(client.clone()), any(), slim, synced, move |event| {
             let (q, w, p) = (q.clone(), Arc::clone(&w), Arc::clone(&there));
+            let early = is_early(&event, &v);
             match object(&event) {
                 Some(object) => {
                     let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
@@ -272,7 +273,7 @@ fn watch_all(
             }
             async move {
                 w.notify_one();
-                if let Some(reservation) = object(&event) {
+                if let Some(reservation) = object(&event).filter(|_| !early) {
                     let namespace = reservation.namespace().unwrap_or_default();
                     q.reservations.push_in(&namespace, &reservation.name_any()).await;
                     let recorded = reservation.status.as_ref().is_some_and(|status| !status.assignments.is_empty());
@@ -299,6 +300,7 @@ fn watch_all(
     let mut seen: HashMap<String, u64> = HashMap::new();
     let (nodes, node_feed) = watch::<Node, _, _>(Api::all(client.clone()), any(), slim_node, synced, move |event| {
         let (q, w, p) = (q.clone(), Arc::clone(&w), Arc::clone(&there));
+        let early = is_early(&event, &v);
         // A heartbeat is a write of the node as well: ten thousand nodes would keep everybody awake.
         let news = match &event {
             watcher::Event::Apply(node) | watcher::Event::InitApply(node) => {
@@ -326,7 +328,7 @@ fn watch_all(
             if news {
                 w.notify_one();
             }
-            if let Some((name, pool, bookings)) = about {
+            if let Some((name, pool, bookings)) = about.filter(|_| !early) {
                 q.nodes.push(&name).await;
                 if let Some(pool) = pool {
                     q.pools.push(&pool).await;
@@ -389,6 +391,11 @@ fn watch_all(
 
     let feeds = vec![pool_feed, reservation_feed, tenant_feed, node_feed, gpu_node_feed, namespace_feed, pod_feed];
     (Stores { pools, reservations, tenants, nodes, gpu_nodes, namespaces }, feeds)
+}
+
+/// An object of a first list, before the ledger is known: everything is looked at once it is.
+fn is_early<K>(event: &watcher::Event<K>, view: &watch::Receiver<Arc<View>>) -> bool {
+    matches!(event, watcher::Event::InitApply(_)) && view.borrow().ledger.is_none()
 }
 
 type NamespaceMeta = PartialObjectMeta<Namespace>;
