@@ -125,7 +125,7 @@ lint() {
 
 unit() {
     step "unit tests and properties" cargo test "${workspace[@]}" --no-fail-fast --lib --bins
-    step "model check" cargo test "${workspace[@]}" --test model
+    step "model checks" cargo test "${workspace[@]}" --no-fail-fast --test model --test shared
     step "examples in the documentation" cargo test "${workspace[@]}" --no-fail-fast --doc
 }
 

@@ -217,8 +217,10 @@ pub struct GpuReservationStatus {
     #[schemars(length(max = 1024))]
     pub message: Option<String>,
     /// `Ready`: the promise stands, or ended as agreed. `Reconciling`: it is waiting. `Stalled`: it was refused or is at risk.
+    // Atomic, as `nodes` is: the operator alone writes them, and who owns each field of each entry would be a third of what the API server keeps,
+    // merges and sends of a reservation.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "atomic"))]
     pub conditions: Vec<Condition>,
     /// What was booked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -229,7 +231,7 @@ pub struct GpuReservationStatus {
     pub node_count: Option<i32>,
     /// The nodes booked, at most 1024 of them, in order of name.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 1024), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    #[schemars(length(max = 1024), extend("x-kubernetes-list-type" = "atomic"))]
     pub nodes: Vec<AssignedNode>,
     /// Devices booked on those nodes.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -172,8 +172,11 @@ async fn an_endpoint_takes_over_nothing() -> Result<()> {
         deployments: Api::namespaced(client.clone(), TENANT),
     };
     let models: Api<Model> = Api::all(client);
-    create(&models, json!({"metadata": {"name": "m"}, "spec": {"capabilities": ["Chat"], "versions": [version("q4", 1)]}}))
-        .await?;
+    create(
+        &models,
+        json!({"metadata": {"name": "m"}, "spec": {"capabilities": ["Chat"], "versions": [version("q4", 1)]}}),
+    )
+    .await?;
     spillway.reserve(TENANT, "base", json!({"devices": {"count": 4}, "exclusiveNodes": false})).await?;
     spillway.wait_phase(TENANT, "base", Phase::Active, BOUND).await?;
     let spec = json!({"model": {"name": "m", "version": "q4"}, "capacity": {"reservation": "base"}});

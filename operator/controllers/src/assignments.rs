@@ -33,6 +33,7 @@ use spillway_planner::{
 
 use crate::{
     context::Context,
+    ended::PodName,
     error::{Error, call},
     kill,
     pods::{PodFacts, facts},
@@ -91,8 +92,14 @@ pub async fn reconcile(object: Arc<PartialObjectMeta<Namespace>>, context: Arc<C
     write_records(&context, &sharers, &found).await?;
     context.forget_gone(records.iter().map(|record| &record.pod_uid), &found.records);
     for (pod, node) in &found.admit {
+        let record = found.records.iter().find(|record| record.pod_uid == *pod);
+        let Some(sharer) =
+            record.and_then(|one| sharers.iter().find(|sharer| sharer.object.name_any() == *one.reservation))
+        else {
+            continue;
+        };
         let Some(pod) = pods.iter().find(|one| one.uid == *pod) else { continue };
-        admit(&context, pod, node).await?;
+        admit(&context, pod, node, &sharer.booking, gaps).await?;
         kill::point("assign.after-toleration");
     }
     // Whether anything is left of a pod that went, the node says.
@@ -261,8 +268,9 @@ async fn write_records(context: &Context, sharers: &[Sharer], found: &Assignment
     Ok(())
 }
 
-/// Gives a pod the toleration of a node, if it still waits for one.
-async fn admit(context: &Context, facts: &PodFacts, node: &NodeUid) -> Result<(), Error> {
+/// Gives a pod the toleration of a node, if it still waits for one. The root is read once more after the pod: who ends the part after that finds the
+/// record, and the pod waiting, and ends it, so that a toleration that comes late is given to nobody.
+async fn admit(context: &Context, facts: &PodFacts, node: &NodeUid, booking: &Booking, gaps: u64) -> Result<(), Error> {
     let api: Api<Pod> = Api::namespaced(context.client.clone(), &facts.namespace);
     let Some(pod) = call("reading a pod that gets room", api.get_opt(&facts.name)).await? else { return Ok(()) };
     let spec = pod.spec.clone().unwrap_or_default();
@@ -279,6 +287,13 @@ async fn admit(context: &Context, facts: &PodFacts, node: &NodeUid) -> Result<()
     if !waits || tolerations.iter().any(of_node) {
         return Ok(());
     }
+    let action = "giving a pod room on a shared node";
+    let view = context.settled(action, gaps).await?;
+    let held = view.booking_of(&booking.reservation.uid).filter(|now| now.id == booking.id);
+    let open = held.is_some_and(|now| now.segments.iter().any(|one| one.uid == *node && one.to.is_none()));
+    if !open {
+        return Err(Error::Fenced { action, expected: view.generation, found: view.generation });
+    }
     tolerations.push(Toleration {
         key: Some(HOLD_TAINT.to_owned()),
         operator: Some("Equal".to_owned()),
@@ -289,9 +304,7 @@ async fn admit(context: &Context, facts: &PodFacts, node: &NodeUid) -> Result<()
         "metadata": {"resourceVersion": pod.metadata.resource_version},
         "spec": {"tolerations": tolerations},
     });
-    call("giving a pod room on a shared node", api.patch(&facts.name, &PatchParams::default(), &Patch::Merge(&patch)))
-        .await
-        .map(|_| ())
+    call(action, api.patch(&facts.name, &PatchParams::default(), &Patch::Merge(&patch))).await.map(|_| ())
 }
 
 /// So much of a pod as an Event on it needs.
@@ -347,14 +360,16 @@ async fn tell_of_waiting(
     }
 }
 
-/// Pods of which a live reservation says that they have room on a node, and which are not there any more.
-pub fn releasing(context: &Context, bookings: &[Arc<Booking>], node: &str) -> BTreeSet<Arc<str>> {
-    let mut found = BTreeSet::new();
+/// Pods of which a live reservation says that they have room on a node, and which are not there any more, by UID.
+pub fn releasing(context: &Context, bookings: &[Arc<Booking>], node: &str) -> BTreeMap<Arc<str>, PodName> {
+    let mut found = BTreeMap::new();
     for booking in bookings.iter().filter(|booking| !booking.exclusive) {
-        let key = ObjectRef::new(&booking.reservation.name).within(&booking.reservation.namespace);
+        let namespace = &booking.reservation.namespace;
+        let key = ObjectRef::new(&booking.reservation.name).within(namespace);
         let Some(object) = context.stores.reservations.get(&key) else { continue };
         let here = records(&object).into_iter().filter(|record| record.node.as_str() == node);
-        found.extend(here.map(|record| record.pod_uid).filter(|uid| !context.pods.has(uid)));
+        let gone = here.filter(|record| context.pods.get(&record.pod_uid).is_none());
+        found.extend(gone.map(|record| (record.pod_uid, (Arc::clone(namespace), record.pod))));
     }
     found
 }

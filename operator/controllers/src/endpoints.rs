@@ -68,8 +68,10 @@ pub async fn reconcile(object: Arc<ModelEndpoint>, context: Arc<Context>) -> Res
                 replicas: object.spec.replicas.min(found.bookable),
                 grace_seconds: GRACE_SECONDS.min(context.config.grace_cap_seconds.max(1)),
             };
-            apply(&context, &serving).await?;
-            prune(&context, &namespace, &name, &deployment_name(&name, &found.version.name)).await?;
+            facts.problem = apply(&context, &serving).await?;
+            if facts.problem.is_none() {
+                prune(&context, &namespace, &name, &deployment_name(&name, &found.version.name)).await?;
+            }
         }
         // What serves goes on: a model or reservation that cannot be found may be on its way back.
         Err(problem) => facts.problem = Some(problem),
@@ -147,15 +149,36 @@ fn fits(booking: &Booking, devices: i32) -> i32 {
     i32::try_from(open(booking).map(|held| held / each).sum::<u32>()).unwrap_or(i32::MAX)
 }
 
-async fn apply(context: &Context, serving: &Serving<'_>) -> Result<(), Error> {
-    let params = PatchParams::apply(FIELD_MANAGER).force();
+/// Applies what is laid out; gives why it cannot, if somebody else has the fields.
+async fn apply(context: &Context, serving: &Serving<'_>) -> Result<Option<(&'static str, String)>, Error> {
+    // Not by force: what somebody else made under these names is not taken over.
+    let params = PatchParams::apply(FIELD_MANAGER);
     let services: Api<Service> = Api::namespaced(context.client.clone(), serving.namespace);
     let service = build_service(serving);
-    call("applying an endpoint's Service", services.patch(serving.name, &params, &Patch::Apply(&service))).await?;
+    let applied =
+        call("applying an endpoint's Service", services.patch(serving.name, &params, &Patch::Apply(&service))).await;
+    if let Err(error) = applied {
+        return taken("Service", serving.name, error).map(Some);
+    }
     let deployments: Api<Deployment> = Api::namespaced(context.client.clone(), serving.namespace);
     let (deployment, name) = (build_deployment(serving), deployment_name(serving.name, &serving.version.name));
-    call("applying an endpoint's Deployment", deployments.patch(&name, &params, &Patch::Apply(&deployment))).await?;
-    Ok(())
+    let applied =
+        call("applying an endpoint's Deployment", deployments.patch(&name, &params, &Patch::Apply(&deployment))).await;
+    match applied {
+        Err(error) => taken("Deployment", &name, error).map(Some),
+        Ok(_) => Ok(None),
+    }
+}
+
+/// Somebody else has fields of an object that an endpoint needs.
+fn taken(kind: &str, name: &str, error: Error) -> Result<(&'static str, String), Error> {
+    if !error.is_conflict() {
+        return Err(error);
+    }
+    let message = format!(
+        "{kind} {name} is another's, or was changed by hand: delete it, or give the endpoint another name ({error})."
+    );
+    Ok(("NameTaken", message))
 }
 
 /// The Deployments of an endpoint.

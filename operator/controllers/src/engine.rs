@@ -71,6 +71,8 @@ pub struct Engine {
     context: Arc<Context>,
     store: LedgerStore,
     ledger: Option<Arc<Ledger>>,
+    /// Read while the watches were listing; it stands if the root is the same when these are done.
+    preloaded: Option<Ledger>,
     /// What the planner knows; none: it must look at everything.
     table: Option<Table>,
     ended: Arc<HashMap<ReservationUid, Arc<Booking>>>,
@@ -109,6 +111,7 @@ impl Engine {
             context,
             store,
             ledger: None,
+            preloaded: None,
             table: None,
             ended: Arc::default(),
             outcomes: Arc::default(),
@@ -126,6 +129,11 @@ impl Engine {
             collected: Instant::now(),
             orphans: Instant::now(),
         }
+    }
+
+    /// Reads the ledger while there is nothing to decide on yet. What is wrong with it is said when it is needed.
+    pub async fn preload(&mut self) {
+        self.preloaded = self.store.load().await.ok().flatten();
     }
 
     /// Decides for ever.
@@ -237,7 +245,15 @@ impl Engine {
         self.ledger = None;
         self.table = None;
         self.learned.clear();
-        let loaded = match self.store.load().await {
+        let preloaded = match self.preloaded.take() {
+            Some(ledger) => self.store.unchanged(Duration::ZERO).await?.filter(|same| *same).map(|_| ledger),
+            None => None,
+        };
+        let loaded = match preloaded {
+            Some(ledger) => Ok(Some(ledger)),
+            None => self.store.load().await,
+        };
+        let loaded = match loaded {
             Ok(loaded) => loaded,
             Err(Error::Load(error)) => {
                 self.block("LedgerUnreadable", lost(&error.to_string())).await;
@@ -273,7 +289,8 @@ impl Engine {
             self.look_at_all_pools().await;
         }
         self.publish_view();
-        self.look_at_everything().await;
+        // Tens of thousands of objects to look at must not keep the first decision waiting.
+        tokio::spawn(look_at_everything(Arc::clone(&self.context), Arc::clone(&ledger)));
         Ok(Some(ledger))
     }
 
@@ -651,29 +668,33 @@ impl Engine {
     }
 
     async fn look_at_all_pools(&self) {
-        for pool in self.context.stores.pools.state() {
-            self.context.queues.pools.push(&pool.name_any()).await;
-        }
+        look_at_all_pools(&self.context).await;
     }
+}
 
-    async fn look_at_everything(&self) {
-        for node in self.context.stores.nodes.state() {
-            self.context.queues.nodes.push(&node.name_any()).await;
-        }
-        for reservation in self.context.stores.reservations.state() {
-            let namespace = reservation.namespace().unwrap_or_default();
-            self.context.queues.reservations.push_in(&namespace, &reservation.name_any()).await;
-        }
-        for tenant in self.context.stores.tenants.state() {
-            self.context.queues.tenants.push(&tenant.name_any()).await;
-        }
-        let sharers = self.ledger.iter().flat_map(|ledger| ledger.bookings()).filter(|booking| !booking.exclusive);
-        let namespaces: BTreeSet<Arc<str>> =
-            sharers.map(|booking| Arc::clone(&booking.reservation.namespace)).collect();
-        for namespace in namespaces {
-            self.context.queues.namespaces.push(&namespace).await;
-        }
-        self.look_at_all_pools().await;
+async fn look_at_all_pools(context: &Context) {
+    for pool in context.stores.pools.state() {
+        context.queues.pools.push(&pool.name_any()).await;
+    }
+}
+
+/// Has everything looked at, under a ledger that was just read.
+async fn look_at_everything(context: Arc<Context>, ledger: Arc<Ledger>) {
+    let queues = &context.queues;
+    for node in context.stores.nodes.state() {
+        queues.nodes.push(&node.name_any()).await;
+    }
+    look_at_all_pools(&context).await;
+    for tenant in context.stores.tenants.state() {
+        queues.tenants.push(&tenant.name_any()).await;
+    }
+    let sharers = ledger.bookings().filter(|booking| !booking.exclusive);
+    let namespaces: BTreeSet<Arc<str>> = sharers.map(|booking| Arc::clone(&booking.reservation.namespace)).collect();
+    for namespace in namespaces {
+        queues.namespaces.push(&namespace).await;
+    }
+    for reservation in context.stores.reservations.state() {
+        queues.reservations.push_in(&reservation.namespace().unwrap_or_default(), &reservation.name_any()).await;
     }
 }
 

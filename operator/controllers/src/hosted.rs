@@ -33,7 +33,7 @@ impl Hosted {
         model_queue: Queue<Model>,
         endpoint_queue: Queue<ModelEndpoint>,
     ) -> (Self, Vec<Feed>) {
-        let any = || watcher::Config::default().any_semantic();
+        let any = || watcher::Config::default().streaming_lists();
         // Nobody waits for these lists.
         let synced = Synced::default();
 

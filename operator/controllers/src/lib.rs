@@ -11,6 +11,7 @@ pub mod backlog;
 pub mod changes;
 pub mod config;
 pub mod context;
+pub mod ended;
 pub mod endpoints;
 pub mod engine;
 pub mod error;

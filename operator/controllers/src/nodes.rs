@@ -2,7 +2,11 @@
 //!
 //! The step is decided by the planner's `node_step`; here it is only looked at and carried out.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use futures::{StreamExt, TryStreamExt, stream};
 use k8s_openapi::api::core::v1::{Node, Pod};
@@ -13,7 +17,7 @@ use kube::{
 };
 use serde_json::json;
 use spillway_crds::{
-    CheckResult, GpuNode, GpuPool, GpuReservation, NodeCheck,
+    CheckResult, GpuNode, GpuPool, NodeCheck,
     names::{
         BOOKING_ANNOTATION, FIELD_MANAGER, HOLD_CLOSED, HOLD_NODE_PREFIX, HOLD_UNSOLD, POOL_LABEL, ROLE_LABEL,
         ROLE_OWNER, ROLE_TENANT,
@@ -22,13 +26,14 @@ use spillway_crds::{
 };
 use spillway_manifests::hold::{self, Target};
 use spillway_planner::{
-    Booking, BookingId, NodeUid, ReservationRef, ReservationUid,
+    Booking, BookingId, NodeUid,
     node::{Check, ForeignPods, Hold, NodeInput, NodeStep, Part, Wanted, node_step},
 };
 
 use crate::{
     assignments,
     context::{Asked, Context},
+    ended::{Ended, PodName, read_pod},
     engine::Message,
     error::{Error, call},
     guards, kill,
@@ -119,6 +124,10 @@ async fn close_stray(context: &Context, writer: &Writer<'_>) -> Result<Action, E
     writer.write(context, &Target::ClosedBoth { booking: None }).await
 }
 
+fn needs_check(pool: &GpuPool) -> bool {
+    pool.spec.node_check != NodeCheck::None
+}
+
 /// The pods that the API server has on a node now.
 async fn pods_now(context: &Context, node: &str) -> Result<Vec<PodFacts>, Error> {
     let api: Api<Pod> = Api::all(context.client.clone());
@@ -165,32 +174,6 @@ fn read_hold(node: &Node) -> Hold {
     }
 }
 
-/// Parts of a shared node whose bookings ended, and the pods that had room in them.
-#[derive(Default)]
-struct Ended {
-    reservations: Vec<(BookingId, ReservationRef)>,
-    pods: BTreeSet<Arc<str>>,
-}
-
-impl Ended {
-    /// Takes in the pods that a reservation's status names.
-    fn take(&mut self, uid: &ReservationUid, object: Option<&GpuReservation>) {
-        if let Some(object) = object.filter(|object| object.uid().as_deref() == Some(uid.as_str())) {
-            self.pods.extend(assignments::records(object).into_iter().map(|record| record.pod_uid));
-        }
-    }
-
-    /// The same by consistent reads: a pod that was given room just before the end must not be overlooked.
-    async fn read_again(&mut self, context: &Context) -> Result<(), Error> {
-        for (_, reservation) in self.reservations.clone() {
-            let api: Api<GpuReservation> = Api::namespaced(context.client.clone(), &reservation.namespace);
-            let found = call("reading a reservation that ended", api.get_opt(&reservation.name)).await?;
-            self.take(&reservation.uid, found.as_ref());
-        }
-        Ok(())
-    }
-}
-
 /// Who may be on a node that changes hands or is shared.
 struct Rights<'a> {
     /// Opening a node that nothing on it was told to leave: only what is a tenant's matters.
@@ -204,7 +187,7 @@ impl Rights<'_> {
     fn allows(&self, context: &Context, namespace: &str, pod_uid: &str) -> bool {
         match whose(context, namespace) {
             Whose::Infrastructure => true,
-            _ if self.sharers.contains(namespace) => !pod_uid.is_empty() && !self.ended.pods.contains(pod_uid),
+            _ if self.sharers.contains(namespace) => !pod_uid.is_empty() && self.ended.allows(pod_uid),
             Whose::Tenant | Whose::Unknown => false,
             Whose::Owner | Whose::Other => self.tenants_only,
         }
@@ -233,18 +216,12 @@ impl Look {
 
     /// The parts of the node whose bookings ended.
     fn ended(&self, context: &Context, view: &View) -> Ended {
-        let mut ended = Ended::default();
-        if let Hold::Shared { set_up } = self.hold() {
-            let wanted = self.parts();
-            for part in set_up.iter().filter(|part| !wanted.contains(part)) {
-                let Some(booking) = view.booking(&part.booking) else { continue };
-                let reservation = &booking.reservation;
-                let key = ObjectRef::new(&reservation.name).within(&reservation.namespace);
-                ended.take(&reservation.uid, context.stores.reservations.get(&key).as_deref());
-                ended.reservations.push((part.booking.clone(), reservation.clone()));
+        match self.hold() {
+            Hold::Shared { set_up } => {
+                Ended::look(context, view, &self.node.name_any(), &set_up, &self.bookings, &self.parts())
             }
+            _ => Ended::default(),
         }
-        ended
     }
 
     fn rights<'a>(&'a self, hold: &Hold, ended: &'a Ended) -> Rights<'a> {
@@ -296,13 +273,13 @@ impl Look {
             }
         }
         let shared = matches!(hold, Hold::Shared { .. });
-        let mut releasing = BTreeSet::new();
+        let mut releasing = BTreeMap::new();
         if shared {
-            // Who may land still in a part that ended is ended by the assignments. Until then the part is not given to another.
-            there.leaving |= ended.pods.iter().any(|uid| context.pods.may_land(uid));
+            // Who may land still in a part that ended must go as well.
+            there.running |= ended.waiting().next().is_some();
             releasing = assignments::releasing(context, &self.bookings, &self.node.name_any());
             let memory = context.node_memory();
-            releasing.retain(|uid| !memory.gone.contains(uid));
+            releasing.retain(|uid, _| !memory.gone.contains(uid));
         }
         let about = self.about(shared, ended, &releasing);
         let sound = self.sound();
@@ -320,13 +297,12 @@ impl Look {
         }
     }
 
-    /// Of what a question about a shared node is: bookings that ended and pods that went. An answer counts for nothing that came later.
-    fn about(&self, shared: bool, ended: &Ended, releasing: &BTreeSet<Arc<str>>) -> Vec<Arc<str>> {
+    /// Of what a question about a shared node is: parts that ended, and pods that went. An answer counts for nothing that came later.
+    fn about(&self, shared: bool, ended: &Ended, releasing: &BTreeMap<Arc<str>, PodName>) -> Vec<Arc<str>> {
         if !shared {
             return Vec::new();
         }
-        let bookings = ended.reservations.iter().map(|(id, _)| Arc::from(id.as_str()));
-        bookings.chain(releasing.iter().cloned()).collect()
+        ended.about().chain(releasing.keys().cloned()).collect()
     }
 
     /// Since when it is closed. A policy that closes a new node notes no time: then since it was first asked something.
@@ -341,7 +317,7 @@ impl Look {
 
     /// What the agent says, if it was asked about this state of the node.
     fn check(&self, context: &Context, rights: &Rights<'_>, pods: &[PodFacts], about: &[Arc<str>]) -> Check {
-        if self.pool.spec.node_check == NodeCheck::None {
+        if !needs_check(&self.pool) {
             return Check::NotNeeded;
         }
         let asked = {
@@ -428,8 +404,14 @@ impl Look {
                 self.share(context, &parts).await
             }
             NodeStep::Release => {
+                // Those of which the agent was asked: who went since then is asked about next.
                 let releasing = assignments::releasing(context, &self.bookings, &self.node.name_any());
-                context.node_memory().gone.extend(releasing);
+                {
+                    let mut memory = context.node_memory();
+                    let about = memory.asked.get(&self.uid).map(|asked| asked.about.clone()).unwrap_or_default();
+                    let asked = |uid: &Arc<str>| !needs_check(&self.pool) || about.contains(uid);
+                    memory.gone.extend(releasing.into_keys().filter(asked));
+                }
                 for booking in &self.bookings {
                     context.queues.namespaces.push(&booking.reservation.namespace).await;
                 }
@@ -536,12 +518,24 @@ impl Look {
         let mut ended = self.ended(context, &context.view());
         ended.read_again(context).await?;
         let rights = self.rights(&self.hold(), &ended);
-        let going: Vec<PodFacts> = pods_now(context, &name)
+        let mut going: Vec<PodFacts> = pods_now(context, &name)
             .await?
             .into_iter()
             .filter(|pod| pod.deleting.is_none() && !rights.allows(context, &pod.namespace, &pod.uid))
             .collect();
+        going.extend(ended.waiting().cloned());
         if going.is_empty() {
+            return Ok(());
+        }
+        // Who came by right since the node was looked at came after another write of it.
+        let api: Api<Node> = Api::all(context.client.clone());
+        let now = call("reading a node that is emptied", api.get_opt(&name)).await?;
+        let same = |now: &Node| {
+            now.uid() == self.node.uid()
+                && read_hold(now) == self.hold()
+                && hold::hold_since(now) == hold::hold_since(&self.node)
+        };
+        if !now.is_some_and(|now| same(&now)) {
             return Ok(());
         }
         self.writer().permitted(context, "emptying a node").await?;
@@ -553,9 +547,24 @@ impl Look {
         Ok(())
     }
 
+    /// Fails unless the pods of which the agent is asked next are gone from the API server: it would answer that nothing of them is left before
+    /// they land.
+    async fn are_gone(&self, context: &Context) -> Result<(), Error> {
+        let mut pods = assignments::releasing(context, &self.bookings, &self.node.name_any());
+        pods.extend(self.ended(context, &context.view()).gone());
+        for (uid, (namespace, pod)) in pods {
+            if read_pod(context, &namespace, &pod, &uid).await?.is_some() {
+                let expected = context.view().generation;
+                return Err(Error::Fenced { action: "asking about a pod that is there", expected, found: expected });
+            }
+        }
+        Ok(())
+    }
+
     /// Asks the agent of the node which containers it has.
     async fn ask(&self, context: &Context) -> Result<(), Error> {
         let name = self.node.name_any();
+        self.are_gone(context).await?;
         let id = uuid::Uuid::new_v4().to_string();
         let object = json!({
             "apiVersion": "spillway.dev/v1alpha1",

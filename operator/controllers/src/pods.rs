@@ -295,19 +295,9 @@ impl PodIndex {
         state.live.pick(state.live.by_namespace.get(namespace)).any(|pod| !pod.admitted.is_empty())
     }
 
-    /// Whether a pod waits that was given the toleration of a shared node, and nobody has asked it to go.
-    pub fn may_land(&self, uid: &str) -> bool {
-        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
-        state
-            .live
-            .all
-            .get(uid)
-            .is_some_and(|pod| pod.node.is_none() && pod.deleting.is_none() && !pod.admitted.is_empty())
-    }
-
-    /// Whether a pod is there whose containers are not over.
-    pub fn has(&self, uid: &str) -> bool {
-        self.state.read().unwrap_or_else(PoisonError::into_inner).live.all.contains_key(uid)
+    /// A pod whose containers are not over.
+    pub fn get(&self, uid: &str) -> Option<PodFacts> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner).live.all.get(uid).cloned()
     }
 }
 

@@ -153,10 +153,10 @@ fn start(client: Client, config: Config, metrics: Arc<Metrics>, tasks: &mut Join
         Ok(())
     });
     guards::start(&context, tasks);
-    let engine = Engine::new(Arc::clone(&context), publish, wake, messages);
+    let mut engine = Engine::new(Arc::clone(&context), publish, wake, messages);
     tasks.spawn(async move {
         // Deciding on half of the cluster would sell what is sold: the engine waits for the first list of everything.
-        synced.wait(watches).await;
+        tokio::join!(synced.wait(watches), engine.preload());
         engine.run().await;
         Err(Error::TaskEnded("engine"))
     });
@@ -253,7 +253,7 @@ fn watch_all(
     hosted: &Hosted,
     synced: &Synced,
 ) -> (Stores, Vec<watches::Feed>) {
-    let any = || watcher::Config::default().any_semantic();
+    let any = || watcher::Config::default().streaming_lists();
     let (queues, wake) = (queues.clone(), Arc::clone(wake));
 
     let (q, w) = (queues.clone(), Arc::clone(&wake));
@@ -268,11 +268,11 @@ fn watch_all(
     });
 
     let (q, w, c, sharing) = (queues.clone(), Arc::clone(&wake), Arc::clone(changed), Arc::clone(sharing));
-    let (there, standing) = (Arc::clone(pods), hosted.clone());
+    let (there, standing, v) = (Arc::clone(pods), hosted.clone(), view.clone());
     let (reservations, reservation_feed) =
         watch::<GpuReservation, _, _>(Api::all(client.clone()), any(), slim, synced, move |event| {
-            let (q, w, p) = (q.clone(), Arc::clone(&w), Arc::clone(&there));
-            let standing = standing.clone();
+            let (q, w, p, standing) = (q.clone(), Arc::clone(&w), Arc::clone(&there), standing.clone());
+            let early = is_early(&event, &v);
             match object(&event) {
                 Some(object) => {
                     let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
@@ -284,7 +284,7 @@ fn watch_all(
             }
             async move {
                 w.notify_one();
-                if let Some(reservation) = object(&event) {
+                if let Some(reservation) = object(&event).filter(|_| !early) {
                     let namespace = reservation.namespace().unwrap_or_default();
                     q.reservations.push_in(&namespace, &reservation.name_any()).await;
                     standing.reservation(&namespace, &reservation.name_any()).await;
@@ -312,6 +312,7 @@ fn watch_all(
     let mut seen: HashMap<String, u64> = HashMap::new();
     let (nodes, node_feed) = watch::<Node, _, _>(Api::all(client.clone()), any(), slim_node, synced, move |event| {
         let (q, w, p) = (q.clone(), Arc::clone(&w), Arc::clone(&there));
+        let early = is_early(&event, &v);
         // A heartbeat is a write of the node as well: ten thousand nodes would keep everybody awake.
         let news = match &event {
             watcher::Event::Apply(node) | watcher::Event::InitApply(node) => {
@@ -339,7 +340,7 @@ fn watch_all(
             if news {
                 w.notify_one();
             }
-            if let Some((name, pool, bookings)) = about {
+            if let Some((name, pool, bookings)) = about.filter(|_| !early) {
                 q.nodes.push(&name).await;
                 if let Some(pool) = pool {
                     q.pools.push(&pool).await;
@@ -404,6 +405,11 @@ fn watch_all(
     (Stores { pools, reservations, tenants, nodes, gpu_nodes, namespaces }, feeds)
 }
 
+/// An object of a first list, before the ledger is known: everything is looked at once it is.
+fn is_early<K>(event: &watcher::Event<K>, view: &watch::Receiver<Arc<View>>) -> bool {
+    matches!(event, watcher::Event::InitApply(_)) && view.borrow().ledger.is_none()
+}
+
 type NamespaceMeta = PartialObjectMeta<Namespace>;
 
 /// Namespaces are watched without their specs; a change concerns every tenant that lists the namespace or whose label it carries.
@@ -416,7 +422,7 @@ fn namespaces(
     use kube::runtime::{WatchStreamExt, reflector};
     let (store, writer) = reflector::store::<NamespaceMeta>();
     let (q, w) = (queues.clone(), Arc::clone(wake));
-    let stream = watcher(Api::<NamespaceMeta>::all(client.clone()), watcher::Config::default().any_semantic())
+    let stream = watcher(Api::<NamespaceMeta>::all(client.clone()), watcher::Config::default().streaming_lists())
         .default_backoff()
         .modify(slim)
         .reflect(writer);

@@ -107,7 +107,10 @@ pub fn assign(rooms: &[Room], guests: &[Guest], records: &[Record], gone: &BTree
     let by_uid: BTreeMap<&str, &Guest> = guests.iter().map(|guest| (&*guest.uid, guest)).collect();
     let mut ledger = Places { rooms, by_uid: &by_uid, records: Vec::new() };
     for record in records.iter().filter(|record| stands(record, rooms, &by_uid, gone)) {
-        ledger.records.push(record.clone());
+        // Two operators may have written one each: a pod has one place.
+        if ledger.records.iter().all(|one| one.pod_uid != record.pod_uid) {
+            ledger.records.push(record.clone());
+        }
     }
     let mut order: Vec<&Guest> = guests.iter().collect();
     order.sort_by_key(|guest| (guest.created, &guest.name, &guest.uid));

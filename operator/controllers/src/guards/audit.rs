@@ -103,6 +103,7 @@ pub(super) async fn run(context: Arc<Context>) {
     let named = watcher::Config::default().fields(&format!("metadata.name={AUDIT_BRAKE_CONFIGMAP}"));
     let api: Api<ConfigMap> = Api::namespaced(context.client.clone(), &context.config.namespace);
     let mut brakes = Box::pin(watcher::watcher(api, named).default_backoff());
+    let mut views = context.view.clone();
     let mut audit = Audit::new(context);
     loop {
         let wait = audit.next_due();
@@ -113,9 +114,13 @@ pub(super) async fn run(context: Arc<Context>) {
                 None => return,
             },
             () = audit.context.guards.audit.wake.notified() => {}
+            // Nothing is sold before the first look, and that waits for the ledger.
+            changed = views.changed(), if audit.first_look.is_none() => if changed.is_err() { return },
             () = tokio::time::sleep(wait) => {}
         }
-        tokio::time::sleep(GATHER).await;
+        if audit.first_look.is_some() {
+            tokio::time::sleep(GATHER).await;
+        }
         if let Err(error) = audit.pass().await {
             tracing::warn!(%error, "the audit could not go on; it is tried again");
         }

@@ -1,0 +1,184 @@
+//! Parts of a shared node whose bookings ended, and the pods that had room in them: whether these are there still, by what the watches have and,
+//! before anything is decided for good, by the API server itself.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use k8s_openapi::api::core::v1::Pod;
+use kube::{Api, ResourceExt, runtime::reflector::ObjectRef};
+use spillway_crds::GpuReservation;
+use spillway_planner::{Booking, BookingId, ReservationRef, node::Part};
+
+use crate::{
+    assignments,
+    context::Context,
+    error::{Error, call},
+    pods::{PodFacts, facts},
+    view::View,
+};
+
+/// Namespace and name of a pod.
+pub type PodName = (Arc<str>, Arc<str>);
+
+/// Reservations as they were found.
+type Objects = Vec<(ReservationRef, Option<Arc<GpuReservation>>)>;
+
+/// A pod that had room in a part that ended.
+#[derive(Clone, Debug)]
+enum Whereabouts {
+    /// It is not there any more; its containers may be.
+    Gone,
+    /// It waits, and may land at any time if it was told, or is told yet by who decided it before the end.
+    Waits(Box<PodFacts>),
+    /// It is on a node, or is being deleted.
+    There,
+}
+
+impl Whereabouts {
+    fn of(pod: Option<PodFacts>) -> Self {
+        match pod {
+            None => Self::Gone,
+            Some(pod) if pod.node.is_none() && pod.deleting.is_none() => Self::Waits(Box::new(pod)),
+            Some(_) => Self::There,
+        }
+    }
+}
+
+/// Parts of a shared node that ended.
+#[derive(Debug, Default)]
+pub struct Ended {
+    node: Arc<str>,
+    parts: Vec<(BookingId, Option<ReservationRef>)>,
+    /// The live bookings of the node.
+    live: Vec<Arc<Booking>>,
+    /// UIDs of pods that had room in the parts that ended, and have none in those that live.
+    pods: BTreeMap<Arc<str>, (PodName, Whereabouts)>,
+    /// UIDs of pods that have room in the parts that live.
+    placed: BTreeSet<Arc<str>>,
+    /// Of a part that ended it is not known any more who had room in it.
+    forgotten: bool,
+}
+
+impl Ended {
+    /// What the watches have of the parts that a node is set up for and of which no booking lives.
+    pub fn look(
+        context: &Context,
+        view: &View,
+        node: &str,
+        set_up: &[Part],
+        live: &[Arc<Booking>],
+        parts: &[Part],
+    ) -> Self {
+        let over = set_up.iter().filter(|part| !parts.contains(part));
+        let of = |part: &Part| view.booking(&part.booking).map(|booking| booking.reservation.clone());
+        let parts: Vec<_> = over.map(|part| (part.booking.clone(), of(part))).collect();
+        let mut ended = Self { node: Arc::from(node), parts, live: live.to_vec(), ..Self::default() };
+        if ended.parts.is_empty() {
+            return ended;
+        }
+        let known = |reservation: &ReservationRef| {
+            context.stores.reservations.get(&ObjectRef::new(&reservation.name).within(&reservation.namespace))
+        };
+        let all = ended.over().chain(ended.live.iter().map(|booking| booking.reservation.clone()));
+        let objects: Objects = all.map(|one| (one.clone(), known(&one))).collect();
+        ended.take(&objects);
+        for (uid, (_, whereabouts)) in &mut ended.pods {
+            *whereabouts = Whereabouts::of(context.pods.get(uid));
+        }
+        ended
+    }
+
+    /// The same by consistent reads, of records first and then of pods: one that was given room just before the end must not be overlooked.
+    pub async fn read_again(&mut self, context: &Context) -> Result<(), Error> {
+        if self.parts.is_empty() {
+            return Ok(());
+        }
+        let mut objects = Vec::new();
+        read(context, self.over(), &mut objects).await?;
+        self.take(&objects);
+        if self.pods.is_empty() && !self.forgotten {
+            return Ok(());
+        }
+        read(context, self.live.iter().map(|booking| booking.reservation.clone()), &mut objects).await?;
+        self.take(&objects);
+        for (uid, ((namespace, name), whereabouts)) in &mut self.pods {
+            *whereabouts = Whereabouts::of(read_pod(context, namespace, name, uid).await?);
+        }
+        Ok(())
+    }
+
+    /// The reservations of the parts that ended.
+    fn over(&self) -> impl Iterator<Item = ReservationRef> {
+        self.parts.iter().filter_map(|(_, reservation)| reservation.clone())
+    }
+
+    /// Takes in what the reservations record.
+    fn take(&mut self, objects: &Objects) {
+        let of = |reservation: &ReservationRef| {
+            let (_, object) = objects.iter().find(|(one, _)| one == reservation)?;
+            let object = object.as_ref().filter(|one| one.uid().as_deref() == Some(reservation.uid.as_str()))?;
+            Some(assignments::records(object).into_iter().filter(|record| record.node.as_str() == &*self.node))
+        };
+        let live = self.live.iter().filter_map(|booking| of(&booking.reservation)).flatten();
+        let placed: BTreeSet<Arc<str>> = live.map(|record| record.pod_uid).collect();
+        let (mut pods, mut forgotten) = (BTreeMap::new(), false);
+        for (_, reservation) in &self.parts {
+            let Some((reservation, records)) = reservation.as_ref().and_then(|one| Some((one, of(one)?))) else {
+                forgotten = true;
+                continue;
+            };
+            for record in records.filter(|record| !placed.contains(&record.pod_uid)) {
+                let name = (Arc::clone(&reservation.namespace), record.pod);
+                pods.insert(record.pod_uid, (name, Whereabouts::There));
+            }
+        }
+        (self.pods, self.placed, self.forgotten) = (pods, placed, forgotten);
+    }
+
+    /// Whether a pod of a namespace that has a part of the node is there by right.
+    pub fn allows(&self, uid: &str) -> bool {
+        self.placed.contains(uid) || !self.forgotten && !self.pods.contains_key(uid)
+    }
+
+    /// Pods that wait and must not land any more.
+    pub fn waiting(&self) -> impl Iterator<Item = &PodFacts> {
+        self.pods.values().filter_map(|(_, whereabouts)| match whereabouts {
+            Whereabouts::Waits(pod) => Some(&**pod),
+            Whereabouts::Gone | Whereabouts::There => None,
+        })
+    }
+
+    /// Of what a question to the agent is: the parts that ended, and the pods of them that are not there any more.
+    pub fn about(&self) -> impl Iterator<Item = Arc<str>> {
+        let parts = self.parts.iter().map(|(id, _)| Arc::from(id.as_str()));
+        parts.chain(self.gone().into_keys())
+    }
+
+    /// The pods that are not there any more.
+    pub fn gone(&self) -> BTreeMap<Arc<str>, PodName> {
+        let gone = self.pods.iter().filter(|(_, (_, whereabouts))| matches!(whereabouts, Whereabouts::Gone));
+        gone.map(|(uid, (name, _))| (Arc::clone(uid), name.clone())).collect()
+    }
+}
+
+async fn read(
+    context: &Context,
+    which: impl Iterator<Item = ReservationRef>,
+    objects: &mut Objects,
+) -> Result<(), Error> {
+    for reservation in which.collect::<Vec<_>>() {
+        let api: Api<GpuReservation> = Api::namespaced(context.client.clone(), &reservation.namespace);
+        let found = call("reading a reservation of a shared node", api.get_opt(&reservation.name)).await?;
+        objects.push((reservation, found.map(Arc::new)));
+    }
+    Ok(())
+}
+
+/// A pod as the API server has it; none: it is gone, or its containers are over.
+pub async fn read_pod(context: &Context, namespace: &str, name: &str, uid: &str) -> Result<Option<PodFacts>, Error> {
+    let api: Api<Pod> = Api::namespaced(context.client.clone(), namespace);
+    let found = call("reading a pod that had room", api.get_opt(name)).await?;
+    Ok(found.and_then(|pod| facts(&pod, &context.config.device_prefixes)).filter(|pod| *pod.uid == *uid))
+}

@@ -1,0 +1,163 @@
+//! Shared nodes, checked exhaustively at small sizes (docs/ARCHITECTURE.md, "Shared nodes: who may land"): a node of two devices that are sold one by one,
+//! two operators that both believe to lead, each stopped or killed between any two of its API calls, pods that land whenever they may, and containers that
+//! outlive them.
+//!
+//! The model runs the operator's own decisions: `node_step` and `assign`. What is abstract is the world:
+//! - The ledger is the live parts. A commit is one step, for one that read an old root fails; `model.rs` checks that. Parts are booked and end whenever
+//!   they may, whatever an operator saw of the node.
+//! - There is no election: both operators act whenever they like, and one that is paused is one that does not happen to be chosen.
+//! - A resourceVersion is a flag: whether the object changed since it was read.
+//! - The scheduler counts the pods that are bound. Of a container without a pod the agent alone knows.
+//! - What the controllers do around a decision is told here once more, as it should be: what they read in which order, of what a question to the agent is,
+//!   and which precondition a write has.
+//! - A crash forgets the task, and whose containers were seen to be gone. That somebody has only read is no part of a crash: it is another history.
+//! - What can only fail or be without effect is given up at once.
+//!
+//! So that the check can fail, each safeguard is also taken away in turn ([`Bug`], and `told_late` of [`Size`]), and the model must then find a history that
+//! breaks a property.
+
+#![allow(unreachable_pub, reason = "modules of one test")]
+#![allow(
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "a test of its own crate, which clippy does not take for one"
+)]
+
+#[path = "shared/state.rs"]
+mod state;
+#[path = "shared/world.rs"]
+mod world;
+
+use stateright::{Checker, DiscoveryClassification, HasDiscoveries, Model};
+use world::{Bug, Size, World};
+
+/// Checks a world to the end, prints its size, and asserts that all properties hold and that every `sometimes` was seen. A world that has outgrown `most`
+/// states is not checked to the end, and fails.
+fn check(name: &str, size: Size, most: usize) {
+    // Steps, of which several lead to one state.
+    let steps = most * 16;
+    let checker = World::new(size, None).checker().threads(2).target_state_count(steps).spawn_bfs().join();
+    println!("{name}: {} states, depth {}", checker.unique_state_count(), checker.max_depth());
+    for (property, path) in checker.discoveries() {
+        if matches!(checker.discovery_classification(property), DiscoveryClassification::Counterexample) {
+            println!("{name}: broken: {property}");
+            for (state, action) in path.into_vec() {
+                println!("{state}\n    {action:?}");
+            }
+        }
+    }
+    checker.assert_properties();
+    let all = checker.is_done() && checker.state_count() < steps && checker.unique_state_count() <= most;
+    assert!(all, "{name} has more than {most} states");
+}
+
+/// Checks a world, with a safeguard taken away if one is named: histories must be found that break these properties.
+fn find(size: Size, bug: Option<Bug>, broken: &[&'static str]) {
+    let all = HasDiscoveries::AllOf(broken.iter().copied().collect());
+    let checker =
+        World::new(size, bug).checker().threads(1).target_state_count(10_000_000).finish_when(all).spawn_bfs().join();
+    println!("{bug:?}: {} states", checker.unique_state_count());
+    for name in broken {
+        let actions: Vec<String> = match checker.discovery(name) {
+            Some(path) => path.into_actions().iter().map(|action| format!("{action:?}")).collect(),
+            None => panic!("{bug:?} does not break: {name}"),
+        };
+        println!("  breaks: {name}: {}", actions.join(", "));
+    }
+}
+
+/// One part, from an open node and back.
+const ONE: Size = Size {
+    reservations: &[0],
+    pods: &[0, 0],
+    prepared: 0,
+    ends: 1,
+    deletions: 1,
+    recreations: 0,
+    told_late: false,
+    late_pods: false,
+    expels: false,
+    strict: true,
+    forgotten: false,
+};
+
+/// Two tenants side by side.
+const NEIGHBOURS: Size = Size { reservations: &[0, 1], pods: &[0, 1], prepared: 2, deletions: 0, ..ONE };
+
+/// One tenant has both parts, and one of them ends.
+const TWO_PARTS: Size = Size { reservations: &[0, 0], pods: &[0, 0], prepared: 2, deletions: 0, ..ONE };
+
+/// The same, and another tenant takes what becomes free.
+const THREE: Size = Size { reservations: &[0, 0, 1], pods: &[0, 0, 1], ..TWO_PARTS };
+
+/// A view of pods that is behind.
+const LATE_PODS: Size = Size { late_pods: true, prepared: 1, ..ONE };
+
+/// A pod is told of a place that may be over. Who has more than its parts is then found by the next look: the second line of defence.
+const TOLD_LATE: Size = Size { told_late: true, strict: false, expels: true, ..TWO_PARTS };
+
+/// A reservation that ended may be gone before its part was given back, which takes longer than minutes. Nobody knows then who waits in it: who lands is
+/// found by the next look.
+const FORGOTTEN: Size = Size { forgotten: true, strict: false, ..TWO_PARTS };
+
+/// The view of pods may be behind.
+const BEHIND: Size = Size { late_pods: true, ..TWO_PARTS };
+
+/// Both parts stay, and a pod is deleted.
+const DELETED: Size = Size { ends: 0, deletions: 1, ..TWO_PARTS };
+
+/// The node object is deleted and registers again at any time, its containers living on.
+const RECREATED: Size = Size { recreations: 1, deletions: 0, pods: &[0], ..ONE };
+
+macro_rules! worlds {
+    ($($name:ident: $size:expr, $states:expr;)*) => {$(
+        #[test]
+        fn $name() {
+            check(stringify!($name), $size, $states);
+        }
+    )*};
+}
+
+worlds! {
+    one: ONE, 100_000;
+    recreated: RECREATED, 100_000;
+    neighbours: NEIGHBOURS, 100_000;
+    two_parts: TWO_PARTS, 100_000;
+    behind: BEHIND, 400_000;
+    told_late: TOLD_LATE, 100_000;
+    three: THREE, 600_000;
+    late_pods: LATE_PODS, 200_000;
+    forgotten: FORGOTTEN, 400_000;
+    deleted: DELETED, 200_000;
+}
+
+macro_rules! bugs {
+    ($($name:ident: $bug:ident in $size:expr, $broken:expr;)*) => {$(
+        #[test]
+        fn $name() {
+            find($size, Some(Bug::$bug), &$broken);
+        }
+    )*};
+}
+
+#[test]
+fn finds_told_without_the_root() {
+    find(Size { strict: true, ..TOLD_LATE }, None, &["nobody has more than its parts"]);
+}
+
+bugs! {
+    finds_node_without_precondition: NodeWithoutPrecondition in ONE, ["nothing of a tenant is on an unsold node"];
+    finds_record_without_precondition: RecordWithoutPrecondition in TWO_PARTS, ["nobody has more than its parts"];
+    finds_told_before_recorded: ToldBeforeRecorded in ONE, ["nobody is told without a record"];
+    finds_no_node_check: NoNodeCheck in ONE, ["nothing of a tenant is on an unsold node"];
+    finds_old_answer: OldAnswer in TWO_PARTS, ["nobody has more than its parts"];
+    finds_asked_by_view: AskedByView in LATE_PODS, ["nobody has more than its parts"];
+    finds_asked_of_parts_only: AskedOfPartsOnly in TWO_PARTS, ["nobody has more than its parts"];
+    finds_emptied_late: EmptiedLate in ONE, ["who has a place is not ended"];
+    finds_ended_though_placed: EndedThoughPlaced in TWO_PARTS, ["who has a place is not ended"];
+    finds_waiting_left: WaitingLeft in TWO_PARTS, ["nobody has more than its parts"];
+    finds_no_expel: NoExpel in TOLD_LATE, ["excess is found"];
+    finds_records_before_pods: RecordsBeforePods in Size { deletions: 1, ..TOLD_LATE }, ["who has a place is not ended"];
+}
