@@ -5,7 +5,7 @@ use spillway_crds::{ConditionStatus, Model, ModelEndpoint};
 
 use super::*;
 
-fn model(runtime: Value, source: Value) -> Model {
+fn model(runtime: &Value, source: &Value) -> Model {
     serde_json::from_value(json!({
         "apiVersion": "spillway.dev/v1alpha1", "kind": "Model", "metadata": {"name": "smollm2"},
         "spec": {"capabilities": ["Chat"], "versions": [{
@@ -25,7 +25,7 @@ fn endpoint(replicas: i32) -> ModelEndpoint {
     .unwrap()
 }
 
-fn laid_out(runtime: Value, source: Value) -> Value {
+fn laid_out(runtime: &Value, source: &Value) -> Value {
     let (model, endpoint) = (model(runtime, source), endpoint(2));
     build_deployment(&Serving {
         endpoint: &endpoint,
@@ -45,12 +45,12 @@ fn laid_out(runtime: Value, source: Value) -> Value {
 #[case::vllm_registry("vllm-registry", json!({"preset": "Vllm", "image": "vllm:1"}), json!({"registry": "HuggingFaceTB/SmolLM2-135M-Instruct"}))]
 #[case::any("any", json!({"preset": "OpenAi", "image": "mine:1", "port": 9000, "servedName": "m", "args": ["serve"]}), json!({"image": {"name": "weights:1", "path": "m.bin"}}))]
 fn deployment(#[case] name: &str, #[case] runtime: Value, #[case] source: Value) {
-    insta::assert_yaml_snapshot!(name, laid_out(runtime, source));
+    insta::assert_yaml_snapshot!(name, laid_out(&runtime, &source));
 }
 
 #[test]
 fn the_selector_of_a_deployment_finds_its_pods_and_no_other_versions() {
-    let deployment = laid_out(json!({"preset": "LlamaCpp", "image": "llama:1"}), json!({"path": "/m"}));
+    let deployment = laid_out(&json!({"preset": "LlamaCpp", "image": "llama:1"}), &json!({"path": "/m"}));
     let (wanted, labels) =
         (&deployment["spec"]["selector"]["matchLabels"], &deployment["spec"]["template"]["metadata"]["labels"]);
     for (key, value) in wanted.as_object().unwrap() {
@@ -86,7 +86,7 @@ fn facts(replicas: (i32, i32), bookable: i32) -> Facts {
 
 #[test]
 fn a_version_that_is_missing_is_named_with_those_that_are_there() {
-    let model = model(json!({"preset": "LlamaCpp", "image": "llama:1"}), json!({"path": "/m"}));
+    let model = model(&json!({"preset": "LlamaCpp", "image": "llama:1"}), &json!({"path": "/m"}));
     let (reason, message) = find_version(&model, "q8").unwrap_err();
     assert_eq!(reason, "VersionNotFound");
     assert_eq!(message, "Model smollm2 has no version q8: set spec.model.version to one of q4.1.");

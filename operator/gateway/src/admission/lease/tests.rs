@@ -154,7 +154,7 @@ proptest! {
         limit in (1_u64..40, 1_u64..2_000, 1_u32..12),
         part in 1_u64..5,
         valid_ms in 3_000_u64..12_000,
-        steps in prop::collection::vec(Step::any(), 1..220),
+        steps in prop::collection::vec(Step::any(), 1..160),
     ) {
         let mut world = World::new(gateways, limit, part, valid_ms);
         for step in steps {

@@ -14,6 +14,8 @@ pub(super) enum Step {
     Pause { ms: u64 },
     /// A request comes to a gateway.
     Admit { gateway: usize, tokens: u64 },
+    /// As many requests as a gateway lets in come to it one after the other, each ending as it was reserved for.
+    Flood { gateway: usize, tokens: u64 },
     /// The oldest request of a gateway ends, having used some of what it reserved, or more.
     End { gateway: usize, used_percent: u64 },
     /// A gateway asks, if it has need to.
@@ -33,6 +35,7 @@ impl Step {
         prop_oneof![
             6 => prop_oneof![3 => 0_u64..200, 1 => 0_u64..12_000].prop_map(|ms| Self::Pause { ms }),
             10 => (gateway.clone(), 1_u64..300).prop_map(|(gateway, tokens)| Self::Admit { gateway, tokens }),
+            5 => (gateway.clone(), 1_u64..100).prop_map(|(gateway, tokens)| Self::Flood { gateway, tokens }),
             5 => (gateway.clone(), 0_u64..150).prop_map(|(gateway, used_percent)| Self::End { gateway, used_percent }),
             8 => gateway.clone().prop_map(|gateway| Self::Ask { gateway }),
             8 => (any::<usize>(), often, often).prop_map(|(index, lost, twice)| Self::Answer { index, lost, twice }),
@@ -226,6 +229,17 @@ impl World {
                     self.net.0 += 1;
                     self.net.1 += i128::from(needed.tokens);
                 }
+            }
+            Step::Flood { gateway, tokens } => {
+                loop {
+                    let before = self.net.0;
+                    self.step(Step::Admit { gateway, tokens });
+                    if self.net.0 == before {
+                        break;
+                    }
+                    self.step(Step::End { gateway, used_percent: 100 });
+                }
+                return;
             }
             Step::End { gateway, used_percent } => {
                 let gateway = &mut self.gateways[gateway % count];
