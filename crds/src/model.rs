@@ -86,7 +86,7 @@ pub struct Runtime {
     pub image: String,
     /// Arguments behind those of the preset.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64), inner(length(max = 1024)))]
+    #[schemars(length(max = 64), inner(length(max = 1024)), extend("x-kubernetes-list-type" = "atomic"))]
     pub args: Vec<String>,
     /// The port on which it serves `/v1`. Default: the preset's.
     #[serde(default, skip_serializing_if = "Option::is_none")]

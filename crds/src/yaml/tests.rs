@@ -94,7 +94,9 @@ fn check(schema: &Value, path: &str) {
             if items.get("type").and_then(Value::as_str) == Some("object") {
                 check(items, &format!("{path}[]"));
             } else {
-                assert!(items.get("maxLength").is_some(), "{path}[] is a string without a bound");
+                // A word of a list of words is bounded as well.
+                let bounded = ["maxLength", "enum"].iter().any(|key| items.get(key).is_some());
+                assert!(bounded, "{path}[] is a string without a bound");
             }
         }
         Some("object") => {
