@@ -1,4 +1,4 @@
-//! What must come out to the integer, by two other programs: without it, no number of this one can be compared with theirs.
+//! What must come out to the integer, by independent programs: without it, no number of this one can be compared with theirs.
 
 use serde_json::{Value, json};
 

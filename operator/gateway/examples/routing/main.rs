@@ -4,7 +4,7 @@
 //! simulation. A line of the trace is `{"timestamp": ms, "input_length": tokens, "output_length": tokens, "hash_ids": [blocks of 512]}`.
 //! A single run is chaotic, so each load is also run two and four percent points slower and faster, and `mean` is over the five. Prints
 //! JSON in integers: shares and ratios in millionths (`ppm`), times in microseconds, but for the real time of decisions in nanoseconds.
-//! For the trace whose numbers are known, `check` says whether two other programs' integers came out; if not, the exit status is 1.
+//! For the trace whose numbers are known, `check` says whether the integers of independent programs came out; if not, the exit status is 1.
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "it prints what it measured, or why it cannot")]
 
