@@ -131,6 +131,8 @@ pub struct Node {
     pub taint: Taint,
     /// The reservations whose labels it carries.
     pub labels: Set,
+    /// The reservations whose parts it names: while it is closed, those that it was set up for before.
+    pub named: Set,
     pub asked: Option<Question>,
 }
 
@@ -144,6 +146,8 @@ pub enum Booking {
         handed_over: bool,
     },
     Ended,
+    /// The part is over, and the reservation goes on.
+    Lost,
 }
 
 /// A reservation: its booking, and the pods that its status gives places.
@@ -160,6 +164,7 @@ pub struct Reservation {
 pub struct Seen {
     pub incarnation: u8,
     pub taint: Taint,
+    pub named: Set,
     pub asked: Option<Question>,
     pub running: Set,
     pub leaving: Set,
@@ -192,7 +197,7 @@ pub struct Places {
 }
 
 /// What an operator is doing, between two API calls. `current`: whether what it read did not change since. `placed`: pods that had places in live parts
-/// when it listed pods, whatever it saw of that.
+/// when it read the records, or listed pods to expel some, whatever it saw of that.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub enum Task {
     Idle,
@@ -201,10 +206,20 @@ pub enum Task {
         seen: Seen,
         current: bool,
     },
-    /// It read the records and then the pods from the API server, and will read the root again.
+    /// It read the records and the pods that had places in parts that ended from the API server, and will list the pods of the node.
+    Finding {
+        seen: Seen,
+        live: Set,
+        /// Whether to empty the node; else it decides anew.
+        drains: bool,
+        placed: Set,
+        current: bool,
+    },
+    /// It did, and will read the root again, and, to empty the node, the node before.
     Confirming {
         seen: Seen,
         live: Set,
+        drains: bool,
         placed: Set,
         current: bool,
     },
@@ -295,12 +310,16 @@ pub struct State {
     pub bad: Option<Bad>,
 }
 
+/// The reservations with a live part of an incarnation of the node.
+pub fn live(reservations: &[Reservation; RESERVATIONS], incarnation: u8) -> Set {
+    let on = |r: &usize| matches!(reservations[*r].booking, Booking::Live { node, .. } if node == incarnation);
+    (0..RESERVATIONS).filter(on).collect()
+}
+
 impl State {
     /// The reservations with a live part of an incarnation of the node.
     pub fn live(&self, incarnation: u8) -> Set {
-        (0..RESERVATIONS)
-            .filter(|&r| matches!(self.reservations[r].booking, Booking::Live { node, .. } if node == incarnation))
-            .collect()
+        live(&self.reservations, incarnation)
     }
 
     pub fn pods_that(&self, are: impl Fn(Pod) -> bool) -> Set {
@@ -321,7 +340,7 @@ impl State {
 /// In short, for those who read a counterexample.
 impl fmt::Display for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Node { incarnation, taint, labels, asked } = self.node;
+        let Node { incarnation, taint, labels, named: _, asked } = self.node;
         write!(f, "node.{incarnation} {taint:?} labels {labels:?}")?;
         if let Some(Question { about: About { ended, went }, answer }) = asked {
             write!(f, " asked of parts {ended:?} and pods {went:?}: {answer:?}")?;

@@ -18,7 +18,7 @@ use stateright::{Model, Property};
 
 use crate::state::{
     About, Bad, Booking, DEVICES, Node, Operator, PODS, Places, Pod, Question, RESERVATIONS, Reservation, Seen, Set,
-    State, Taint, Task, Write,
+    State, Taint, Task, Write, live,
 };
 
 /// A safeguard that is taken away, to see that the check fails without it.
@@ -44,6 +44,14 @@ pub enum Bug {
     EndedThoughPlaced,
     /// Who waits in a part that ended is left waiting.
     WaitingLeft,
+    /// Who waits in a part that ended is left waiting once the node is closed.
+    WaitingWhenClosed,
+    /// Who was there when it was read and is gone when the pods of the node are listed counts as gone before the agent was asked.
+    GoneBetweenReads,
+    /// Of a part that is over, whose reservation goes on, the places are given up before the node machine has given it back.
+    PlaceGivenUp,
+    /// Two places of one pod both stand.
+    TwoPlaces,
     /// Nobody is expelled.
     NoExpel,
     /// Who is suspected of having no place is judged by reservations that were read before the pods.
@@ -65,8 +73,12 @@ pub struct Size {
     pub late_pods: bool,
     /// Whether the safeguard is taken away that the root is read between a pod and its toleration.
     pub told_late: bool,
+    /// Whether an operator's view of reservations may be behind, so that it does not see the place of a pod.
+    pub late_records: bool,
     /// How many of the reservations may end.
     pub ends: usize,
+    /// How many of the reservations may lose their parts and go on elsewhere.
+    pub losses: usize,
     /// How many pods may be deleted by their tenants.
     pub deletions: u8,
     /// Whether it comes to it that pods are expelled.
@@ -116,10 +128,12 @@ impl Deref for World {
 /// A step. The first number is the operator's, where it is one's: its place after the step before, for operators stand in order.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Action {
-    /// The node machine reads the node, its pods but this one, and the records.
-    Look(usize, Option<usize>),
-    /// It reads the root, and decides.
+    /// The node machine reads the node, its pods but the first of these, and the records but of the second.
+    Look(usize, Option<usize>, Option<usize>),
+    /// It reads the root, and decides. If that is final, it reads the records again, and the pods that had places in parts that ended.
     Decide(usize),
+    /// Then it lists the pods of the node.
+    ReadPods(usize),
     /// It reads the root again, and decides.
     Confirm(usize),
     /// It writes.
@@ -148,6 +162,8 @@ pub enum Action {
     Book(usize),
     /// It ends.
     End(usize),
+    /// It is over, and the reservation goes on.
+    Lose(usize),
     /// A reservation that ended is gone.
     Forget(usize),
     /// A pod is created.
@@ -221,14 +237,13 @@ impl World {
         (0..RESERVATIONS).filter(|&r| parts.iter().any(|part| part.booking == self.names.bookings[r])).collect()
     }
 
-    /// What an operator sees of the node, where its view of pods lacks one.
-    fn look(state: &State, hidden: Set) -> Seen {
-        let Node { incarnation, taint, asked, .. } = state.node;
-        let set_up = if let Taint::Shared { set_up } = taint { set_up } else { Set::NONE };
+    /// What an operator sees of the node, where its views lack a pod, or the record of one.
+    fn look(state: &State, hidden: Set, unrecorded: Set) -> Seen {
+        let Node { incarnation, taint, named, asked, .. } = state.node;
         let mut records = state.records();
         let mut recorded = Set::NONE;
         for (r, records) in records.iter_mut().enumerate() {
-            *records = if set_up.has(r) { *records } else { Set::NONE };
+            *records = if named.has(r) { records.without(unrecorded) } else { Set::NONE };
             recorded = recorded.with(*records);
         }
         let pods = |are: &dyn Fn(Pod) -> bool| {
@@ -237,40 +252,41 @@ impl World {
         Seen {
             incarnation,
             taint,
+            named,
             asked,
             running: pods(&|pod| matches!(pod, Pod::Runs { .. })),
             leaving: pods(&|pod| matches!(pod, Pod::Leaving { .. })),
             records,
             there: pods(&|pod| pod.seen() != Pod::Unborn).and(recorded),
             waiting: pods(&|pod| matches!(pod, Pod::Waits { .. })).and(recorded),
-            forgotten: set_up.filter(|r| state.reservations[r].forgotten),
+            forgotten: named.filter(|r| state.reservations[r].forgotten),
         }
     }
 
-    /// The same, by consistent reads of what may be given to others by mistake.
-    fn look_again(&self, state: &State, mut seen: Seen, live: Set) -> Seen {
-        // Bound pods are those of the node by its name.
-        seen.running = state.pods_that(|pod| matches!(pod, Pod::Runs { .. }));
-        seen.leaving = state.pods_that(|pod| matches!(pod, Pod::Leaving { .. }));
-        if let Taint::Shared { set_up } = seen.taint {
-            for r in set_up.all() {
-                seen.records[r] = state.reservations[r].records;
-            }
-            seen.forgotten = set_up.filter(|r| state.reservations[r].forgotten);
-            // Where those are that had places in parts that ended is asked of the API server, one by one.
-            let ended = set_up.without(live).all().fold(Set::NONE, |all, r| all.with(seen.records[r]));
-            let now = |are: &dyn Fn(Pod) -> bool| state.pods_that(are).and(ended);
-            seen.there = seen.there.without(ended).with(now(&|pod| pod.seen() != Pod::Unborn));
-            seen.waiting = seen.waiting.without(ended).with(now(&|pod| matches!(pod, Pod::Waits { .. })));
+    /// What may be given to others by mistake, by consistent reads: records, and then the pods that had places in parts that ended, one by one.
+    fn read_records(state: &State, mut seen: Seen, live: Set) -> Seen {
+        for r in seen.named.all() {
+            seen.records[r] = state.reservations[r].records;
         }
+        seen.forgotten = seen.named.filter(|r| state.reservations[r].forgotten);
+        let ended = Self::places_in(&seen, seen.named.without(live));
+        let now = |are: &dyn Fn(Pod) -> bool| state.pods_that(are).and(ended);
+        seen.there = seen.there.without(ended).with(now(&|pod| pod.seen() != Pod::Unborn));
+        seen.waiting = seen.waiting.without(ended).with(now(&|pod| matches!(pod, Pod::Waits { .. })));
         seen
     }
 
+    fn places_in(seen: &Seen, of: Set) -> Set {
+        of.all().fold(Set::NONE, |all, r| all.with(seen.records[r]))
+    }
+
     fn rights(&self, seen: &Seen, live: Set, gone: Set) -> Rights {
-        let places = |of: Set| of.all().fold(Set::NONE, |all, r| all.with(seen.records[r]));
+        let places = |of: Set| Self::places_in(seen, of);
         let Taint::Shared { set_up } = seen.taint else {
-            let (ended, ended_pods, releasing) = (Set::NONE, Set::NONE, Set::NONE);
-            let about = About { ended, went: releasing };
+            // Who waits in a part that it was set up for before it was closed may land once it is shared again.
+            let over = if self.is(Bug::WaitingWhenClosed) { Set::NONE } else { seen.named.without(live) };
+            let ended_pods = places(over).without(places(live));
+            let (about, releasing) = (About::default(), Set::NONE);
             return Rights { live, ended_pods, placed: None, releasing, about, shared: false };
         };
         let ended = set_up.without(live);
@@ -331,6 +347,9 @@ impl World {
         let wanted =
             if rights.live.is_empty() { Wanted::Open } else { Wanted::Shared { parts: self.parts(rights.live) } };
         let waiting = !self.waiting(seen, rights).is_empty();
+        let ended = if rights.shared { rights.ended_pods } else { Set::NONE };
+        let bound = ended.and(seen.there).without(seen.waiting);
+        let went = !bound.without(seen.running.with(seen.leaving)).is_empty() && !self.is(Bug::GoneBetweenReads);
         node_step(&NodeInput {
             hold,
             wanted,
@@ -338,7 +357,7 @@ impl World {
             pods: ForeignPods {
                 owner: false,
                 running: !self.foreign(rights, seen.running).is_empty() || waiting,
-                leaving: !self.foreign(rights, seen.leaving).is_empty(),
+                leaving: !self.foreign(rights, seen.leaving).is_empty() || went,
             },
             ready: true,
             cordoned: false,
@@ -421,6 +440,7 @@ impl World {
             Booking::Live { node, handed_over } => Some((r, node, handed_over)),
             _ => None,
         });
+        let lost = (0..self.reservations.len()).filter(own).filter(|&r| state.reservations[r].booking == Booking::Lost);
         let (mut rooms, mut places) = (Vec::new(), Vec::new());
         for (r, node, handed_over) in live {
             let there = node == state.node.incarnation;
@@ -434,17 +454,30 @@ impl World {
                 cpu_milli: 1_000,
                 memory_mib: 1_024,
             });
-            places.extend(records[r].all().map(|pod| Record {
-                pod_uid: Arc::clone(&self.names.pods[pod]),
-                pod: Arc::clone(&self.names.pods[pod]),
-                reservation: Arc::clone(&self.names.reservations[r]),
-                node: self.names.node.clone(),
-                devices: 1,
-            }));
+            places.extend(records[r].all().map(|pod| self.record(r, pod)));
+        }
+        for r in lost {
+            places.extend(records[r].all().map(|pod| self.record(r, pod)));
         }
         let guests: Vec<Guest> = self.pods_of(tenant).all().filter_map(|pod| self.guest(pod, pods[pod])).collect();
         let gone: BTreeSet<Arc<str>> = gone.all().map(|pod| Arc::clone(&self.names.pods[pod])).collect();
-        assign(&rooms, &guests, &places, &gone)
+        let mut found = assign(&rooms, &guests, &places, &gone);
+        if self.is(Bug::TwoPlaces) {
+            let twice = places.into_iter().filter(|place| found.records.iter().any(|one| one.pod == place.pod));
+            let twice: Vec<Record> = twice.filter(|place| !found.records.contains(place)).collect();
+            found.records.extend(twice);
+        }
+        found
+    }
+
+    fn record(&self, reservation: usize, pod: usize) -> Record {
+        Record {
+            pod_uid: Arc::clone(&self.names.pods[pod]),
+            pod: Arc::clone(&self.names.pods[pod]),
+            reservation: Arc::clone(&self.names.reservations[reservation]),
+            node: self.names.node.clone(),
+            devices: 1,
+        }
     }
 
     fn guest(&self, pod: usize, seen: Pod) -> Option<Guest> {
@@ -495,7 +528,7 @@ impl World {
             let pods = state.pods.map(Pod::seen);
             self.expelled(&self.assign(state, tenant, &state.records(), &pods, Set::NONE))
         };
-        let seen = Self::look(state, Set::NONE);
+        let seen = Self::look(state, Set::NONE, Set::NONE);
         let drained = self.foreign(&self.rights(&seen, state.live(seen.incarnation), Set::NONE), seen.running);
         let told = state.pods_that(|pod| matches!(pod, Pod::Leaving { .. } | Pod::Ghost));
         excess > expelled.with(drained).with(told).and(self.pods_of(tenant)).len()
@@ -528,7 +561,7 @@ impl World {
     fn node_changed(&self, state: &mut State) {
         for operator in &mut state.operators {
             match &mut operator.task {
-                Task::Deciding { current, .. } | Task::Confirming { current, .. } => {
+                Task::Deciding { current, .. } | Task::Finding { current, .. } | Task::Confirming { current, .. } => {
                     *current = false;
                 }
                 Task::Writing { write, current } => {
@@ -565,6 +598,11 @@ impl World {
         match write {
             Write::Taint { taint, labels } => {
                 state.node.taint = taint;
+                match taint {
+                    Taint::Shared { set_up } => state.node.named = set_up,
+                    Taint::Unsold => state.node.named = Set::NONE,
+                    Taint::Closed { .. } => {}
+                }
                 state.node.labels = labels;
                 // What was asked was asked about other taints.
                 state.node.asked = None;
@@ -627,9 +665,14 @@ impl World {
         let found = self.assign(state, tenant, &records, &pods, gone);
         let mut writes = Vec::new();
         for (r, &before) in records.iter().enumerate() {
-            let live = matches!(state.reservations[r].booking, Booking::Live { .. });
-            if live && self.reservations.get(r) == Some(&tenant) {
-                let now = self.recorded(&found, r);
+            let goes_on = matches!(state.reservations[r].booking, Booking::Live { .. } | Booking::Lost);
+            if goes_on && self.reservations.get(r) == Some(&tenant) {
+                let mut now = self.recorded(&found, r);
+                // Who had a place in a part that is over is recorded until the node machine has given the part back.
+                let set_up = matches!(state.node.taint, Taint::Shared { set_up } if set_up.has(r));
+                if state.reservations[r].booking == Booking::Lost && set_up && !self.is(Bug::PlaceGivenUp) {
+                    now = now.with(before);
+                }
                 if now != before {
                     writes.push((now.len() > before.len(), r, now));
                 }
@@ -661,10 +704,16 @@ impl World {
         };
         match &state.operators[o].task {
             Task::Idle => {
-                actions.extend(hidden((0..PODS).collect()).map(|pod| Action::Look(o, pod)));
+                actions.extend(hidden((0..PODS).collect()).map(|pod| Action::Look(o, pod, None)));
+                if self.late_records {
+                    let recorded = state.records().iter().fold(Set::NONE, |all, &records| all.with(records));
+                    let there = recorded.filter(|pod| state.pods[pod].seen() != Pod::Unborn);
+                    actions.extend(there.all().map(|pod| Action::Look(o, None, Some(pod))));
+                }
                 actions.extend((0..self.tenants()).map(|tenant| Action::ReadReservations(o, tenant)));
             }
             Task::Deciding { .. } => actions.push(Action::Decide(o)),
+            Task::Finding { .. } => actions.push(Action::ReadPods(o)),
             Task::Confirming { .. } => actions.push(Action::Confirm(o)),
             Task::Writing { .. } => actions.push(Action::Write(o)),
             Task::Placing { tenant, .. } => {
@@ -689,7 +738,7 @@ impl World {
     }
 
     fn world_actions(&self, state: &State, actions: &mut Vec<Action>) {
-        let Node { incarnation, taint, labels, asked } = state.node;
+        let Node { incarnation, taint, labels, named: _, asked } = state.node;
         let live = state.live(incarnation);
         for r in 0..self.reservations.len() {
             // Reservations of a tenant are alike: the first to be booked is the first.
@@ -699,6 +748,7 @@ impl World {
             match state.reservations[r].booking {
                 Booking::None if first && live.len() < DEVICES as usize => actions.push(Action::Book(r)),
                 Booking::Live { .. } if r < self.ends => actions.push(Action::End(r)),
+                Booking::Live { .. } if r < self.losses => actions.push(Action::Lose(r)),
                 Booking::Ended if self.forgotten && !state.reservations[r].forgotten => {
                     actions.push(Action::Forget(r));
                 }
@@ -715,7 +765,10 @@ impl World {
                         .filter(|other| other < pod)
                         .all()
                         .all(|other| state.pods[other] != Pod::Unborn);
-                    if first {
+                    // Who comes before anything was booked for its tenant is as one that comes then.
+                    let booked = (0..self.reservations.len())
+                        .any(|r| self.reservations[r] == tenant && state.reservations[r].booking != Booking::None);
+                    if first && booked {
                         actions.push(Action::Create(pod));
                     }
                 }
@@ -751,8 +804,9 @@ impl World {
     fn operate(&self, state: &mut State, action: Action) -> Option<()> {
         let hide = |pod: Option<usize>| pod.map_or(Set::NONE, Set::one);
         match action {
-            Action::Look(o, hidden) => {
-                state.operators[o].task = Task::Deciding { seen: Self::look(state, hide(hidden)), current: true };
+            Action::Look(o, hidden, unrecorded) => {
+                let seen = Self::look(state, hide(hidden), hide(unrecorded));
+                state.operators[o].task = Task::Deciding { seen, current: true };
             }
             Action::Decide(o) => {
                 let Task::Deciding { seen, current } = state.operators[o].task else { return None };
@@ -761,22 +815,25 @@ impl World {
                 let step = self.step(&seen, &rights);
                 state.operators[o].task = Task::Idle;
                 if self.is_decisive(&seen, &step) {
-                    let seen = self.look_again(state, seen, live);
-                    state.operators[o].task = Task::Confirming { seen, live, placed: state.placed(), current };
+                    self.read_again(state, o, seen, step == NodeStep::Drain, current);
                 } else {
                     self.decided(state, o, &seen, &rights, &step, current);
                 }
             }
+            Action::ReadPods(o) => Self::find_pods(state, o)?,
             Action::Confirm(o) => {
-                let Task::Confirming { seen, live, placed, current } = state.operators[o].task else { return None };
+                let Task::Confirming { seen, live, drains, placed, current } = state.operators[o].task else {
+                    return None;
+                };
                 state.operators[o].task = Task::Idle;
-                if state.live(seen.incarnation) != live {
-                    self.refused();
-                    return Some(());
-                }
                 let rights = self.rights(&seen, live, state.operators[o].gone);
-                let step = self.step(&seen, &rights);
-                self.decided(state, o, &seen, &rights, &step, current);
+                // Who empties a node does not ask again whether that is what is to be done.
+                let step = if drains { NodeStep::Drain } else { self.step(&seen, &rights) };
+                if step == NodeStep::Drain && !drains {
+                    self.read_again(state, o, seen, true, current);
+                } else {
+                    self.decided(state, o, &seen, &rights, &step, current);
+                }
                 if let Task::Writing { write: Write::Drain(going), .. } = state.operators[o].task
                     && !going.and(placed).and(state.placed()).is_empty()
                 {
@@ -790,7 +847,8 @@ impl World {
             }
             Action::ReadReservations(o, tenant) => {
                 let own: Set = (0..self.reservations.len()).filter(|&r| self.reservations[r] == tenant).collect();
-                let live = own.filter(|r| matches!(state.reservations[r].booking, Booking::Live { .. }));
+                let of = |booking| matches!(booking, Booking::Live { .. } | Booking::Lost);
+                let live = own.filter(|r| of(state.reservations[r].booking));
                 let places = live.all().any(|r| !state.reservations[r].records.is_empty());
                 let pods = self.pods_of(tenant).and(state.pods_that(|pod| match pod.seen() {
                     Pod::Unborn => false,
@@ -894,6 +952,28 @@ impl World {
         Some(())
     }
 
+    /// Reads the records, and the pods that had places in parts that ended.
+    fn read_again(&self, state: &mut State, o: usize, seen: Seen, drains: bool, current: bool) {
+        let live = state.live(seen.incarnation);
+        let seen = Self::read_records(state, seen, live);
+        let placed = if drains { state.placed() } else { Set::NONE };
+        let bound = self.rights(&seen, live, Set::NONE).ended_pods.and(seen.there);
+        state.operators[o].task = Task::Finding { seen, live, drains, placed, current };
+        // Who is gone stays gone: where nobody else is recorded, the pods may be listed at once.
+        if bound.is_empty() {
+            Self::find_pods(state, o);
+        }
+    }
+
+    /// Lists the pods of the node. Bound pods are those of the node by its name.
+    fn find_pods(state: &mut State, o: usize) -> Option<()> {
+        let Task::Finding { mut seen, live, drains, placed, current } = state.operators[o].task else { return None };
+        seen.running = state.pods_that(|pod| matches!(pod, Pod::Runs { .. }));
+        seen.leaving = state.pods_that(|pod| matches!(pod, Pod::Leaving { .. }));
+        state.operators[o].task = Task::Confirming { seen, live, drains, placed, current };
+        Some(())
+    }
+
     fn list_pods(&self, state: &State, tenant: usize) -> [Pod; PODS] {
         let mut pods = state.pods.map(Pod::seen);
         (0..PODS).filter(|&pod| !self.pods_of(tenant).has(pod)).for_each(|pod| pods[pod] = Pod::Unborn);
@@ -928,6 +1008,7 @@ impl World {
                 state.reservations[r].booking = Booking::Live { node: state.node.incarnation, handed_over: false };
             }
             Action::End(r) => state.reservations[r].booking = Booking::Ended,
+            Action::Lose(r) => state.reservations[r].booking = Booking::Lost,
             Action::Forget(r) => {
                 state.reservations[r].records = Set::NONE;
                 state.reservations[r].forgotten = true;
@@ -963,6 +1044,7 @@ impl World {
                     incarnation: state.node.incarnation + 1,
                     taint: Taint::Closed { no_execute: false },
                     labels: Set::NONE,
+                    named: Set::NONE,
                     asked: None,
                 };
                 for pod in &mut state.pods {
@@ -981,8 +1063,20 @@ impl World {
     fn tidy(&self, state: &mut State) {
         let recorded = state.records().iter().fold(Set::NONE, |all, &records| all.with(records));
         let pods = state.pods;
+        let reservations = state.reservations;
+        let live_now = |incarnation: u8| live(&reservations, incarnation);
         for operator in &mut state.operators {
             let mut mentioned = recorded;
+            // Whose decision can only be refused is refused now as well as later.
+            if let Task::Finding { seen, live, drains, current, .. }
+            | Task::Confirming { seen, live, drains, current, .. } = &operator.task
+            {
+                let unfenced = self.is(Bug::EmptiedLate) || !drains && self.is(Bug::NodeWithoutPrecondition);
+                if live_now(seen.incarnation) != *live || !current && !unfenced {
+                    self.refused();
+                    operator.task = Task::Idle;
+                }
+            }
             // Whom nobody can tell any more is not told.
             if let Task::Telling { pod, places, current, .. } = &mut operator.task
                 && pods[*pod] != (Pod::Waits { known: None })
@@ -1008,7 +1102,7 @@ impl World {
                 Task::Placing { records, .. } | Task::Listing { records, .. } | Task::Judging { records, .. } => {
                     mentioned = records.iter().fold(mentioned, |all, &records| all.with(records));
                 }
-                Task::Deciding { seen, .. } | Task::Confirming { seen, .. } => {
+                Task::Deciding { seen, .. } | Task::Finding { seen, .. } | Task::Confirming { seen, .. } => {
                     mentioned = seen.records.iter().fold(mentioned, |all, &records| all.with(records));
                 }
                 _ => {}
@@ -1034,7 +1128,7 @@ impl Model for World {
             [Reservation { booking: Booking::None, records: Set::NONE, forgotten: false }; RESERVATIONS];
         prepared.all().for_each(|r| reservations[r].booking = Booking::Live { node: 0, handed_over: true });
         vec![State {
-            node: Node { incarnation: 0, taint, labels: prepared, asked: None },
+            node: Node { incarnation: 0, taint, labels: prepared, named: prepared, asked: None },
             reservations,
             pods: [Pod::Unborn; PODS],
             recorded: Set::NONE,
@@ -1063,6 +1157,7 @@ impl Model for World {
         match action {
             Action::Book(_)
             | Action::End(_)
+            | Action::Lose(_)
             | Action::Forget(_)
             | Action::Create(_)
             | Action::Land(_)
