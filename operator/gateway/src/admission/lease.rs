@@ -15,8 +15,8 @@
 //! 3. It ignores a [`Need`] whose sequence is not above all that it had from that gateway; a gateway that starts anew is another gateway.
 //! 4. It grants no gateway more than its part (`held` and the block together), unless one request needs more ([`Need::least`]).
 //!
-//! **Bound.** Let `l` be a limit in a minute and `held(s)` what all gateways hold unspent at time `s`, grants under way among it. Over any stretch
-//! from `s`, `t` milliseconds long, all gateways together admit no more than `held(s) + l + l * t / 60,000`: with one gateway it is `l + l * t /
+//! **Bound.** Let `l` be a limit in a minute and `held(s)` what all gateways hold unspent at time `s`, with grants on their way to them and
+//! what they return on its way to the service. Over any stretch from `s`, `t` milliseconds long, all gateways together admit no more than `held(s) + l + l * t / 60,000`: with one gateway it is `l + l * t /
 //! 60,000`, so that the overshoot is at most the sum of outstanding leases, and by rule 4 at most gateways times part. From the start on it is
 //! none: `l + l * t / 60,000`. Whatever is lost, late, twice or dead. Requests in flight are at most the limit, and those of gateways whose slots
 //! ended before they could renew them, which are at most the slots they held.
@@ -53,6 +53,8 @@ pub struct Need {
     pub least: Block,
     /// How many requests it wants to have in flight at once, in all, those of now among them.
     pub slots: u32,
+    /// How many of them it needs for one request that waits; 0 if none waits for a slot.
+    pub least_slots: u32,
 }
 
 /// What the service grants.
@@ -66,7 +68,8 @@ pub struct Grant {
     pub slots: u32,
     /// How long the gateway may use all that it holds then, milliseconds from when it asked.
     pub valid_ms: u64,
-    /// Where less was granted than the least: milliseconds until it may be there, as the service's bucket has it.
+    /// Where less was granted than the least: milliseconds until it may be there, as the service's bucket has it, and for slots some time that
+    /// is not 0. The gateway does not ask for more before that.
     pub retry_after_ms: u64,
 }
 
@@ -222,6 +225,7 @@ impl Lease {
             want: missing(Block { requests, tokens }),
             least: missing(self.short),
             slots,
+            least_slots: if self.short_slots > 0 { in_flight.saturating_add(1) } else { 0 },
         };
         self.sequence = need.sequence;
         self.told = self.returned;

@@ -153,6 +153,15 @@ fn an_event_that_never_ends_ends_the_stream() {
     assert_eq!(bytes, b": 345678901234\n\n");
 }
 
+/// The last line feed does not count, as it may come when the event is gone already.
+#[rstest]
+#[case::whole(&[b": 4567890123\r\n\r\n".as_slice()])]
+#[case::cut(&[b": 4567890123\r\n\r".as_slice(), b"\n"])]
+fn the_longest_event_is_as_long_however_it_is_cut(#[case] chunks: &[&[u8]]) {
+    assert_eq!(run(false, 15, chunks), (chunks.concat(), vec![Event::Other], Ok(()), Tally::default()));
+    assert_eq!(run(false, 14, chunks).2, Err(Error::EventTooLarge { limit: 14 }));
+}
+
 #[test]
 fn an_answer_in_one_piece_tells_its_usage() {
     assert_eq!(usage_of_answer(USAGE_CHUNK.as_bytes()), Some(USAGE));

@@ -32,6 +32,14 @@ fn a_debt_is_paid_before_anything_is_given() {
 }
 
 #[test]
+fn what_does_not_fit_is_lost() {
+    let mut bucket = Bucket::new(60, 0);
+    bucket.take(5);
+    bucket.give(9);
+    assert_eq!((bucket.available(), bucket), (60, Bucket::new(60, 0)));
+}
+
+#[test]
 fn limits_change_within_what_is_left() {
     let mut bucket = Bucket::new(60, 0);
     bucket.set_limit(10, 0);

@@ -29,11 +29,10 @@ fn asking() -> (Lease, Need) {
 #[test]
 fn it_asks_for_what_was_refused() {
     let (mut lease, need) = asking();
-    let asked = block(1, 50);
-    assert_eq!(
-        need,
-        Need { sequence: 1, held: block(0, 0), returned: block(0, 0), want: asked, least: asked, slots: 1 }
-    );
+    let (asked, none) = (block(1, 50), block(0, 0));
+    let expected =
+        Need { sequence: 1, held: none, returned: none, want: asked, least: asked, slots: 1, least_slots: 1 };
+    assert_eq!(need, expected);
     assert_eq!(lease.need(ANSWER_MS - 1, 0), None);
 }
 

@@ -14,7 +14,8 @@ pub(super) enum Step {
     Pause { ms: u64 },
     /// A request comes to a gateway.
     Admit { gateway: usize, tokens: u64 },
-    /// As many requests as a gateway lets in come to it one after the other, each ending as it was reserved for.
+    /// As many requests as a gateway lets in come to it one after the other, each ending as it was reserved for, while it asks for more and
+    /// is answered at once.
     Flood { gateway: usize, tokens: u64 },
     /// The oldest request of a gateway ends, having used some of what it reserved, or more.
     End { gateway: usize, used_percent: u64 },
@@ -125,11 +126,9 @@ impl Service {
         let wait = |bucket: &Bucket, least: u64, granted: u64| {
             if granted >= least { 0 } else { bucket.wait_ms(least - granted).unwrap_or(60_000).min(60_000) }
         };
-        let retry_after_ms = wait(&self.requests, need.least.requests, block.requests).max(wait(
-            &self.tokens,
-            need.least.tokens,
-            block.tokens,
-        ));
+        let retry_after_ms = u64::from(slots < need.least_slots)
+            .max(wait(&self.requests, need.least.requests, block.requests))
+            .max(wait(&self.tokens, need.least.tokens, block.tokens));
         Some(Grant { sequence: need.sequence, block, slots, valid_ms: self.valid_ms, retry_after_ms })
     }
 }
@@ -140,7 +139,7 @@ struct Mark {
     at_ms: u64,
     /// Reserved, less what was given back.
     net: (i128, i128),
-    /// Unspent, with gateways or on the way to them.
+    /// Unspent, with gateways or on the way to them or from them.
     outstanding: (u64, u64),
 }
 
@@ -192,14 +191,23 @@ impl World {
         (self.net.0.try_into().unwrap_or(0), self.net.1.try_into().unwrap_or(0))
     }
 
+    /// What a gateway returned, in total, and the service does not know of but may come to.
+    fn on_the_way_back(&self, id: usize) -> Block {
+        let alive = self.gateways.iter().filter(|gateway| gateway.id == id).map(|gateway| gateway.lease.returned);
+        let asked = self.questions.iter().filter(|(asker, _)| *asker == id).map(|(_, need)| need.returned);
+        let known = self.service.known.get(&id).map(|known| known.returned).unwrap_or_default();
+        let returned = alive.chain(asked).fold(known, |most, block| Block {
+            requests: most.requests.max(block.requests),
+            tokens: most.tokens.max(block.tokens),
+        });
+        Block { requests: returned.requests - known.requests, tokens: returned.tokens - known.tokens }
+    }
+
     fn mark(&mut self) {
-        let on_the_way = self.answers.iter().filter(|(id, _)| self.gateways.iter().any(|gateway| gateway.id == *id));
-        let blocks: Vec<Block> = self
-            .gateways
-            .iter()
-            .map(|gateway| gateway.lease.held())
-            .chain(on_the_way.map(|(_, grant)| grant.block))
-            .collect();
+        let held = self.gateways.iter().map(|gateway| gateway.lease.held());
+        let granted = self.answers.iter().filter(|(id, _)| self.gateways.iter().any(|gateway| gateway.id == *id));
+        let returned = (1..=self.started).map(|id| self.on_the_way_back(id));
+        let blocks: Vec<Block> = held.chain(granted.map(|(_, grant)| grant.block)).chain(returned).collect();
         let outstanding =
             (blocks.iter().map(|block| block.requests).sum(), blocks.iter().map(|block| block.tokens).sum());
         self.marks.push(Mark { at_ms: self.now_ms, net: self.net, outstanding });
@@ -234,10 +242,17 @@ impl World {
                 loop {
                     let before = self.net.0;
                     self.step(Step::Admit { gateway, tokens });
-                    if self.net.0 == before {
+                    if self.net.0 > before {
+                        self.step(Step::End { gateway, used_percent: 100 });
+                        continue;
+                    }
+                    let (questions, answers) = (self.questions.len(), self.answers.len());
+                    self.step(Step::Ask { gateway });
+                    if self.questions.len() == questions {
                         break;
                     }
-                    self.step(Step::End { gateway, used_percent: 100 });
+                    self.step(Step::Answer { index: questions, lost: false, twice: false });
+                    self.step(Step::Hear { index: answers, lost: false, twice: false });
                 }
                 return;
             }
