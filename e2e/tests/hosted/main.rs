@@ -33,6 +33,14 @@ where
     api.create(&PostParams::default(), &object).await.context("creating an object")
 }
 
+/// A pool of one node, and a tenant.
+async fn furnish(spillway: &Spillway<'_>) -> Result<()> {
+    spillway.create_pool("plain", json!({})).await?;
+    spillway.create_tenant(TENANT, &[TENANT], json!({})).await?;
+    spillway.add_nodes("plain", &["gpu-0"]).await?;
+    spillway.wait_unsold("plain", 1, BOUND).await
+}
+
 struct Stage<'a> {
     spillway: &'a Spillway<'a>,
     endpoints: Api<ModelEndpoint>,
@@ -74,10 +82,7 @@ async fn an_endpoint_is_laid_out_on_what_its_reservation_holds() -> Result<()> {
     let lab = Lab::start(LabOptions::new(Size::Api)).await?;
     let spillway = Spillway::install(&lab).await?;
     let operator = spillway.start_operator("operator-a")?;
-    spillway.create_pool("plain", json!({})).await?;
-    spillway.create_tenant(TENANT, &[TENANT], json!({})).await?;
-    spillway.add_nodes("plain", &["gpu-0"]).await?;
-    spillway.wait_unsold("plain", 1, BOUND).await?;
+    furnish(&spillway).await?;
     let client = spillway.client();
     let models: Api<Model> = Api::all(client.clone());
     let stage = Stage {
@@ -158,10 +163,7 @@ async fn an_endpoint_takes_over_nothing() -> Result<()> {
     let lab = Lab::start(LabOptions::new(Size::Api)).await?;
     let spillway = Spillway::install(&lab).await?;
     let operator = spillway.start_operator("operator-a")?;
-    spillway.create_pool("plain", json!({})).await?;
-    spillway.create_tenant(TENANT, &[TENANT], json!({})).await?;
-    spillway.add_nodes("plain", &["gpu-0"]).await?;
-    spillway.wait_unsold("plain", 1, BOUND).await?;
+    furnish(&spillway).await?;
     let client = spillway.client();
     let services: Api<Service> = Api::namespaced(client.clone(), TENANT);
     let mine = json!({"metadata": {"name": "chat"}, "spec": {"selector": {"app": "mine"}, "ports": [{"port": 80}]}});

@@ -81,16 +81,13 @@ pub async fn reconcile(object: Arc<PartialObjectMeta<Namespace>>, context: Arc<C
         |sharer: &Sharer| view.booking_of(&sharer.booking.reservation.uid).map(|b| &b.id) == Some(&sharer.booking.id);
     let sharers: Vec<Sharer> = sharers.into_iter().filter(still).collect();
 
-    let rooms: Vec<Room> = sharers.iter().flat_map(|sharer| rooms(&context, sharer)).collect();
     let pods = context.pods.in_namespace(&namespace);
-    let guests: Vec<Guest> = pods.iter().map(guest).collect();
-    let records: Vec<Record> = sharers.iter().flat_map(|sharer| records(&sharer.object)).collect();
-    let gone = context.pods_seen_gone();
-    let found = assign(&rooms, &guests, &records, &gone);
+    let before = all_records(&sharers);
+    let found = decide(&context, &sharers, &pods, &before);
 
     expel(&context, &namespace, &found.expel, gaps).await?;
     write_records(&context, &sharers, &found).await?;
-    context.forget_gone(records.iter().map(|record| &record.pod_uid), &found.records);
+    context.forget_gone(before.iter().map(|record| &record.pod_uid), &found.records);
     for (pod, node) in &found.admit {
         let record = found.records.iter().find(|record| record.pod_uid == *pod);
         let Some(sharer) =
@@ -106,7 +103,7 @@ pub async fn reconcile(object: Arc<PartialObjectMeta<Namespace>>, context: Arc<C
     let left: BTreeSet<&str> = found
         .records
         .iter()
-        .filter(|record| guests.iter().all(|guest| guest.uid != record.pod_uid))
+        .filter(|record| pods.iter().all(|pod| pod.uid != record.pod_uid))
         .map(|record| record.node.as_str())
         .collect();
     for node in left {
@@ -135,6 +132,18 @@ fn of_live(view: &View, objects: impl Iterator<Item = Arc<GpuReservation>>) -> V
     found
 }
 
+/// All places that are recorded.
+fn all_records(sharers: &[Sharer]) -> Vec<Record> {
+    sharers.iter().flat_map(|sharer| records(&sharer.object)).collect()
+}
+
+/// Who of these pods has a place, and who must go.
+fn decide(context: &Context, sharers: &[Sharer], pods: &[PodFacts], records: &[Record]) -> Assignment {
+    let rooms: Vec<Room> = sharers.iter().flat_map(|sharer| rooms(context, sharer)).collect();
+    let guests: Vec<Guest> = pods.iter().filter(|pod| !pod.devices.is_empty()).map(guest).collect();
+    assign(&rooms, &guests, records, &context.pods_seen_gone())
+}
+
 /// Ends pods that may land where nothing is theirs, or are there, if the API server itself says so. The pods are read first: the record of who may
 /// land was written before.
 async fn expel(context: &Context, namespace: &str, suspects: &[Arc<str>], gaps: u64) -> Result<(), Error> {
@@ -148,13 +157,11 @@ async fn expel(context: &Context, namespace: &str, suspects: &[Arc<str>], gaps: 
     let list = call("listing the reservations of a namespace", api.list(&ListParams::default())).await?;
     let view = context.settled("ending pods without room", gaps).await?;
     let sharers = of_live(&view, list.items.into_iter().map(Arc::new));
-    let rooms: Vec<Room> = sharers.iter().flat_map(|sharer| rooms(context, sharer)).collect();
-    let guests: Vec<Guest> = pods.iter().filter(|pod| !pod.devices.is_empty()).map(guest).collect();
-    let records: Vec<Record> = sharers.iter().flat_map(|sharer| records(&sharer.object)).collect();
-    let found = assign(&rooms, &guests, &records, &context.pods_seen_gone());
+    let found = decide(context, &sharers, &pods, &all_records(&sharers));
+    let held: u32 = sharers.iter().flat_map(|sharer| rooms(context, sharer)).map(|room| room.devices).sum();
     for pod in pods.iter().filter(|pod| suspects.contains(&pod.uid) && found.expel.contains(&pod.uid)) {
         if context.end_pod(pod, "ending a pod that has no room any more").await? {
-            let (name, held) = (&pod.name, rooms.iter().map(|room| room.devices).sum::<u32>());
+            let name = &pod.name;
             tracing::info!(%namespace, %name, "a pod that had room in a part that ended is ended as well");
             let note = format!(
                 "Pod {name} had room in a part of a node that is not held any more, and its namespace holds {held} devices in parts of nodes: it is ended. What makes it again gets room as soon as there is some."
@@ -368,7 +375,7 @@ pub fn releasing(context: &Context, bookings: &[Arc<Booking>], node: &str) -> BT
         let key = ObjectRef::new(&booking.reservation.name).within(namespace);
         let Some(object) = context.stores.reservations.get(&key) else { continue };
         let here = records(&object).into_iter().filter(|record| record.node.as_str() == node);
-        let gone = here.filter(|record| context.pods.get(&record.pod_uid).is_none());
+        let gone = here.filter(|record| !context.pods.has(&record.pod_uid));
         found.extend(gone.map(|record| (record.pod_uid, (Arc::clone(namespace), record.pod))));
     }
     found

@@ -9,7 +9,6 @@ use kube::{
     api::{DeleteParams, Patch, PatchParams, Preconditions},
     runtime::{controller::Action, reflector::ObjectRef},
 };
-use serde_json::json;
 use spillway_crds::{
     ModelEndpoint, ModelVersion,
     names::{ENDPOINT_LABEL, FIELD_MANAGER, ROLE_LABEL, ROLE_OWNER},
@@ -22,6 +21,7 @@ use spillway_planner::{Booking, ReservationUid};
 use crate::{
     context::Context,
     error::{Error, call},
+    status,
 };
 
 /// An endpoint in which nothing happens is looked at again after so long.
@@ -78,16 +78,8 @@ pub async fn reconcile(object: Arc<ModelEndpoint>, context: Arc<Context>) -> Res
     }
     facts.replicas = count(&context, &namespace, &name);
     let status = build_status(&object, &facts, Timestamp::now());
-    if object.status.as_ref() != Some(&status) {
-        let patch = spillway_manifests::status::build_patch(
-            object.metadata.resource_version.as_deref(),
-            &json!(object.status),
-            json!(status),
-        );
-        let api: Api<ModelEndpoint> = Api::namespaced(context.client.clone(), &namespace);
-        call("writing an endpoint's status", api.patch_status(&name, &PatchParams::default(), &Patch::Merge(&patch)))
-            .await?;
-    }
+    let api: Api<ModelEndpoint> = Api::namespaced(context.client.clone(), &namespace);
+    status::write("writing an endpoint's status", &api, &*object, object.status.as_ref(), &status).await?;
     Ok(Action::requeue(RESYNC))
 }
 

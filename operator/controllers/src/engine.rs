@@ -245,11 +245,8 @@ impl Engine {
         self.ledger = None;
         self.table = None;
         self.learned.clear();
-        let preloaded = match self.preloaded.take() {
-            Some(ledger) => self.store.unchanged(Duration::ZERO).await?.filter(|same| *same).map(|_| ledger),
-            None => None,
-        };
-        let loaded = match preloaded {
+        let stands = self.preloaded.is_some() && self.store.unchanged(Duration::ZERO).await? == Some(true);
+        let loaded = match self.preloaded.take().filter(|_| stands) {
             Some(ledger) => Ok(Some(ledger)),
             None => self.store.load().await,
         };

@@ -11,7 +11,7 @@ use spillway_crds::{Model, ModelEndpoint, names::ENDPOINT_LABEL};
 
 use crate::watches::{Feed, Queue, Synced, object, slim, watch};
 
-/// The watched objects, and the queues of who looks at them.
+/// The watched objects, and the queue of endpoints to look at.
 #[derive(Clone)]
 pub struct Hosted {
     /// Models.
@@ -20,10 +20,7 @@ pub struct Hosted {
     pub endpoints: Store<ModelEndpoint>,
     /// The Deployments of endpoints.
     pub deployments: Store<Deployment>,
-    /// Models to look at.
-    pub model_queue: Queue<Model>,
-    /// Endpoints to look at.
-    pub endpoint_queue: Queue<ModelEndpoint>,
+    queue: Queue<ModelEndpoint>,
 }
 
 impl Hosted {
@@ -50,7 +47,7 @@ impl Hosted {
                 }
             });
 
-        let (m, e, known) = (model_queue.clone(), endpoint_queue.clone(), endpoints.clone());
+        let (m, e, known) = (model_queue, endpoint_queue.clone(), endpoints.clone());
         let (models, model_feed) = watch::<Model, _, _>(Api::all(client.clone()), any(), slim, &synced, move |event| {
             let (m, e, known) = (m.clone(), e.clone(), known.clone());
             async move {
@@ -74,7 +71,7 @@ impl Hosted {
                 }
             });
         let feeds = vec![endpoint_feed, model_feed, deployment_feed];
-        (Self { models, endpoints, deployments, model_queue, endpoint_queue }, feeds)
+        (Self { models, endpoints, deployments, queue: endpoint_queue }, feeds)
     }
 
     /// A reservation changed: those that stand on it are looked at.
@@ -82,7 +79,7 @@ impl Hosted {
         let on_it = |endpoint: &ModelEndpoint| {
             endpoint.namespace().as_deref() == Some(namespace) && endpoint.spec.capacity.reservation == name
         };
-        push(&self.endpoint_queue, &self.endpoints, on_it).await;
+        push(&self.queue, &self.endpoints, on_it).await;
     }
 }
 

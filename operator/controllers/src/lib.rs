@@ -31,6 +31,7 @@ pub mod pools;
 pub mod reservations;
 pub mod run;
 pub mod snapshot;
+pub mod status;
 pub mod store;
 pub mod table;
 pub mod tenants;

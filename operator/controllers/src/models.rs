@@ -3,19 +3,11 @@
 use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
-use kube::{
-    Api, ResourceExt,
-    api::{Patch, PatchParams},
-    runtime::controller::Action,
-};
-use serde_json::json;
+use kube::{Api, ResourceExt, runtime::controller::Action};
 use spillway_crds::Model;
 use spillway_manifests::model::build_status;
 
-use crate::{
-    context::Context,
-    error::{Error, call},
-};
+use crate::{context::Context, error::Error, status};
 
 /// Looks at a model.
 ///
@@ -28,15 +20,7 @@ pub async fn reconcile(object: Arc<Model>, context: Arc<Context>) -> Result<Acti
         .map(|endpoint| format!("{}/{}", endpoint.namespace().unwrap_or_default(), endpoint.name_any()))
         .collect();
     let status = build_status(&object, endpoints, Timestamp::now());
-    if object.status.as_ref() != Some(&status) {
-        let patch = spillway_manifests::status::build_patch(
-            object.metadata.resource_version.as_deref(),
-            &json!(object.status),
-            json!(status),
-        );
-        let api: Api<Model> = Api::all(context.client.clone());
-        call("writing a model's status", api.patch_status(&name, &PatchParams::default(), &Patch::Merge(&patch)))
-            .await?;
-    }
+    let api: Api<Model> = Api::all(context.client.clone());
+    status::write("writing a model's status", &api, &*object, object.status.as_ref(), &status).await?;
     Ok(Action::requeue(Duration::from_secs(300)))
 }

@@ -295,6 +295,11 @@ impl PodIndex {
         state.live.pick(state.live.by_namespace.get(namespace)).any(|pod| !pod.admitted.is_empty())
     }
 
+    /// Whether a pod is there whose containers are not over.
+    pub fn has(&self, uid: &str) -> bool {
+        self.state.read().unwrap_or_else(PoisonError::into_inner).live.all.contains_key(uid)
+    }
+
     /// A pod whose containers are not over.
     pub fn get(&self, uid: &str) -> Option<PodFacts> {
         self.state.read().unwrap_or_else(PoisonError::into_inner).live.all.get(uid).cloned()

@@ -3,12 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
-use kube::{
-    Api, ResourceExt,
-    api::{Patch, PatchParams},
-    runtime::controller::Action,
-};
-use serde_json::json;
+use kube::{Api, ResourceExt, runtime::controller::Action};
 use spillway_crds::{
     GpuPool, Mode,
     names::{HOLD_CLOSED, HOLD_UNSOLD, POOL_LABEL},
@@ -22,11 +17,12 @@ use spillway_planner::{Booking, NodeUid};
 
 use crate::{
     context::{Context, owners},
-    error::{Error, call},
+    error::Error,
     finalizer,
     guards::state::UNTOLD,
     metrics::PoolState,
     snapshot::{Owners, owner_devices, soundness},
+    status,
     view::View,
 };
 
@@ -74,15 +70,7 @@ pub async fn reconcile(object: Arc<GpuPool>, context: Arc<Context>) -> Result<Ac
     ] {
         context.metrics.devices.get_or_create(&PoolState { pool: name.clone(), state }).set(i64::from(value));
     }
-    if object.status.as_ref() != Some(&status) {
-        let patch = spillway_manifests::status::build_patch(
-            object.metadata.resource_version.as_deref(),
-            &json!(object.status),
-            json!(status),
-        );
-        call("writing a pool's status", api.patch_status(&name, &PatchParams::default(), &Patch::Merge(&patch)))
-            .await?;
-    }
+    status::write("writing a pool's status", &api, &*object, object.status.as_ref(), &status).await?;
     if deleting && facts.sold.is_some_and(|(_, live)| live.is_empty()) && view.blocked.is_none() {
         finalizer::remove(&api, &object).await?;
         return Ok(Action::await_change());

@@ -9,7 +9,6 @@ use kube::{
     api::{Patch, PatchParams},
     runtime::{controller::Action, reflector::ObjectRef},
 };
-use serde_json::json;
 use spillway_crds::{
     HeldQuota, Tenant, TenantNamespace,
     names::{SELFTEST_NAMESPACE, TENANT_LABEL},
@@ -23,7 +22,7 @@ use spillway_planner::{Booking, TenantName};
 use crate::{
     context::{Context, owners},
     error::{Error, call},
-    finalizer, kill,
+    finalizer, kill, status,
 };
 
 /// A tenant is looked at at most this often, but for changes of the tenant itself.
@@ -60,15 +59,7 @@ pub async fn reconcile(object: Arc<Tenant>, context: Arc<Context>) -> Result<Act
         prune_labels(&context, &object, deleting, &bookings, &mut facts).await?;
     }
     let status = build_status(&object, &facts, Timestamp::now());
-    if object.status.as_ref() != Some(&status) {
-        let patch = spillway_manifests::status::build_patch(
-            object.metadata.resource_version.as_deref(),
-            &json!(object.status),
-            json!(status),
-        );
-        call("writing a tenant's status", api.patch_status(&name, &PatchParams::default(), &Patch::Merge(&patch)))
-            .await?;
-    }
+    status::write("writing a tenant's status", &api, &*object, object.status.as_ref(), &status).await?;
     if deleting && facts.live.is_empty() && view.blocked.is_none() {
         finalizer::remove(&api, &object).await?;
         return Ok(Action::await_change());

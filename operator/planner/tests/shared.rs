@@ -25,47 +25,23 @@
     reason = "a test of its own crate, which clippy does not take for one"
 )]
 
+#[path = "checking/mod.rs"]
+mod checking;
 #[path = "shared/state.rs"]
 mod state;
 #[path = "shared/world.rs"]
 mod world;
 
-use stateright::{Checker, DiscoveryClassification, HasDiscoveries, Model};
+use checking::{assert_broken, check};
+use stateright::{Checker, HasDiscoveries, Model};
 use world::{Bug, Size, World};
-
-/// Checks a world to the end, prints its size, and asserts that all properties hold and that every `sometimes` was seen. A world that has outgrown `most`
-/// states is not checked to the end, and fails.
-fn check(name: &str, size: Size, most: usize) {
-    // Steps, of which several lead to one state.
-    let steps = most * 16;
-    let checker = World::new(size, None).checker().threads(2).target_state_count(steps).spawn_bfs().join();
-    println!("{name}: {} states, depth {}", checker.unique_state_count(), checker.max_depth());
-    for (property, path) in checker.discoveries() {
-        if matches!(checker.discovery_classification(property), DiscoveryClassification::Counterexample) {
-            println!("{name}: broken: {property}");
-            for (state, action) in path.into_vec() {
-                println!("{state}\n    {action:?}");
-            }
-        }
-    }
-    checker.assert_properties();
-    let all = checker.is_done() && checker.state_count() < steps && checker.unique_state_count() <= most;
-    assert!(all, "{name} has more than {most} states");
-}
 
 /// Checks a world, with a safeguard taken away if one is named: histories must be found that break these properties.
 fn find(size: Size, bug: Option<Bug>, broken: &[&'static str]) {
     let all = HasDiscoveries::AllOf(broken.iter().copied().collect());
     let checker =
         World::new(size, bug).checker().threads(1).target_state_count(10_000_000).finish_when(all).spawn_bfs().join();
-    println!("{bug:?}: {} states", checker.unique_state_count());
-    for name in broken {
-        let actions: Vec<String> = match checker.discovery(name) {
-            Some(path) => path.into_actions().iter().map(|action| format!("{action:?}")).collect(),
-            None => panic!("{bug:?} does not break: {name}"),
-        };
-        println!("  breaks: {name}: {}", actions.join(", "));
-    }
+    assert_broken(&format!("{bug:?}"), &checker, broken);
 }
 
 /// One part, from an open node and back.
@@ -126,7 +102,7 @@ macro_rules! worlds {
     ($($name:ident: $size:expr, $states:expr;)*) => {$(
         #[test]
         fn $name() {
-            check(stringify!($name), $size, $states);
+            check(stringify!($name), World::new($size, None), $states);
         }
     )*};
 }
