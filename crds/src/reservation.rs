@@ -200,7 +200,7 @@ pub struct TopologyRequest {
 /// What became of a reservation.
 #[derive(Clone, Debug, Default, Deserialize, Eq, KubeSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = ("!has(self.assignments) || self.assignments.map(a, a.devices).sum() <= (has(self.deviceCount) ? self.deviceCount : 0)", "more devices would be assigned to pods than the reservation has"))]
+#[x_kube(validation = ("!has(self.assignments) || self.assignments.filter(a, !has(a.ending) || !a.ending).map(a, a.devices).sum() <= (has(self.deviceCount) ? self.deviceCount : 0)", "more devices would be assigned to pods than the reservation has"))]
 pub struct GpuReservationStatus {
     /// `metadata.generation` that was looked at.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -263,6 +263,9 @@ pub struct Assignment {
     /// Devices of the pod.
     #[schemars(range(min = 1))]
     pub devices: i32,
+    /// The part of the node is not held any more, and the node has not given it back: the pod may be there still, and gets no device that is held.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ending: bool,
 }
 
 /// What was booked.

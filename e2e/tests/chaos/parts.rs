@@ -3,13 +3,13 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context as _, Result, ensure};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::ResourceExt;
 use kube::api::{Api, ListParams};
 use serde_json::json;
 use spillway_crds::Phase;
 use spillway_lab::spillway::{Spillway, holds};
-use spillway_lab::{Lab, LabOptions, Size, wait_for};
+use spillway_lab::{Lab, LabOptions, Size, wait_for, wait_for_value};
 
 use crate::stand_in::waiting_pod;
 use crate::{BOUND, furnish};
@@ -114,6 +114,55 @@ async fn a_pod_that_waits_when_its_part_ends_uses_nothing() -> Result<()> {
     let places: Vec<&str> = rest.assignments.iter().map(|place| place.pod.as_str()).collect();
     ensure!(places == ["stays"], "the part that is left has {places:?}");
     operator.stop().await?;
+    lab.stop()
+}
+
+/// Where a node is lost, or its last part ends, nobody has a part there any more; and it may be sold in parts again.
+#[tokio::test]
+async fn a_pod_that_waits_where_no_part_is_left_does_not_wait_on() -> Result<()> {
+    let lab = Lab::start(LabOptions::new(Size::Api)).await?;
+    let spillway = Spillway::install(&lab).await?;
+    let operator = spillway.start_operator("operator-a")?;
+    furnish(&spillway, "plain", 2, &["acme"]).await?;
+    let part = json!({"devices": {"count": HELD}, "exclusiveNodes": false});
+    spillway.reserve("acme", "part", part).await?;
+    let active = spillway.wait_phase("acme", "part", Phase::Active, BOUND).await?.status.unwrap_or_default();
+    let first = active.nodes.first().context("no node")?.name.clone();
+    let hold_of = |node: &Node| format!("node.{}", node.uid().unwrap_or_default());
+    let first_hold = hold_of(&spillway.node(&first).await?);
+    waiting_pod(&spillway, "acme", "late", 2).await?;
+    let is_told = async |name: &str, hold: &str| Ok(told(&spillway, "acme", hold).await?.contains(name));
+    wait_for("the pod to be told", BOUND, || is_told("late", &first_hold)).await?;
+
+    // The node is lost: its part is another's place now, and who had room in it is known until the node itself has given it back.
+    spillway.patch_pool("plain", json!({"sale": {"repairAfter": "2s"}})).await?;
+    spillway.set_ready(&first, "False").await?;
+    let second = wait_for_value("another node", BOUND, async || {
+        let status = spillway.reservation("acme", "part").await?.and_then(|object| object.status).unwrap_or_default();
+        let other = status.nodes.into_iter().map(|node| node.name).find(|name| *name != first);
+        Ok(other.filter(|_| status.assignments.iter().any(|place| place.node == first && place.ending)))
+    });
+    let second = second.await?;
+    wait_for("the pod to be gone", BOUND, async || Ok(told(&spillway, "acme", &first_hold).await?.is_empty())).await?;
+    waiting_pod(&spillway, "acme", "next", 3).await?;
+    let second_hold = hold_of(&spillway.node(&second).await?);
+    wait_for("the next to be told", BOUND, || is_told("next", &second_hold)).await?;
+    spillway.set_ready(&first, "True").await?;
+    wait_for("the first node to have given it back", BOUND, async || {
+        let status = spillway.reservation("acme", "part").await?.and_then(|object| object.status).unwrap_or_default();
+        let places: Vec<_> = status.assignments.iter().map(|one| (one.pod.as_str(), one.ending)).collect();
+        Ok(places == [("next", false)])
+    })
+    .await?;
+
+    // The last part of the node ends, and the node is closed.
+    spillway.delete_reservation("acme", "part").await?;
+    spillway.wait_gone("acme", "part", BOUND).await?;
+    let left = told(&spillway, "acme", &second_hold).await?;
+    ensure!(left.is_empty(), "the part is gone, and let in are {left:?}");
+    spillway.wait_unsold("plain", 2, BOUND).await?;
+    spillway.verify_settled("0s").await?.ensure_clean()?;
+    drop(operator);
     lab.stop()
 }
 

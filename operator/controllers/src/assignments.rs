@@ -26,7 +26,7 @@ use spillway_crds::{
 };
 use spillway_manifests::{hold, validate};
 use spillway_planner::{
-    Booking, NodeUid, Reason, ReservationUid, TimeMs,
+    Booking, NodeUid, Reason, ReservationUid, Segment, TimeMs,
     assign::{Assignment, Guest, Record, Room, assign},
     node::Part,
 };
@@ -42,6 +42,8 @@ use crate::{
 
 /// A namespace in which nothing happens is looked at again after so long.
 const RESYNC: Duration = Duration::from_secs(300);
+/// Places in parts that are over are looked at again after so long.
+const ENDING: Duration = Duration::from_secs(5);
 /// Why a pod waits is said by an Event at most this often.
 pub const EVENTS: Duration = Duration::from_secs(300);
 
@@ -86,15 +88,17 @@ pub async fn reconcile(object: Arc<PartialObjectMeta<Namespace>>, context: Arc<C
     let found = decide(&context, &sharers, &pods, &before);
 
     expel(&context, &namespace, &found.expel, gaps).await?;
-    write_records(&context, &sharers, &found).await?;
-    context.forget_gone(before.iter().map(|record| &record.pod_uid), &found.records);
+    let places: Vec<Vec<Place>> = sharers.iter().map(|sharer| places(&context, sharer, &found.records)).collect();
+    write_places(&context, &sharers, &places).await?;
+    context.forget_gone(&before, &places.iter().flatten().map(|place| (&*place.node, &*place.pod_uid)).collect());
     for (pod, node) in &found.admit {
-        let record = found.records.iter().find(|record| record.pod_uid == *pod);
-        let Some(sharer) =
-            record.and_then(|one| sharers.iter().find(|sharer| sharer.object.name_any() == *one.reservation))
-        else {
-            continue;
+        let has = |sharer: &&Sharer| {
+            let name = sharer.object.name_any();
+            let part = open(&sharer.booking).find(|segment| segment.uid == *node);
+            let on = |record: &Record| part.is_some_and(|segment| segment.node == record.node);
+            found.records.iter().any(|record| record.pod_uid == *pod && *record.reservation == name && on(record))
         };
+        let Some(sharer) = sharers.iter().find(has) else { continue };
         let Some(pod) = pods.iter().find(|one| one.uid == *pod) else { continue };
         admit(&context, pod, node, &sharer.booking, gaps).await?;
         kill::point("assign.after-toleration");
@@ -110,7 +114,9 @@ pub async fn reconcile(object: Arc<PartialObjectMeta<Namespace>>, context: Arc<C
         context.queues.nodes.push(node).await;
     }
     say_why_pods_wait(&context, &namespace, &sharers, &pods, &found).await;
-    Ok(Action::requeue(RESYNC))
+    // The node of a part that is over tells nobody that it has given it back.
+    let ending = places.iter().flatten().any(|place| place.ending);
+    Ok(Action::requeue(if ending { ENDING } else { RESYNC }))
 }
 
 /// The reservations of a namespace that have parts of nodes, by name.
@@ -144,8 +150,8 @@ fn decide(context: &Context, sharers: &[Sharer], pods: &[PodFacts], records: &[R
     assign(&rooms, &guests, records, &context.pods_seen_gone())
 }
 
-/// Ends pods that may land where nothing is theirs, or are there, if the API server itself says so. The pods are read first: the record of who may
-/// land was written before.
+/// Ends pods that may land where nothing is theirs, or are there, if the API server itself says so. The pods are read first and the records last: who
+/// was given a place meanwhile has it recorded, even in a part that the root that was read in between does not have yet.
 async fn expel(context: &Context, namespace: &str, suspects: &[Arc<str>], gaps: u64) -> Result<(), Error> {
     if suspects.is_empty() {
         return Ok(());
@@ -153,11 +159,14 @@ async fn expel(context: &Context, namespace: &str, suspects: &[Arc<str>], gaps: 
     let api: Api<Pod> = Api::namespaced(context.client.clone(), namespace);
     let list = call("listing the pods of a namespace", api.list(&ListParams::default())).await?;
     let pods: Vec<PodFacts> = list.items.iter().filter_map(|pod| facts(pod, &context.config.device_prefixes)).collect();
+    let view = context.settled("ending pods without room", gaps).await?;
     let api: Api<GpuReservation> = Api::namespaced(context.client.clone(), namespace);
     let list = call("listing the reservations of a namespace", api.list(&ListParams::default())).await?;
-    let view = context.settled("ending pods without room", gaps).await?;
-    let sharers = of_live(&view, list.items.into_iter().map(Arc::new));
-    let found = decide(context, &sharers, &pods, &all_records(&sharers));
+    let objects: Vec<Arc<GpuReservation>> = list.items.into_iter().map(Arc::new).collect();
+    let later: BTreeSet<&str> = objects.iter().flat_map(|object| booked_later(&view, object)).collect();
+    let sharers = of_live(&view, objects.iter().cloned());
+    let mut found = decide(context, &sharers, &pods, &all_records(&sharers));
+    found.expel.retain(|uid| !later.contains(&**uid));
     let held: u32 = sharers.iter().flat_map(|sharer| rooms(context, sharer)).map(|room| room.devices).sum();
     for pod in pods.iter().filter(|pod| suspects.contains(&pod.uid) && found.expel.contains(&pod.uid)) {
         if context.end_pod(pod, "ending a pod that has no room any more").await? {
@@ -172,36 +181,52 @@ async fn expel(context: &Context, namespace: &str, suspects: &[Arc<str>], gaps: 
     Ok(())
 }
 
-/// The parts of a booking that it holds.
+/// UIDs of pods that have places of a reservation in parts that a view does not have yet.
+fn booked_later<'a>(view: &View, object: &'a GpuReservation) -> impl Iterator<Item = &'a str> {
+    let uid = ReservationUid::from(object.uid().unwrap_or_default());
+    let (live, ended) = (view.booking_of(&uid).cloned(), view.ended.contains_key(&uid));
+    let is_later = move |place: &&Place| match &live {
+        Some(booking) => !place.ending && open(booking).all(|segment| segment.node.as_str() != place.node),
+        None => !ended,
+    };
+    recorded(object).iter().filter(is_later).map(|place| place.pod_uid.as_str())
+}
+
+/// The parts that a booking holds.
+fn open(booking: &Booking) -> impl Iterator<Item = &Segment> {
+    booking.segments.iter().filter(|segment| segment.to.is_none())
+}
+
+/// The rooms that the parts of a booking are.
 fn rooms(context: &Context, sharer: &Sharer) -> Vec<Room> {
     let booking = &sharer.booking;
     let Some(pool) = context.stores.pools.get(&ObjectRef::new(booking.pool.as_str())) else { return Vec::new() };
     let resource: Arc<str> = Arc::from(pool.spec.devices.resource.as_str());
-    let open = booking.segments.iter().filter(|segment| segment.to.is_none());
-    open.map(|segment| {
-        let node = context.stores.nodes.get(&ObjectRef::new(segment.node.as_str()));
-        let part = Part { booking: booking.id.clone(), devices: segment.devices };
-        let is_set_up = |node: &Arc<Node>| {
-            segment.from.is_some()
-                && node.uid().as_deref() == Some(segment.uid.as_str())
-                && hold::is_shared(node)
-                && hold::read_parts(node).contains(&part)
-        };
-        let capacity = node.as_ref().map(|node| validate::capacity(node, &resource)).unwrap_or_default();
-        let of = i64::from(segment.of.unwrap_or(0)).max(1);
-        let share = |amount: i64| amount.saturating_mul(i64::from(segment.devices)) / of;
-        Room {
-            reservation: Arc::clone(&booking.reservation.name),
-            node: segment.node.clone(),
-            uid: segment.uid.clone(),
-            set_up: node.as_ref().is_some_and(is_set_up),
-            resource: Arc::clone(&resource),
-            devices: segment.devices,
-            cpu_milli: share(capacity.cpu_milli),
-            memory_mib: share(capacity.memory_mib),
-        }
-    })
-    .collect()
+    open(booking)
+        .map(|segment| {
+            let node = context.stores.nodes.get(&ObjectRef::new(segment.node.as_str()));
+            let part = Part { booking: booking.id.clone(), devices: segment.devices };
+            let is_set_up = |node: &Arc<Node>| {
+                segment.from.is_some()
+                    && node.uid().as_deref() == Some(segment.uid.as_str())
+                    && hold::is_shared(node)
+                    && hold::read_parts(node).contains(&part)
+            };
+            let capacity = node.as_ref().map(|node| validate::capacity(node, &resource)).unwrap_or_default();
+            let of = i64::from(segment.of.unwrap_or(0)).max(1);
+            let share = |amount: i64| amount.saturating_mul(i64::from(segment.devices)) / of;
+            Room {
+                reservation: Arc::clone(&booking.reservation.name),
+                node: segment.node.clone(),
+                uid: segment.uid.clone(),
+                set_up: node.as_ref().is_some_and(is_set_up),
+                resource: Arc::clone(&resource),
+                devices: segment.devices,
+                cpu_milli: share(capacity.cpu_milli),
+                memory_mib: share(capacity.memory_mib),
+            }
+        })
+        .collect()
 }
 
 fn guest(pod: &PodFacts) -> Guest {
@@ -224,7 +249,6 @@ fn guest(pod: &PodFacts) -> Guest {
 /// The places that a reservation's status records.
 pub fn records(object: &GpuReservation) -> Vec<Record> {
     let name: Arc<str> = Arc::from(object.name_any());
-    let places = object.status.as_ref().map(|status| status.assignments.as_slice()).unwrap_or_default();
     let record = |place: &Place| Record {
         pod_uid: Arc::from(place.pod_uid.as_str()),
         pod: Arc::from(place.pod.as_str()),
@@ -232,35 +256,56 @@ pub fn records(object: &GpuReservation) -> Vec<Record> {
         node: place.node.as_str().into(),
         devices: u32::try_from(place.devices).unwrap_or(0),
     };
-    places.iter().map(record).collect()
+    recorded(object).iter().map(record).collect()
+}
+
+fn recorded(object: &GpuReservation) -> &[Place] {
+    object.status.as_ref().map(|status| status.assignments.as_slice()).unwrap_or_default()
+}
+
+/// The places of a reservation as they are to be recorded. Those in a part that is over while the reservation goes on stay until the node has given it
+/// back: until then it is they that say who may land there, or has containers there.
+fn places(context: &Context, sharer: &Sharer, records: &[Record]) -> Vec<Place> {
+    let name = sharer.object.name_any();
+    let is_held = |node: &str| open(&sharer.booking).any(|segment| segment.node.as_str() == node);
+    let is_named = |node: &str| {
+        let node = context.stores.nodes.get(&ObjectRef::new(node));
+        node.is_some_and(|node| hold::read_parts(&node).iter().any(|part| part.booking == sharer.booking.id))
+    };
+    let place = |record: &Record| Place {
+        pod: record.pod.to_string(),
+        pod_uid: record.pod_uid.to_string(),
+        node: record.node.to_string(),
+        devices: i32::try_from(record.devices).unwrap_or(i32::MAX),
+        ending: false,
+    };
+    let held = records.iter().filter(|record| *record.reservation == name && is_held(record.node.as_str()));
+    let over = recorded(&sharer.object).iter().filter(|place| !is_held(&place.node) && is_named(&place.node));
+    let over = over.map(|one| Place { ending: true, ..one.clone() });
+    let mut places: Vec<Place> = held.map(place).chain(over).collect();
+    sort(&mut places);
+    places
+}
+
+fn sort(places: &mut [Place]) {
+    places.sort_unstable_by(|a, b| (&a.pod_uid, &a.node).cmp(&(&b.pod_uid, &b.node)));
 }
 
 /// Writes the places of each reservation whose places changed, if nobody else wrote it. Who loses places comes before who gets some.
-async fn write_records(context: &Context, sharers: &[Sharer], found: &Assignment) -> Result<(), Error> {
+async fn write_places(context: &Context, sharers: &[Sharer], places: &[Vec<Place>]) -> Result<(), Error> {
     let mut writes = Vec::new();
-    for sharer in sharers {
-        let name = sharer.object.name_any();
-        let wanted: Vec<Record> = found.records.iter().filter(|record| *record.reservation == name).cloned().collect();
-        let mut before = records(&sharer.object);
-        before.sort_unstable();
-        if wanted != before {
+    for (sharer, wanted) in sharers.iter().zip(places) {
+        let mut before = recorded(&sharer.object).to_vec();
+        sort(&mut before);
+        if *wanted != before {
             writes.push((wanted.len() > before.len(), sharer, wanted));
         }
     }
     writes.sort_by_key(|(grows, ..)| *grows);
     for (_, sharer, wanted) in writes {
-        let places: Vec<Place> = wanted
-            .iter()
-            .map(|record| Place {
-                pod: record.pod.to_string(),
-                pod_uid: record.pod_uid.to_string(),
-                node: record.node.to_string(),
-                devices: i32::try_from(record.devices).unwrap_or(i32::MAX),
-            })
-            .collect();
         let patch = json!({
             "metadata": {"resourceVersion": sharer.object.metadata.resource_version},
-            "status": {"assignments": places},
+            "status": {"assignments": wanted},
         });
         let namespace = sharer.object.namespace().unwrap_or_default();
         let api: Api<GpuReservation> = Api::namespaced(context.client.clone(), &namespace);
@@ -297,8 +342,7 @@ async fn admit(context: &Context, facts: &PodFacts, node: &NodeUid, booking: &Bo
     let action = "giving a pod room on a shared node";
     let view = context.settled(action, gaps).await?;
     let held = view.booking_of(&booking.reservation.uid).filter(|now| now.id == booking.id);
-    let open = held.is_some_and(|now| now.segments.iter().any(|one| one.uid == *node && one.to.is_none()));
-    if !open {
+    if !held.is_some_and(|now| open(now).any(|one| one.uid == *node)) {
         return Err(Error::Fenced { action, expected: view.generation, found: view.generation });
     }
     tolerations.push(Toleration {

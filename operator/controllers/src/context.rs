@@ -17,13 +17,17 @@ use kube::{
     },
 };
 use spillway_crds::{GpuNode, GpuPool, GpuReservation, Tenant, names::SELFTEST_NAMESPACE};
-use spillway_planner::{Booking, NodeUid, Reason, ReservationUid, TenantName, assign::Record};
+use spillway_planner::{
+    Booking, NodeUid, Reason, ReservationUid, TenantName,
+    assign::{Gone, Record},
+};
 use tokio::sync::{mpsc, watch};
 
 use crate::{
     backlog::Backlog,
     changes::{Changed, Sharing},
     config::Config,
+    ended::About,
     engine,
     error::{Error, call},
     fence::{Fence, Pulse},
@@ -84,11 +88,11 @@ pub struct NodeMemory {
     /// The question that the agent of a node was asked, and since when.
     pub asked: HashMap<NodeUid, Asked>,
     /// Of what the next question to the agent of a node is.
-    pub about: HashMap<NodeUid, Vec<Arc<str>>>,
+    pub about: HashMap<NodeUid, About>,
     /// Why a node cannot be handed over.
     pub problem: HashMap<NodeUid, String>,
-    /// UIDs of pods that had room on a shared node, and whose containers were seen to be gone.
-    pub gone: BTreeSet<Arc<str>>,
+    /// Pods that had room on a shared node, and whose containers were seen to be gone.
+    pub gone: Gone,
 }
 
 /// Pods that wait for room on shared nodes, by namespace and reservation: how many, and why the first of them. Found anew by looking again.
@@ -102,7 +106,7 @@ pub struct Asked {
     /// The state of the node for which it was asked: the time of its last change of taints.
     pub hold_since: i64,
     /// Of which bookings and pods it is to say that nothing of them is left; empty: of all.
-    pub about: Vec<Arc<str>>,
+    pub about: About,
     /// When, in Unix milliseconds.
     pub at: i64,
     /// When the first question about this state was asked.
@@ -262,16 +266,18 @@ impl Context {
         if same { Ok(view) } else { Err(fenced) }
     }
 
-    /// UIDs of pods that had room on shared nodes, and whose containers were seen to be gone.
-    pub fn pods_seen_gone(&self) -> BTreeSet<Arc<str>> {
+    /// Pods that had room on shared nodes, and whose containers were seen to be gone.
+    pub fn pods_seen_gone(&self) -> Gone {
         self.node_memory().gone.clone()
     }
 
     /// Forgets pods of whose room nothing is recorded any more.
-    pub fn forget_gone<'a>(&self, before: impl Iterator<Item = &'a Arc<str>>, now: &[Record]) {
+    pub fn forget_gone(&self, before: &[Record], now: &BTreeSet<(&str, &str)>) {
         let mut memory = self.node_memory();
-        for uid in before.filter(|uid| now.iter().all(|record| record.pod_uid != **uid)) {
-            memory.gone.remove(uid);
+        for Record { node, pod_uid, .. } in
+            before.iter().filter(|one| !now.contains(&(one.node.as_str(), &one.pod_uid)))
+        {
+            memory.gone.remove(&(node.clone(), Arc::clone(pod_uid)));
         }
     }
 

@@ -22,6 +22,9 @@ use crate::{
 /// Namespace and name of a pod.
 pub type PodName = (Arc<str>, Arc<str>);
 
+/// Of what a question to the agent of a shared node is: ids of parts that ended, and UIDs of pods that are not there any more, with their names.
+pub type About = BTreeMap<Arc<str>, Option<PodName>>;
+
 /// Reservations as they were found.
 type Objects = Vec<(ReservationRef, Option<Arc<GpuReservation>>)>;
 
@@ -32,21 +35,24 @@ enum Whereabouts {
     Gone,
     /// It waits, and may land at any time if it was told, or is told yet by who decided it before the end.
     Waits(Box<PodFacts>),
-    /// It is on a node, or is being deleted.
+    /// It is on the node.
     There,
+    /// It is on another node, or is deleted while it waits: it cannot come here any more.
+    Never,
 }
 
 impl Whereabouts {
-    fn of(pod: Option<PodFacts>) -> Self {
+    fn of(pod: Option<PodFacts>, here: &str) -> Self {
         match pod {
             None => Self::Gone,
+            Some(pod) if pod.node.as_deref() == Some(here) => Self::There,
             Some(pod) if pod.node.is_none() && pod.deleting.is_none() => Self::Waits(Box::new(pod)),
-            Some(_) => Self::There,
+            Some(_) => Self::Never,
         }
     }
 }
 
-/// Parts of a shared node that ended.
+/// Parts of a node that ended, while it is shared, and while it is closed after that.
 #[derive(Debug, Default)]
 pub struct Ended {
     node: Arc<str>,
@@ -57,8 +63,8 @@ pub struct Ended {
     pods: BTreeMap<Arc<str>, (PodName, Whereabouts)>,
     /// UIDs of pods that have room in the parts that live.
     placed: BTreeSet<Arc<str>>,
-    /// Of a part that ended it is not known any more who had room in it.
-    forgotten: bool,
+    /// Parts that ended of which it is not known any more who had room in them.
+    forgotten: BTreeSet<BookingId>,
 }
 
 impl Ended {
@@ -85,7 +91,7 @@ impl Ended {
         let objects: Objects = all.map(|one| (one.clone(), known(&one))).collect();
         ended.take(&objects);
         for (uid, (_, whereabouts)) in &mut ended.pods {
-            *whereabouts = Whereabouts::of(context.pods.get(uid));
+            *whereabouts = Whereabouts::of(context.pods.get(uid), node);
         }
         ended
     }
@@ -98,13 +104,13 @@ impl Ended {
         let mut objects = Vec::new();
         read(context, self.over(), &mut objects).await?;
         self.take(&objects);
-        if self.pods.is_empty() && !self.forgotten {
+        if self.pods.is_empty() && self.forgotten.is_empty() {
             return Ok(());
         }
         read(context, self.live.iter().map(|booking| booking.reservation.clone()), &mut objects).await?;
         self.take(&objects);
         for (uid, ((namespace, name), whereabouts)) in &mut self.pods {
-            *whereabouts = Whereabouts::of(read_pod(context, namespace, name, uid).await?);
+            *whereabouts = Whereabouts::of(read_pod(context, namespace, name, uid).await?, &self.node);
         }
         Ok(())
     }
@@ -123,10 +129,10 @@ impl Ended {
         };
         let live = self.live.iter().filter_map(|booking| of(&booking.reservation)).flatten();
         let placed: BTreeSet<Arc<str>> = live.map(|record| record.pod_uid).collect();
-        let (mut pods, mut forgotten) = (BTreeMap::new(), false);
-        for (_, reservation) in &self.parts {
+        let (mut pods, mut forgotten) = (BTreeMap::new(), BTreeSet::new());
+        for (id, reservation) in &self.parts {
             let Some((reservation, records)) = reservation.as_ref().and_then(|one| Some((one, of(one)?))) else {
-                forgotten = true;
+                forgotten.insert(id.clone());
                 continue;
             };
             for record in records.filter(|record| !placed.contains(&record.pod_uid)) {
@@ -139,27 +145,33 @@ impl Ended {
 
     /// Whether a pod of a namespace that has a part of the node is there by right.
     pub fn allows(&self, uid: &str) -> bool {
-        self.placed.contains(uid) || !self.forgotten && !self.pods.contains_key(uid)
+        self.placed.contains(uid) || self.forgotten.is_empty() && !self.pods.contains_key(uid)
     }
 
     /// Pods that wait and must not land any more.
     pub fn waiting(&self) -> impl Iterator<Item = &PodFacts> {
         self.pods.values().filter_map(|(_, whereabouts)| match whereabouts {
             Whereabouts::Waits(pod) => Some(&**pod),
-            Whereabouts::Gone | Whereabouts::There => None,
+            Whereabouts::Gone | Whereabouts::There | Whereabouts::Never => None,
         })
     }
 
-    /// Of what a question to the agent is: the parts that ended, and the pods of them that are not there any more.
-    pub fn about(&self) -> impl Iterator<Item = Arc<str>> {
-        let parts = self.parts.iter().map(|(id, _)| Arc::from(id.as_str()));
-        parts.chain(self.gone().into_keys())
+    /// Whether one of the pods that were on the node is not among those that it has: it went meanwhile, and nobody was asked about it.
+    pub fn went_meanwhile(&self, pods: &[PodFacts]) -> bool {
+        let mut there = self.pods.iter().filter(|(_, (_, whereabouts))| matches!(whereabouts, Whereabouts::There));
+        there.any(|(uid, _)| pods.iter().all(|pod| pod.uid != *uid))
     }
 
-    /// The pods that are not there any more.
-    pub fn gone(&self) -> BTreeMap<Arc<str>, PodName> {
+    /// Of what a question to the agent is: the parts that ended, and the pods of them that are not there any more.
+    pub fn about(&self) -> About {
+        let part = |id: &BookingId| match self.forgotten.contains(id) {
+            false => Arc::from(id.as_str()),
+            // What was asked while it was known who had room in it does not tell of who landed since then.
+            true => Arc::from(format!("{id}, forgotten")),
+        };
+        let parts = self.parts.iter().map(|(id, _)| (part(id), None));
         let gone = self.pods.iter().filter(|(_, (_, whereabouts))| matches!(whereabouts, Whereabouts::Gone));
-        gone.map(|(uid, (name, _))| (Arc::clone(uid), name.clone())).collect()
+        parts.chain(gone.map(|(uid, (name, _))| (Arc::clone(uid), Some(name.clone())))).collect()
     }
 }
 

@@ -34,13 +34,13 @@ where
 /// Takes it off; an object that is gone is as it should be.
 ///
 /// # Errors
-/// When the API server cannot be told.
+/// When the API server cannot be told, or the object changed: it goes as it was looked at.
 pub async fn remove<K>(api: &Api<K>, object: &K) -> Result<(), Error>
 where
     K: Resource + Clone + DeserializeOwned + Debug,
 {
     let finalizers: Vec<&String> = object.finalizers().iter().filter(|finalizer| *finalizer != FINALIZER).collect();
-    let patch = json!({"metadata": {"uid": object.uid(), "finalizers": finalizers}});
+    let patch = json!({"metadata": {"resourceVersion": object.resource_version(), "finalizers": finalizers}});
     let (name, params) = (object.name_any(), PatchParams::default());
     match call("removing a finalizer", api.patch(&name, &params, &Patch::Merge(&patch))).await {
         Err(error) if error.is_not_found() => Ok(()),

@@ -26,14 +26,14 @@ use spillway_crds::{
 };
 use spillway_manifests::hold::{self, Target};
 use spillway_planner::{
-    Booking, BookingId, NodeUid,
+    Booking, BookingId, NodeName, NodeUid,
     node::{Check, ForeignPods, Hold, NodeInput, NodeStep, Part, Wanted, node_step},
 };
 
 use crate::{
     assignments,
     context::{Asked, Context},
-    ended::{Ended, PodName, read_pod},
+    ended::{About, Ended, PodName, read_pod},
     engine::Message,
     error::{Error, call},
     guards, kill,
@@ -214,10 +214,12 @@ impl Look {
         parts
     }
 
-    /// The parts of the node whose bookings ended.
+    /// The parts of the node whose bookings ended. A node that is closed was set up for those that it names still: who waits in them could land
+    /// once it is shared again.
     fn ended(&self, context: &Context, view: &View) -> Ended {
         match self.hold() {
-            Hold::Shared { set_up } => {
+            Hold::Shared { .. } | Hold::Closed { .. } => {
+                let set_up = hold::read_parts(&self.node);
                 Ended::look(context, view, &self.node.name_any(), &set_up, &self.bookings, &self.parts())
             }
             _ => Ended::default(),
@@ -272,14 +274,16 @@ impl Look {
                 (false, _) => {}
             }
         }
+        // Who may land still in a part that ended must go as well.
+        there.running |= ended.waiting().next().is_some();
+        there.leaving |= ended.went_meanwhile(pods);
         let shared = matches!(hold, Hold::Shared { .. });
         let mut releasing = BTreeMap::new();
         if shared {
-            // Who may land still in a part that ended must go as well.
-            there.running |= ended.waiting().next().is_some();
             releasing = assignments::releasing(context, &self.bookings, &self.node.name_any());
             let memory = context.node_memory();
-            releasing.retain(|uid, _| !memory.gone.contains(uid));
+            let node = NodeName::from(self.node.name_any());
+            releasing.retain(|uid, _| !memory.gone.contains(&(node.clone(), Arc::clone(uid))));
         }
         let about = self.about(shared, ended, &releasing);
         let sound = self.sound();
@@ -298,11 +302,13 @@ impl Look {
     }
 
     /// Of what a question about a shared node is: parts that ended, and pods that went. An answer counts for nothing that came later.
-    fn about(&self, shared: bool, ended: &Ended, releasing: &BTreeMap<Arc<str>, PodName>) -> Vec<Arc<str>> {
+    fn about(&self, shared: bool, ended: &Ended, releasing: &BTreeMap<Arc<str>, PodName>) -> About {
         if !shared {
-            return Vec::new();
+            return About::new();
         }
-        ended.about().chain(releasing.keys().cloned()).collect()
+        let mut about = ended.about();
+        about.extend(releasing.iter().map(|(uid, name)| (Arc::clone(uid), Some(name.clone()))));
+        about
     }
 
     /// Since when it is closed. A policy that closes a new node notes no time: then since it was first asked something.
@@ -316,14 +322,14 @@ impl Look {
     }
 
     /// What the agent says, if it was asked about this state of the node.
-    fn check(&self, context: &Context, rights: &Rights<'_>, pods: &[PodFacts], about: &[Arc<str>]) -> Check {
+    fn check(&self, context: &Context, rights: &Rights<'_>, pods: &[PodFacts], about: &About) -> Check {
         if !needs_check(&self.pool) {
             return Check::NotNeeded;
         }
         let asked = {
             let mut memory = context.node_memory();
-            memory.about.insert(self.uid.clone(), about.to_vec());
-            let same = |asked: &&Asked| asked.hold_since == self.hold_since() && asked.about == about;
+            memory.about.insert(self.uid.clone(), about.clone());
+            let same = |asked: &&Asked| asked.hold_since == self.hold_since() && asked.about == *about;
             memory.asked.get(&self.uid).filter(same).cloned()
         };
         let Some(asked) = asked else { return Check::NotAsked };
@@ -409,8 +415,9 @@ impl Look {
                 {
                     let mut memory = context.node_memory();
                     let about = memory.asked.get(&self.uid).map(|asked| asked.about.clone()).unwrap_or_default();
-                    let asked = |uid: &Arc<str>| !needs_check(&self.pool) || about.contains(uid);
-                    memory.gone.extend(releasing.into_keys().filter(asked));
+                    let asked = |uid: &Arc<str>| !needs_check(&self.pool) || about.contains_key(uid);
+                    let node = NodeName::from(self.node.name_any());
+                    memory.gone.extend(releasing.into_keys().filter(asked).map(|uid| (node.clone(), uid)));
                 }
                 for booking in &self.bookings {
                     context.queues.namespaces.push(&booking.reservation.namespace).await;
@@ -550,9 +557,8 @@ impl Look {
     /// Fails unless the pods of which the agent is asked next are gone from the API server: it would answer that nothing of them is left before
     /// they land.
     async fn are_gone(&self, context: &Context) -> Result<(), Error> {
-        let mut pods = assignments::releasing(context, &self.bookings, &self.node.name_any());
-        pods.extend(self.ended(context, &context.view()).gone());
-        for (uid, (namespace, pod)) in pods {
+        let about = context.node_memory().about.get(&self.uid).cloned().unwrap_or_default();
+        for (uid, (namespace, pod)) in about.into_iter().filter_map(|(uid, name)| Some((uid, name?))) {
             if read_pod(context, &namespace, &pod, &uid).await?.is_some() {
                 let expected = context.view().generation;
                 return Err(Error::Fenced { action: "asking about a pod that is there", expected, found: expected });

@@ -22,8 +22,10 @@ use spillway_planner::{Booking, NodeUid, Reason, ReservationUid};
 use tokio::sync::mpsc;
 
 use crate::{
+    assignments,
     backlog::Order,
     context::Context,
+    ended::read_pod,
     error::{Error, call},
     finalizer, kill,
     view::View,
@@ -137,7 +139,9 @@ async fn look(object: Arc<GpuReservation>, context: &Context) -> Result<Action, 
     let facts = match (&live, &ended) {
         (Some(booking), _) => Facts::Live { booking, preparing: preparing(context, booking) },
         (None, Some(booking)) => {
-            let given_back = given_back(context, &view, booking, now);
+            let overdue = is_overdue(context, booking, now);
+            let given_back = given_back(context, &view, booking, false)
+                || overdue && given_back(context, &view, booking, true) && !somebody_waits(context, &object).await?;
             if !given_back {
                 again = Duration::from_secs(2);
             }
@@ -237,11 +241,15 @@ fn preparing(context: &Context, booking: &Booking) -> bool {
     })
 }
 
-/// No node is in turnover from the booking any more; or those that are have been so for longer than a turnover may take.
-fn given_back(context: &Context, view: &View, booking: &Booking, now: Timestamp) -> bool {
+/// Its nodes have been in turnover for longer than that may take.
+fn is_overdue(context: &Context, booking: &Booking, now: Timestamp) -> bool {
     let ended_ms = booking.end.map_or(0, |end| end.0);
     let grace = i64::from(context.config.grace_cap_seconds) * 1000 + i64::try_from(TURNOVER.as_millis()).unwrap_or(0);
-    let overdue = now.as_millisecond() > ended_ms.saturating_add(grace);
+    now.as_millisecond() > ended_ms.saturating_add(grace)
+}
+
+/// No node is in turnover from the booking any more; or, if it is overdue, those that are are closed.
+fn given_back(context: &Context, view: &View, booking: &Booking, overdue: bool) -> bool {
     let mut seen = HashSet::new();
     booking.segments.iter().filter(|segment| seen.insert(segment.uid.clone())).all(|segment| {
         let Some(node) = context.stores.nodes.get(&ObjectRef::new(segment.node.as_str())) else { return true };
@@ -255,6 +263,19 @@ fn given_back(context: &Context, view: &View, booking: &Booking, now: Timestamp)
         // shared node no new pod of the tenant's gets room.
         overdue && (!booking.exclusive || hold::read_taints(&node) == (Some(HOLD_CLOSED), Some(HOLD_CLOSED)))
     })
+}
+
+/// Whether a pod that has room by the reservation's status waits still, as the API server itself has it. Nobody but the status knows that it may
+/// land. Who else writes it meanwhile makes the object that was read an old one, and what follows fails.
+async fn somebody_waits(context: &Context, object: &GpuReservation) -> Result<bool, Error> {
+    let namespace = object.namespace().unwrap_or_default();
+    for record in assignments::records(object) {
+        let pod = read_pod(context, &namespace, &record.pod, &record.pod_uid).await?;
+        if pod.is_some_and(|pod| pod.node.is_none() && pod.deleting.is_none()) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Replaces the status, if the object is still the one that was read. The API server looks at nothing else of the object there, and need not work

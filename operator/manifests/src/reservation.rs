@@ -188,8 +188,11 @@ pub fn build_status(
         status.node_count = i32::try_from(nodes.len()).ok();
         status.device_count = i32::try_from(open_devices(booking)).ok();
         let over = matches!(facts, Facts::Ended { given_back: true, .. });
-        // Room on a node that was lost is room no more.
-        status.assignments.retain(|room| !over && nodes.iter().any(|node| node.name == room.node));
+        // Who has room on a node that was lost is known until the node has given it back; who gives room sees to that.
+        status.assignments.retain(|_| !over);
+        for room in &mut status.assignments {
+            room.ending = nodes.iter().all(|node| node.name != room.node);
+        }
         nodes.truncate(MAX_NODES);
         status.nodes = nodes;
     }

@@ -99,16 +99,19 @@ pub struct Assignment {
     pub expel: Vec<Arc<str>>,
 }
 
-/// Gives places. `gone`: UIDs of pods whose containers were seen to be gone.
+/// Pods whose containers were seen to be gone, by node and UID.
+pub type Gone = BTreeSet<(NodeName, Arc<str>)>;
+
+/// Gives places.
 ///
 /// Who is to be expelled must be found so by consistent reads, of the pods first, then of the records, then of what is held: a pod whose record is
 /// not seen yet looks the same.
-pub fn assign(rooms: &[Room], guests: &[Guest], records: &[Record], gone: &BTreeSet<Arc<str>>) -> Assignment {
+pub fn assign(rooms: &[Room], guests: &[Guest], records: &[Record], gone: &Gone) -> Assignment {
     let by_uid: BTreeMap<&str, &Guest> = guests.iter().map(|guest| (&*guest.uid, guest)).collect();
     let mut ledger = Places { rooms, by_uid: &by_uid, records: Vec::new() };
     for record in records.iter().filter(|record| stands(record, rooms, &by_uid, gone)) {
-        // Two operators may have written one each: a pod has one place.
-        if ledger.records.iter().all(|one| one.pod_uid != record.pod_uid) {
+        // Two operators may have written one each: of a node a pod has one place. Of two nodes both stand until it is known on which one it is.
+        if ledger.records.iter().all(|one| one.pod_uid != record.pod_uid || one.node != record.node) {
             ledger.records.push(record.clone());
         }
     }
@@ -145,8 +148,10 @@ pub fn assign(rooms: &[Room], guests: &[Guest], records: &[Record], gone: &BTree
 
 /// A place stands while its pod may be or is on its node, and after that until nothing of it is left there. A pod that waits has none in a part
 /// that is not held any more.
-fn stands(record: &Record, rooms: &[Room], by_uid: &BTreeMap<&str, &Guest>, gone: &BTreeSet<Arc<str>>) -> bool {
-    let Some(guest) = by_uid.get(&*record.pod_uid) else { return !gone.contains(&record.pod_uid) };
+fn stands(record: &Record, rooms: &[Room], by_uid: &BTreeMap<&str, &Guest>, gone: &Gone) -> bool {
+    let Some(guest) = by_uid.get(&*record.pod_uid) else {
+        return !gone.contains(&(record.node.clone(), Arc::clone(&record.pod_uid)));
+    };
     match &guest.node {
         Some(node) => *node == record.node,
         None => rooms.iter().any(|room| {
@@ -202,9 +207,12 @@ impl Places<'_> {
         if guest.node.is_some() || guest.deleting {
             return None;
         }
-        let record = self.records.iter().find(|record| record.pod_uid == guest.uid)?;
-        let room = self.rooms.iter().find(|room| room.node == record.node && room.reservation == record.reservation)?;
-        (room.set_up && !guest.admitted.contains(&room.uid)).then(|| room.uid.clone())
+        let of = |room: &&Room| {
+            let mut records = self.records.iter().filter(|record| record.pod_uid == guest.uid);
+            room.set_up && records.any(|record| room.node == record.node && room.reservation == record.reservation)
+        };
+        let room = self.rooms.iter().find(of)?;
+        (!guest.admitted.contains(&room.uid)).then(|| room.uid.clone())
     }
 
     /// Whether a pod without a place may use what nobody of its namespace holds: it waits and may land on a node, or is on one, where no place can

@@ -139,6 +139,25 @@ fn never_active_is_never_metered() {
 }
 
 #[test]
+fn room_on_a_lost_node_is_told_until_the_node_has_given_it_back() {
+    let mut object = reservation();
+    let place =
+        |node: &str, ending: bool| json!({"pod": "p", "podUid": "u", "node": node, "devices": 8, "ending": ending});
+    let places = json!({"phase": "Active", "assignments": [place("a", false), place("b", true)]});
+    object.status = Some(serde_json::from_value(places).unwrap());
+    let mut shared = active(vec![segment("a", Some(10_000), Some(20_000)), segment("b", Some(10_000), None)]);
+    shared.exclusive = false;
+    let told = |facts: Facts<'_>| -> Vec<(String, bool)> {
+        let status = build_status(&object, facts, None, Timestamp::UNIX_EPOCH);
+        status.assignments.into_iter().map(|one| (one.node, one.ending)).collect()
+    };
+    let live = Facts::Live { booking: &shared, preparing: true };
+    assert_eq!(told(live), [("a".to_owned(), true), ("b".to_owned(), false)]);
+    assert_eq!(told(Facts::Ended { booking: &shared, given_back: false }).len(), 2);
+    assert_eq!(told(Facts::Ended { booking: &shared, given_back: true }), []);
+}
+
+#[test]
 fn the_same_facts_give_the_same_status() {
     let booked = booking(vec![segment("b", None, None), segment("a", None, None)]);
     let facts = Facts::Live { booking: &booked, preparing: true };

@@ -79,9 +79,13 @@ fn said(found: &Assignment) -> String {
 #[case::landed_on_a_node_of_its_own("r@n1=3", "a=1/n9 b=3", "a:r@n1=1", "b:r@n1=3 b>n1")]
 #[case::gone_but_not_seen_to_be("r@n1=3", "b=3", "a:r@n1=1", "a:r@n1=1 b?OverHold")]
 #[case::gone_and_seen_to_be("r@n1=3", "b=3", "gone:r@n1=1", "b:r@n1=3 b>n1")]
+#[case::gone_from_one_of_two_nodes("r@n1=1 r@n2=1", "b=1", "gone:r@n1=1 gone:r@n2=1", "b:r@n1=1 gone:r@n2=1 b>n1")]
+#[case::two_places_of_one_node("r@n1=1 s@n1=1", "a=1", "a:r@n1=1 a:s@n1=1", "a:r@n1=1 a>n1")]
+#[case::two_places_and_not_known("r@n1=1 r@n2=1", "a=1", "a:r@n1=1 a:r@n2=1", "a:r@n1=1 a:r@n2=1 a>n1")]
+#[case::two_places_and_one_of_them("r@n1=1 r@n2=1", "a=1/n2", "a:r@n1=1 a:r@n2=1", "a:r@n2=1")]
 #[case::nothing_is_held("", "a=1", "", "")]
 fn places(#[case] held: &str, #[case] pods: &str, #[case] before: &str, #[case] expected: &str) {
-    let gone = ["uid-gone".into()].into();
+    let gone = [("n1".into(), "uid-gone".into())].into();
     assert_eq!(said(&assign(&rooms(held), &guests(pods), &records(before), &gone)), expected);
 }
 

@@ -113,6 +113,8 @@ pub enum Taint {
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct About {
     pub ended: Set,
+    /// Those of them of which nobody knows any more who had places in them.
+    pub forgotten: Set,
     pub went: Set,
 }
 
@@ -196,6 +198,14 @@ pub struct Places {
     pub admit: Vec<(usize, u8, usize)>,
 }
 
+/// What the ledger has of a tenant's reservations, and the node of them.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Root {
+    pub bookings: [Booking; RESERVATIONS],
+    pub incarnation: u8,
+    pub set_up: Set,
+}
+
 /// What an operator is doing, between two API calls. `current`: whether what it read did not change since. `placed`: pods that had places in live parts
 /// when it read the records, or listed pods to expel some, whatever it saw of that.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -253,7 +263,7 @@ pub enum Task {
         places: Places,
         current: Set,
     },
-    /// It did, and will list the reservations. (With the safeguard taken away: the other way round.)
+    /// It did, and will read the root. (With a safeguard taken away, in another order.)
     Listing {
         tenant: usize,
         suspects: Set,
@@ -263,12 +273,13 @@ pub enum Task {
         placed: Set,
         current: Set,
     },
-    /// It did, and will read the root.
+    /// It did, and will list the reservations.
     Judging {
         tenant: usize,
         suspects: Set,
         pods: [Pod; PODS],
         records: [Set; RESERVATIONS],
+        root: Root,
         places: Places,
         placed: Set,
         current: Set,
@@ -342,8 +353,8 @@ impl fmt::Display for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Node { incarnation, taint, labels, named: _, asked } = self.node;
         write!(f, "node.{incarnation} {taint:?} labels {labels:?}")?;
-        if let Some(Question { about: About { ended, went }, answer }) = asked {
-            write!(f, " asked of parts {ended:?} and pods {went:?}: {answer:?}")?;
+        if let Some(Question { about: About { ended, forgotten, went }, answer }) = asked {
+            write!(f, " asked of parts {ended:?} ({forgotten:?} forgotten) and pods {went:?}: {answer:?}")?;
         }
         for (r, Reservation { booking, records, forgotten: _ }) in self.reservations.iter().enumerate() {
             if *booking != Booking::None {

@@ -1,7 +1,7 @@
 //! What can happen: the steps of operators, tenants, the scheduler, the machine and its agent.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     ops::Deref,
     sync::{
         Arc,
@@ -11,14 +11,14 @@ use std::{
 
 use spillway_planner::{
     BookingId, NodeName, NodeUid, TimeMs,
-    assign::{Assignment, Guest, Record, Room, assign},
+    assign::{Assignment, Gone, Guest, Record, Room, assign},
     node::{Check, ForeignPods, Hold, NodeInput, NodeStep, Part, RECHECK_MS, Wanted, node_step},
 };
 use stateright::{Model, Property};
 
 use crate::state::{
-    About, Bad, Booking, DEVICES, Node, Operator, PODS, Places, Pod, Question, RESERVATIONS, Reservation, Seen, Set,
-    State, Taint, Task, Write, live,
+    About, Bad, Booking, DEVICES, Node, Operator, PODS, Places, Pod, Question, RESERVATIONS, Reservation, Root, Seen,
+    Set, State, Taint, Task, Write, live,
 };
 
 /// A safeguard that is taken away, to see that the check fails without it.
@@ -50,12 +50,20 @@ pub enum Bug {
     GoneBetweenReads,
     /// Of a part that is over, whose reservation goes on, the places are given up before the node machine has given it back.
     PlaceGivenUp,
+    /// A reservation that ended is forgotten though a pod waits that has a place by it.
+    ForgottenWaiting,
+    /// What was asked while it was known who had places in a part counts when that is forgotten.
+    AskedBeforeForgotten,
     /// Two places of one pod both stand.
     TwoPlaces,
     /// Nobody is expelled.
     NoExpel,
     /// Who is suspected of having no place is judged by reservations that were read before the pods.
     RecordsBeforePods,
+    /// They are judged by reservations that were read before the root.
+    RecordsBeforeRoot,
+    /// They are judged without the places in parts that were booked since the root was read.
+    LaterPlaceIgnored,
 }
 
 /// The size of a modelled world.
@@ -142,11 +150,11 @@ pub enum Action {
     ReadReservations(usize, usize),
     /// The root is read, then the node and the tenant's pods but this one, and places are given.
     Place(usize, Option<usize>),
-    /// Pods of which some are suspected are listed. (With the safeguard taken away: the reservations.)
+    /// Pods of which some are suspected are listed. (With a safeguard taken away, in another order.)
     ListPods(usize),
-    /// Then the reservations.
-    ListReservations(usize),
-    /// Then the root is read, and who must go is decided.
+    /// Then the root is read.
+    ReadRoot(usize),
+    /// Then the reservations, and who must go is decided.
     Judge(usize),
     /// Who must go is deleted.
     Expel(usize),
@@ -296,9 +304,10 @@ impl World {
         let ended_pods = places(ended).without(placed);
         let went = ended_pods.without(seen.there);
         let went = releasing.with(if self.is(Bug::AskedOfPartsOnly) { Set::NONE } else { went });
-        let forgotten = !seen.forgotten.and(ended).is_empty();
-        let placed = forgotten.then(|| places(live));
-        Rights { live, ended_pods, placed, releasing, about: About { ended, went }, shared: true }
+        let forgotten = seen.forgotten.and(ended);
+        let placed = (!forgotten.is_empty()).then(|| places(live));
+        let forgotten = if self.is(Bug::AskedBeforeForgotten) { Set::NONE } else { forgotten };
+        Rights { live, ended_pods, placed, releasing, about: About { ended, forgotten, went }, shared: true }
     }
 
     /// Whether a pod may be there.
@@ -426,29 +435,40 @@ impl World {
         }
     }
 
-    /// Gives places of a tenant, by records and pods that were read, and the root and the node as they are.
+    /// What the root has of a tenant's reservations, and its parts that the node is set up for.
+    fn root(&self, state: &State, tenant: usize) -> Root {
+        let own = |r: usize| self.reservations.get(r) == Some(&tenant);
+        let booking = |r: usize| if own(r) { state.reservations[r].booking } else { Booking::None };
+        let set_up = match state.node.taint {
+            Taint::Shared { set_up } => set_up.filter(own),
+            Taint::Closed { .. } | Taint::Unsold => Set::NONE,
+        };
+        Root { bookings: std::array::from_fn(booking), incarnation: state.node.incarnation, set_up }
+    }
+
+    /// Gives places of a tenant, by records, pods and root that were read.
     fn assign(
         &self,
-        state: &State,
+        root: &Root,
         tenant: usize,
         records: &[Set; RESERVATIONS],
         pods: &[Pod; PODS],
         gone: Set,
     ) -> Assignment {
         let own = |r: &usize| self.reservations[*r] == tenant;
-        let live = (0..self.reservations.len()).filter(own).filter_map(|r| match state.reservations[r].booking {
+        let live = (0..self.reservations.len()).filter(own).filter_map(|r| match root.bookings[r] {
             Booking::Live { node, handed_over } => Some((r, node, handed_over)),
             _ => None,
         });
-        let lost = (0..self.reservations.len()).filter(own).filter(|&r| state.reservations[r].booking == Booking::Lost);
+        let lost = (0..self.reservations.len()).filter(own).filter(|&r| root.bookings[r] == Booking::Lost);
         let (mut rooms, mut places) = (Vec::new(), Vec::new());
         for (r, node, handed_over) in live {
-            let there = node == state.node.incarnation;
+            let there = node == root.incarnation;
             rooms.push(Room {
                 reservation: Arc::clone(&self.names.reservations[r]),
                 node: self.names.node.clone(),
                 uid: uid(node),
-                set_up: handed_over && there && matches!(state.node.taint, Taint::Shared { set_up } if set_up.has(r)),
+                set_up: handed_over && there && root.set_up.has(r),
                 resource: Arc::clone(&self.names.resource),
                 devices: 1,
                 cpu_milli: 1_000,
@@ -460,7 +480,7 @@ impl World {
             places.extend(records[r].all().map(|pod| self.record(r, pod)));
         }
         let guests: Vec<Guest> = self.pods_of(tenant).all().filter_map(|pod| self.guest(pod, pods[pod])).collect();
-        let gone: BTreeSet<Arc<str>> = gone.all().map(|pod| Arc::clone(&self.names.pods[pod])).collect();
+        let gone: Gone = gone.all().map(|pod| (self.names.node.clone(), Arc::clone(&self.names.pods[pod]))).collect();
         let mut found = assign(&rooms, &guests, &places, &gone);
         if self.is(Bug::TwoPlaces) {
             let twice = places.into_iter().filter(|place| found.records.iter().any(|one| one.pod == place.pod));
@@ -512,8 +532,25 @@ impl World {
         found.records.iter().filter(own).map(|record| self.pod_of(&record.pod_uid)).collect()
     }
 
-    fn expelled(&self, found: &Assignment) -> Set {
+    fn suspects(&self, found: &Assignment) -> Set {
         found.expel.iter().map(|uid| self.pod_of(uid)).collect()
+    }
+
+    /// Who is expelled of a tenant's pods. Who has a place in a part that the root that was read has not yet is not.
+    fn expelled(
+        &self,
+        root: &Root,
+        tenant: usize,
+        records: &[Set; RESERVATIONS],
+        pods: &[Pod; PODS],
+        gone: Set,
+    ) -> Set {
+        let later = (0..RESERVATIONS).filter(|&r| root.bookings[r] == Booking::None);
+        let recorded = match self.is(Bug::LaterPlaceIgnored) {
+            true => Set::NONE,
+            false => later.fold(Set::NONE, |all, r| all.with(records[r])),
+        };
+        self.suspects(&self.assign(root, tenant, records, pods, gone)).without(recorded)
     }
 
     /// Pods of a tenant in excess of its parts that are set up, unless they are known to be: the next look of any operator has them deleted.
@@ -526,7 +563,8 @@ impl World {
             Set::NONE
         } else {
             let pods = state.pods.map(Pod::seen);
-            self.expelled(&self.assign(state, tenant, &state.records(), &pods, Set::NONE))
+            let records = self.list_records(state, tenant);
+            self.expelled(&self.root(state, tenant), tenant, &records, &pods, Set::NONE)
         };
         let seen = Self::look(state, Set::NONE, Set::NONE);
         let drained = self.foreign(&self.rights(&seen, state.live(seen.incarnation), Set::NONE), seen.running);
@@ -541,7 +579,8 @@ impl World {
         let twice = |pod: &usize| places.iter().filter(|records| records.has(*pod)).count() > 1;
         (0..self.pods.len()).filter(twice).any(|pod| {
             let pods = state.pods.map(Pod::seen);
-            let found = self.assign(state, self.pods[pod], &state.records(), &pods, Set::NONE);
+            let root = self.root(state, self.pods[pod]);
+            let found = self.assign(&root, self.pods[pod], &state.records(), &pods, Set::NONE);
             found.records.iter().filter(|record| record.pod_uid == self.names.pods[pod]).count() > 1
         })
     }
@@ -662,16 +701,16 @@ impl World {
         let mut pods = state.pods.map(Pod::seen);
         hidden.all().for_each(|pod| pods[pod] = Pod::Unborn);
         let gone = state.operators[o].gone;
-        let found = self.assign(state, tenant, &records, &pods, gone);
+        let found = self.assign(&self.root(state, tenant), tenant, &records, &pods, gone);
         let mut writes = Vec::new();
         for (r, &before) in records.iter().enumerate() {
             let goes_on = matches!(state.reservations[r].booking, Booking::Live { .. } | Booking::Lost);
             if goes_on && self.reservations.get(r) == Some(&tenant) {
                 let mut now = self.recorded(&found, r);
                 // Who had a place in a part that is over is recorded until the node machine has given the part back.
-                let set_up = matches!(state.node.taint, Taint::Shared { set_up } if set_up.has(r));
-                if state.reservations[r].booking == Booking::Lost && set_up && !self.is(Bug::PlaceGivenUp) {
-                    now = now.with(before);
+                if state.reservations[r].booking == Booking::Lost {
+                    let stays = state.node.named.has(r) && !self.is(Bug::PlaceGivenUp);
+                    now = if stays { before } else { Set::NONE };
                 }
                 if now != before {
                     writes.push((now.len() > before.len(), r, now));
@@ -689,7 +728,7 @@ impl World {
             records: writes.into_iter().map(|(_, r, now)| (r, now)).collect(),
             admit: found.admit.iter().map(told).collect(),
         };
-        let suspects = self.expelled(&found);
+        let suspects = self.suspects(&found);
         if suspects.is_empty() || self.is(Bug::NoExpel) {
             self.recording(state, places, current)
         } else {
@@ -720,7 +759,7 @@ impl World {
                 actions.extend(hidden(self.pods_of(*tenant)).map(|pod| Action::Place(o, pod)));
             }
             Task::Suspecting { .. } => actions.push(Action::ListPods(o)),
-            Task::Listing { .. } => actions.push(Action::ListReservations(o)),
+            Task::Listing { .. } => actions.push(Action::ReadRoot(o)),
             Task::Judging { .. } => actions.push(Action::Judge(o)),
             Task::Expelling { .. } => actions.push(Action::Expel(o)),
             Task::Telling { .. } => actions.push(Action::Tell(o)),
@@ -750,7 +789,11 @@ impl World {
                 Booking::Live { .. } if r < self.ends => actions.push(Action::End(r)),
                 Booking::Live { .. } if r < self.losses => actions.push(Action::Lose(r)),
                 Booking::Ended if self.forgotten && !state.reservations[r].forgotten => {
-                    actions.push(Action::Forget(r));
+                    let waits = |pod: usize| matches!(state.pods[pod], Pod::Waits { .. });
+                    let waiting = state.reservations[r].records.filter(waits);
+                    if waiting.is_empty() || self.is(Bug::ForgottenWaiting) {
+                        actions.push(Action::Forget(r));
+                    }
                 }
                 _ => {}
             }
@@ -869,11 +912,13 @@ impl World {
             Action::ListPods(o) => {
                 let task = std::mem::replace(&mut state.operators[o].task, Task::Idle);
                 let Task::Suspecting { tenant, suspects, places, current } = task else { return None };
-                let (pods, records) = (self.list_pods(state, tenant), self.list_records(state, tenant));
+                let pods = self.list_pods(state, tenant);
+                let early = self.is(Bug::RecordsBeforePods);
+                let records = if early { self.list_records(state, tenant) } else { [Set::NONE; RESERVATIONS] };
                 state.operators[o].task =
                     Task::Listing { tenant, suspects, pods, records, places, placed: state.placed(), current };
             }
-            Action::ListReservations(o) => {
+            Action::ReadRoot(o) => {
                 let task = std::mem::replace(&mut state.operators[o].task, Task::Idle);
                 let Task::Listing { tenant, suspects, mut pods, mut records, places, mut placed, current } = task
                 else {
@@ -882,18 +927,27 @@ impl World {
                 if self.is(Bug::RecordsBeforePods) {
                     pods = self.list_pods(state, tenant);
                     placed = state.placed();
-                } else {
+                }
+                if self.is(Bug::RecordsBeforeRoot) {
                     records = self.list_records(state, tenant);
                 }
-                state.operators[o].task = Task::Judging { tenant, suspects, pods, records, places, placed, current };
+                let root = self.root(state, tenant);
+                state.operators[o].task =
+                    Task::Judging { tenant, suspects, pods, records, root, places, placed, current };
             }
             Action::Judge(o) => {
                 let task = std::mem::replace(&mut state.operators[o].task, Task::Idle);
-                let Task::Judging { tenant, suspects, pods, records, places, placed, current } = task else {
+                let Task::Judging { tenant, suspects, pods, mut records, mut root, places, placed, current } = task
+                else {
                     return None;
                 };
-                let found = self.assign(state, tenant, &records, &pods, state.operators[o].gone);
-                let pods = self.expelled(&found).and(suspects);
+                if self.is(Bug::RecordsBeforeRoot) {
+                    root = self.root(state, tenant);
+                } else if !self.is(Bug::RecordsBeforePods) {
+                    records = self.list_records(state, tenant);
+                }
+                let gone = state.operators[o].gone;
+                let pods = self.expelled(&root, tenant, &records, &pods, gone).and(suspects);
                 if !pods.and(placed).and(state.placed()).is_empty() {
                     state.bad = Some(Bad::EndedWithPlace);
                 }
