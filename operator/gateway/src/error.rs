@@ -34,6 +34,15 @@ pub enum ApiError {
     /// The body is not one that we understand.
     #[error("{0}")]
     Body(request::Error),
+    /// The model is there, and does something else.
+    #[error("The model does not serve {path}: GET /v1/models lists others, and its owner knows what it serves.")]
+    NotCapable {
+        /// The path.
+        path: &'static str,
+    },
+    /// The body broke off.
+    #[error("The body ended before it was whole: send it again.")]
+    Incomplete,
     /// The head of the request is too large.
     #[error("The headers are larger than {limit} bytes: send fewer or shorter ones.")]
     HeadersTooLarge {
@@ -182,7 +191,7 @@ impl ApiError {
     pub fn status(&self) -> u16 {
         match self {
             Self::Body(request::Error::TooLarge { .. }) => 413,
-            Self::Body(_) => 400,
+            Self::Body(_) | Self::NotCapable { .. } | Self::Incomplete => 400,
             Self::Key(_) => 401,
             Self::ModelNotFound { .. } | Self::UnknownPath => 404,
             Self::MethodNotAllowed { .. } => 405,
@@ -226,6 +235,8 @@ impl ApiError {
             Self::Body(request::Error::Duplicate { .. }) => "duplicate_parameter",
             Self::Body(request::Error::Invalid { .. }) => "invalid_value",
             Self::Body(request::Error::TooMany { .. }) => "array_above_max_length",
+            Self::NotCapable { .. } => "model_not_capable",
+            Self::Incomplete => "incomplete_body",
             Self::HeadersTooLarge { .. } => "headers_too_large",
             Self::UnsupportedMediaType => "unsupported_media_type",
             Self::UnknownPath => "unknown_url",
@@ -245,7 +256,7 @@ impl ApiError {
     pub fn param(&self) -> Option<&'static str> {
         match self {
             Self::Body(error) => error.field().map(request::Field::as_str),
-            Self::ModelNotFound { .. } => Some("model"),
+            Self::ModelNotFound { .. } | Self::NotCapable { .. } => Some("model"),
             _ => None,
         }
     }
@@ -293,6 +304,30 @@ impl ApiError {
         let error = Object { message: &message, r#type: self.kind(), param: self.param(), code: self.code() };
         // Strings and nothing else: there is no way for it to fail.
         serde_json::to_string(&Body { error }).unwrap_or_default()
+    }
+
+    /// What a client is told where the engine refuses its request: the engine's own words, in this form. `body` is the engine's answer: with an
+    /// `error` as OpenAI has it, or a `message` beside others (vLLM), or anything.
+    pub fn engine_refusal(body: &[u8]) -> String {
+        #[derive(Default, serde::Deserialize)]
+        #[serde(default)]
+        struct Said {
+            message: Option<String>,
+            error: Option<serde_json::Value>,
+        }
+        let said: Said = serde_json::from_slice(body).unwrap_or_default();
+        let message = match &said.error {
+            Some(serde_json::Value::String(message)) => Some(message.as_str()),
+            Some(error) => error.get("message").and_then(serde_json::Value::as_str),
+            None => said.message.as_deref(),
+        };
+        let message =
+            message.unwrap_or("The model's server refuses the request: check it against the API of the model.");
+        let param = said.error.as_ref().and_then(|error| error.get("param")).and_then(serde_json::Value::as_str);
+        let error = serde_json::json!({
+            "message": message, "type": "invalid_request_error", "param": param, "code": "refused_by_model"
+        });
+        serde_json::json!({ "error": error }).to_string()
     }
 
     /// The error as an event, for a stream whose answer has begun.

@@ -1,12 +1,19 @@
 //! The data plane of hosted models: an OpenAI-compatible API that admits, routes and meters (docs/adr/0011-the-shape-of-hosted-models.md).
 //!
-//! What decides is pure and takes its clock as an argument: [`routing`], [`request`], [`sse`]. [`wal`] is the log of what is billed.
+//! What decides is pure and takes its clock as an argument: [`admission`], [`catalogue`], [`request`], [`routing`], [`sse`]. [`wal`] is the log of what
+//! is billed. What touches sockets is [`server`] and [`proxy`].
 
 pub mod admission;
+pub mod catalogue;
+pub mod clock;
 pub mod error;
+pub mod fleet;
 pub mod json;
 pub mod keys;
+pub mod metrics;
+pub mod proxy;
 pub mod request;
 pub mod routing;
+pub mod server;
 pub mod sse;
 pub mod wal;

@@ -297,6 +297,43 @@ pub fn usage_of_answer(body: &[u8]) -> Option<TokenUsage> {
     Chunk::read(body).ok().and_then(|answer| answer.usage)
 }
 
+/// Bytes of text in an answer in one piece: `text` of completions, `content` and `reasoning_content` of chats. For engines that do not tell their
+/// usage.
+pub fn text_bytes_of_answer(body: &[u8]) -> u64 {
+    fn of_choice(reader: &mut Reader<'_>, bytes: &mut u64) -> Result<(), SyntaxError> {
+        members(reader, |reader, name, kind| {
+            match (name, kind) {
+                ("text" | "content" | "reasoning_content", Kind::Text) => {
+                    *bytes = bytes.saturating_add(reader.string()?.decoded as u64);
+                }
+                ("message", Kind::Object) => of_choice(reader, bytes)?,
+                _ => {
+                    reader.skip()?;
+                }
+            }
+            Ok(())
+        })
+    }
+    let mut bytes = 0;
+    let mut read = || -> Result<(), SyntaxError> {
+        let mut reader = Reader::new(body, DEPTH_MAX)?;
+        members(&mut reader, |reader, name, kind| {
+            if (name, kind) != ("choices", Kind::Array) {
+                return reader.skip().map(drop);
+            }
+            reader.open_array()?;
+            let mut first = true;
+            while reader.element(&mut first)? {
+                of_choice(reader, &mut bytes)?;
+            }
+            Ok(())
+        })
+    };
+    // What was read before an error stands.
+    let _ = read();
+    bytes
+}
+
 /// What is read of a chunk, or of an answer in one piece.
 #[derive(Default)]
 struct Chunk {

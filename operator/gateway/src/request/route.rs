@@ -16,7 +16,7 @@ pub enum Route<'a> {
 }
 
 /// An endpoint that an engine answers.
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub enum Endpoint {
     /// `/v1/chat/completions`
     ChatCompletions,

@@ -1,0 +1,116 @@
+//! The engines of each endpoint, as one gateway sees them: which of them a request goes to, and which are left alone because they fail.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use crate::catalogue::{Catalogue, FullName, Replica};
+use crate::routing::{Config, EngineId, PrefixAffinity, Prompt, Strategy, Ticket, Usage};
+
+mod breaker;
+
+use breaker::Breaker;
+
+/// A request on its way to an engine. To be ended by [`Group::ended`].
+#[derive(Debug)]
+pub struct Flight {
+    /// Where it goes.
+    pub replica: Replica,
+    ticket: Ticket,
+}
+
+/// The engines of one endpoint.
+#[derive(Debug)]
+pub struct Group(Mutex<State>);
+
+#[derive(Debug)]
+struct State {
+    strategy: PrefixAffinity,
+    replicas: HashMap<EngineId, (Replica, Breaker)>,
+}
+
+impl Group {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Chooses an engine, but none of `tried`, and counts the request as sent to it.
+    ///
+    /// # Errors
+    ///
+    /// Milliseconds until one that failed is tried again, if there are any.
+    pub fn send(&self, now_ns: u64, prompt: &Prompt<'_>, tried: &[EngineId]) -> Result<Flight, Option<u64>> {
+        let mut state = self.lock();
+        let State { strategy, replicas } = &mut *state;
+        let now_ms = now_ns / 1_000_000;
+        let wait = |engine: &EngineId| replicas.get(engine).map(|(_, breaker)| breaker.wait_ms(now_ms));
+        let open = |engine: EngineId| !tried.contains(&engine) && wait(&engine) == Some(0);
+        let Some(engine) = strategy.choose(now_ns, prompt, &open) else {
+            return Err(replicas.keys().filter(|engine| !tried.contains(engine)).filter_map(wait).min());
+        };
+        let Some((replica, breaker)) = replicas.get_mut(&engine) else { return Err(None) };
+        breaker.begin(now_ms);
+        Ok(Flight { replica: replica.clone(), ticket: strategy.dispatched(now_ns, engine, prompt) })
+    }
+
+    /// Tokens of its answer have come.
+    pub fn token(&self, now_ns: u64, flight: &Flight) {
+        self.lock().strategy.token(now_ns, flight.ticket);
+    }
+
+    /// It is over. `failed`: the engine did not answer as one that works does.
+    pub fn ended(&self, now_ns: u64, flight: &Flight, usage: Option<Usage>, failed: bool) {
+        let mut state = self.lock();
+        state.strategy.ended(now_ns, flight.ticket, usage);
+        if let Some((_, breaker)) = state.replicas.get_mut(&flight.replica.engine) {
+            if failed { breaker.failed(now_ns / 1_000_000) } else { breaker.worked() }
+        }
+    }
+
+    fn set_replicas(&self, replicas: &[Replica]) {
+        let mut state = self.lock();
+        let known = std::mem::take(&mut state.replicas);
+        let keep = |replica: &Replica| {
+            let same = known.get(&replica.engine).filter(|(known, _)| known == replica);
+            let breaker = same.map(|(_, breaker)| breaker.clone()).unwrap_or_default();
+            (replica.engine, (replica.clone(), breaker))
+        };
+        state.replicas = replicas.iter().map(keep).collect();
+        let engines: Vec<EngineId> = replicas.iter().map(|replica| replica.engine).collect();
+        state.strategy.set_engines(&engines);
+    }
+}
+
+/// The engines of all endpoints.
+#[derive(Debug)]
+pub struct Fleet {
+    config: Config,
+    groups: RwLock<HashMap<FullName, Arc<Group>>>,
+}
+
+impl Fleet {
+    /// Of no endpoint yet.
+    pub fn new(config: Config) -> Self {
+        Self { config, groups: RwLock::default() }
+    }
+
+    /// These are the endpoints and their engines from now on. What is known of those that stay is kept.
+    pub fn take(&self, catalogue: &Catalogue) {
+        let mut groups = self.groups.write().unwrap_or_else(PoisonError::into_inner);
+        groups.retain(|name, _| catalogue.endpoints.contains_key(name));
+        for (name, served) in &catalogue.endpoints {
+            let new = || {
+                let state = State { strategy: PrefixAffinity::new(self.config), replicas: HashMap::new() };
+                Arc::new(Group(Mutex::new(state)))
+            };
+            groups.entry(name.clone()).or_insert_with(new).set_replicas(&served.replicas);
+        }
+    }
+
+    /// The engines of an endpoint.
+    pub fn group(&self, name: &FullName) -> Option<Arc<Group>> {
+        self.groups.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,144 @@
+//! What `/metrics` shows. Every name is in docs/book/src/metrics.md. Labels name endpoints and models, of which there are few; never keys or prompts.
+//! Bills are made of records in the log, never of these.
+
+use std::time::Duration;
+
+use hyper::StatusCode;
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text::encode},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    registry::{Registry, Unit},
+};
+use spillway_metering::tokens::{Cause, Ending, Outcome};
+
+use crate::admission::Counts;
+use crate::catalogue::Served;
+use crate::wal;
+
+/// A status of answers.
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct Status {
+    code: u16,
+}
+
+/// An endpoint and how requests of it ended.
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct End {
+    namespace: String,
+    endpoint: String,
+    /// `complete`, or why not.
+    outcome: &'static str,
+}
+
+/// An endpoint and a kind of tokens.
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct TokenKind {
+    namespace: String,
+    endpoint: String,
+    /// `prompt`, `cached` or `completion`; the cached ones are among those of the prompt.
+    kind: &'static str,
+}
+
+/// All metrics of a gateway.
+pub struct Metrics {
+    registry: Registry,
+    answers: Family<Status, Counter>,
+    seconds: Histogram,
+    requests: Family<End, Counter>,
+    tokens: Family<TokenKind, Counter>,
+    running: Gauge,
+    refused: Gauge,
+    dropped: Gauge,
+    log_used: Gauge,
+    log_limit: Gauge,
+    log_open: Gauge,
+    log_unshipped: Gauge,
+    log_failing: Gauge,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let buckets = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0];
+        let mut metrics = Self {
+            registry: Registry::with_prefix("spillway_gateway"),
+            answers: Family::default(),
+            seconds: Histogram::new(buckets),
+            requests: Family::default(),
+            tokens: Family::default(),
+            running: Gauge::default(),
+            refused: Gauge::default(),
+            dropped: Gauge::default(),
+            log_used: Gauge::default(),
+            log_limit: Gauge::default(),
+            log_open: Gauge::default(),
+            log_unshipped: Gauge::default(),
+            log_failing: Gauge::default(),
+        };
+        let registry = &mut metrics.registry;
+        registry.register("answers", "Answers by their status", metrics.answers.clone());
+        let unit = Unit::Seconds;
+        registry.register_with_unit("answer", "Time until the head of an answer goes", unit, metrics.seconds.clone());
+        registry.register("requests", "Requests that went to an engine, by how they ended", metrics.requests.clone());
+        registry.register("tokens", "Tokens that were billed", metrics.tokens.clone());
+        registry.register("running", "Requests that run", metrics.running.clone());
+        registry.register("refused", "Requests that a limit refused", metrics.refused.clone());
+        registry.register("dropped", "Requests that ended by mistake; should be 0", metrics.dropped.clone());
+        registry.register("log_used_bytes", "Bytes of the log, and of what it keeps free", metrics.log_used.clone());
+        registry.register("log_limit_bytes", "Bytes that the log may have", metrics.log_limit.clone());
+        registry.register("log_open", "Requests that are open in the log", metrics.log_open.clone());
+        registry.register(
+            "log_unshipped",
+            "Records that the usage service has not stored",
+            metrics.log_unshipped.clone(),
+        );
+        registry.register("log_failing", "1 while the log cannot be written", metrics.log_failing.clone());
+        metrics
+    }
+}
+
+impl Metrics {
+    /// An answer whose head goes after so long.
+    pub fn answered(&self, status: StatusCode, after: Duration) {
+        self.answers.get_or_create(&Status { code: status.as_u16() }).inc();
+        self.seconds.observe(after.as_secs_f64());
+    }
+
+    /// A request is billed.
+    pub fn billed(&self, served: &Served, ending: &Ending) {
+        let (namespace, endpoint) = (served.namespace.to_string(), served.name.to_string());
+        let outcome = match ending.outcome {
+            Outcome::Complete => "complete",
+            Outcome::Partial(Cause::ClientGone) => "client_gone",
+            Outcome::Partial(Cause::EngineFailed) => "engine_failed",
+            Outcome::Partial(Cause::Shutdown) => "shutdown",
+            Outcome::Partial(Cause::Crash) => "crash",
+            Outcome::Partial(Cause::NoUsage) => "no_usage",
+        };
+        for (kind, count) in [
+            ("prompt", ending.tokens.prompt()),
+            ("cached", ending.tokens.cached()),
+            ("completion", ending.tokens.completion()),
+        ] {
+            let kind = TokenKind { namespace: namespace.clone(), endpoint: endpoint.clone(), kind };
+            self.tokens.get_or_create(&kind).inc_by(count);
+        }
+        self.requests.get_or_create(&End { namespace, endpoint, outcome }).inc();
+    }
+
+    /// All of them as text, with these as they are now.
+    pub fn render(&self, counts: &Counts, log: &wal::Stats, running: usize) -> String {
+        let signed = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+        self.running.set(i64::try_from(running).unwrap_or(i64::MAX));
+        self.refused.set(signed(counts.refused));
+        self.dropped.set(signed(counts.dropped));
+        self.log_used.set(signed(log.used_bytes.saturating_add(log.reserved_bytes)));
+        self.log_limit.set(signed(log.limit_bytes));
+        self.log_open.set(i64::try_from(log.open).unwrap_or(i64::MAX));
+        self.log_unshipped.set(signed(log.durable.get().saturating_sub(log.acknowledged.get())));
+        self.log_failing.set(i64::from(log.failing.is_some()));
+        let mut text = String::new();
+        // Into a string: there is no way for it to fail.
+        let _ = encode(&mut text, &self.registry);
+        text
+    }
+}
