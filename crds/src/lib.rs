@@ -6,9 +6,11 @@
 
 #![allow(unreachable_pub, reason = "KubeSchema repeats each struct inside a function, `pub` included")]
 
+pub mod apikey;
 pub mod condition;
 pub mod duration;
 pub mod endpoint;
+pub mod key;
 pub mod ledger;
 pub mod model;
 pub mod names;
@@ -18,6 +20,7 @@ pub mod reservation;
 pub mod tenant;
 pub mod yaml;
 
+pub use apikey::{ApiKey, ApiKeySpec, ApiKeyStatus, KeyHash, KeyRecord, ServingLimits};
 pub use condition::{Condition, ConditionStatus};
 pub use duration::{DurationError, parse_duration_ms};
 pub use endpoint::{Access, Capacity, ModelEndpoint, ModelEndpointSpec, ModelEndpointStatus, ServedModel};

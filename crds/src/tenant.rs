@@ -4,7 +4,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{Condition, Tier};
+use crate::{Condition, ServingLimits, Tier};
 
 /// Who buys: namespaces, quotas, regions. The owner of the fleet is a tenant with `owner: true`.
 #[derive(Clone, CustomResource, Debug, Deserialize, Eq, KubeSchema, PartialEq, Serialize)]
@@ -41,6 +41,9 @@ pub struct TenantSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32), inner(length(min = 1, max = 63)), extend("x-kubernetes-list-type" = "set"))]
     pub regions: Vec<String>,
+    /// Limits of requests to hosted models, of all its keys together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<ServingLimits>,
 }
 
 /// A limit on the devices of one SKU in one tier.

@@ -4,7 +4,9 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use kube::CustomResourceExt;
 use serde_json::Value;
 
-use crate::{CapacityLedger, CapacityLedgerPage, GpuNode, GpuPool, GpuReservation, Model, ModelEndpoint, Tenant};
+use crate::{
+    ApiKey, CapacityLedger, CapacityLedgerPage, GpuNode, GpuPool, GpuReservation, Model, ModelEndpoint, Tenant,
+};
 
 /// All CRDs, in the order in which they are installed.
 pub fn all() -> Vec<CustomResourceDefinition> {
@@ -17,6 +19,7 @@ pub fn all() -> Vec<CustomResourceDefinition> {
         CapacityLedgerPage::crd(),
         Model::crd(),
         ModelEndpoint::crd(),
+        ApiKey::crd(),
     ]
 }
 

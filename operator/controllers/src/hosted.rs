@@ -2,12 +2,20 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::{apps::v1::Deployment, core::v1::Secret};
 use kube::{
     Api, Client, ResourceExt,
-    runtime::{reflector::Store, watcher},
+    runtime::{
+        reflector::{ObjectRef, Store},
+        watcher,
+    },
 };
-use spillway_crds::{Model, ModelEndpoint, names::ENDPOINT_LABEL};
+use spillway_crds::{
+    ApiKey, Model, ModelEndpoint,
+    apikey::{KEY_SHARDS, keys_secret},
+    key::KeyId,
+    names::ENDPOINT_LABEL,
+};
 
 use crate::watches::{Feed, Queue, Synced, object, slim, watch};
 
@@ -20,6 +28,11 @@ pub struct Hosted {
     pub endpoints: Store<ModelEndpoint>,
     /// The Deployments of endpoints.
     pub deployments: Store<Deployment>,
+    /// Keys.
+    pub keys: Store<ApiKey>,
+    /// What is kept of keys: one Secret each. They are watched one by one, for no others may be read.
+    shards: Vec<Store<Secret>>,
+    namespace: String,
     queue: Queue<ModelEndpoint>,
 }
 
@@ -27,8 +40,10 @@ impl Hosted {
     /// The watches of hosted models.
     pub fn watch(
         client: &Client,
+        namespace: &str,
         model_queue: Queue<Model>,
         endpoint_queue: Queue<ModelEndpoint>,
+        key_queue: &Queue<ApiKey>,
     ) -> (Self, Vec<Feed>) {
         let any = || watcher::Config::default().streaming_lists();
         // Nobody waits for these lists.
@@ -70,8 +85,62 @@ impl Hosted {
                     }
                 }
             });
-        let feeds = vec![endpoint_feed, model_feed, deployment_feed];
-        (Self { models, endpoints, deployments, queue: endpoint_queue }, feeds)
+        let k = key_queue.clone();
+        let (keys, key_feed) = watch::<ApiKey, _, _>(Api::all(client.clone()), any(), slim, &synced, move |event| {
+            let k = k.clone();
+            async move {
+                if let Some(key) = object(&event) {
+                    k.push_in(&key.namespace().unwrap_or_default(), &key.name_any()).await;
+                }
+            }
+        });
+
+        let mut feeds = vec![endpoint_feed, model_feed, deployment_feed, key_feed];
+        let mut shards = Vec::new();
+        for shard in 0..KEY_SHARDS {
+            let one = any().fields(&format!("metadata.name={}", keys_secret(shard)));
+            let api = Api::namespaced(client.clone(), namespace);
+            let (k, known) = (key_queue.clone(), keys.clone());
+            let (store, feed) = watch::<Secret, _, _>(api, one, slim, &synced, move |event| {
+                // Keys that waited for it to be there.
+                let waits = matches!(event, watcher::Event::Apply(_) | watcher::Event::InitApply(_));
+                let waiting: Vec<_> = match waits {
+                    true => known
+                        .state()
+                        .into_iter()
+                        .filter(|key| key.status.as_ref().is_none_or(|one| one.secret_name.is_none()))
+                        .collect(),
+                    false => Vec::new(),
+                };
+                let k = k.clone();
+                async move {
+                    for key in waiting {
+                        k.push_in(&key.namespace().unwrap_or_default(), &key.name_any()).await;
+                    }
+                }
+            });
+            shards.push(store);
+            feeds.push(feed);
+        }
+        let namespace = namespace.to_owned();
+        (Self { models, endpoints, deployments, keys, shards, namespace, queue: endpoint_queue }, feeds)
+    }
+
+    /// What is kept of the keys of a shard, if its Secret is there.
+    pub fn shard(&self, shard: u8) -> Option<Arc<Secret>> {
+        self.shards.get(usize::from(shard))?.get(&ObjectRef::new(&keys_secret(shard)).within(&self.namespace))
+    }
+
+    /// Whether a key has this id.
+    pub fn knows(&self, id: KeyId) -> bool {
+        let has = |secret: &Arc<Secret>| secret.data.as_ref().is_some_and(|data| data.contains_key(id.as_str()));
+        (0..KEY_SHARDS).filter_map(|shard| self.shard(shard)).any(|secret| has(&secret))
+    }
+
+    /// Whether there is an `ApiKey` of this name and UID.
+    pub fn has_key(&self, namespace: &str, name: &str, uid: &str) -> bool {
+        let found = self.keys.get(&ObjectRef::new(name).within(namespace));
+        found.is_some_and(|key| key.uid().as_deref() == Some(uid))
     }
 
     /// A reservation changed: those that stand on it are looked at.

@@ -6,6 +6,7 @@
 //! The [`guards`] watch the hold, and while they doubt it nothing is sold.
 //! Nothing here is true only in memory: a new leader reads the ledger and the API server and goes on.
 
+pub mod apikeys;
 pub mod assignments;
 pub mod backlog;
 pub mod changes;

@@ -21,7 +21,7 @@ use kube::{
         watcher,
     },
 };
-use spillway_crds::{GpuNode, GpuPool, GpuReservation, Model, ModelEndpoint, Tenant, names::POOL_LABEL};
+use spillway_crds::{ApiKey, GpuNode, GpuPool, GpuReservation, Model, ModelEndpoint, Tenant, names::POOL_LABEL};
 use spillway_manifests::hold;
 use spillway_planner::{Booking, BookingId};
 use tokio::{
@@ -30,7 +30,7 @@ use tokio::{
 };
 
 use crate::{
-    assignments,
+    apikeys, assignments,
     backlog::Backlog,
     changes::{Changed, Sharing},
     config::{Config, MAX_GAP},
@@ -102,7 +102,8 @@ fn start(client: Client, config: Config, metrics: Arc<Metrics>, tasks: &mut Join
     };
     let (model_queue, model_stream) = Queue::<Model>::new();
     let (endpoint_queue, endpoint_stream) = Queue::<ModelEndpoint>::new();
-    let (hosted, hosted_feeds) = Hosted::watch(&client, model_queue, endpoint_queue);
+    let (key_queue, key_stream) = Queue::<ApiKey>::new();
+    let (hosted, hosted_feeds) = Hosted::watch(&client, &config.namespace, model_queue, endpoint_queue, &key_queue);
     let (publish, view) = watch::channel(Arc::new(View::default()));
     let pods = Arc::new(PodIndex::default());
     let synced = Synced::default();
@@ -179,6 +180,12 @@ fn start(client: Client, config: Config, metrics: Arc<Metrics>, tasks: &mut Join
     control("tenants", &context, tenant_store, tenant_stream, 4, tenants::reconcile, tasks);
     let (model_store, endpoint_store) = (context.hosted.models.clone(), context.hosted.endpoints.clone());
     control("models", &context, model_store, model_stream, 2, models::reconcile, tasks);
+    control("apikeys", &context, context.hosted.keys.clone(), key_stream, 2, apikeys::reconcile, tasks);
+    let sweeping = apikeys::sweep(Arc::clone(&context));
+    tasks.spawn(async move {
+        sweeping.await;
+        Err(Error::TaskEnded("sweeping"))
+    });
     control("endpoints", &context, endpoint_store, endpoint_stream, 4, endpoints::reconcile, tasks);
     control("assignments", &context, namespace_store, namespace_stream, 8, assignments::reconcile, tasks);
 }

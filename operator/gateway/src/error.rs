@@ -88,6 +88,17 @@ pub enum ApiError {
         /// Milliseconds until it, or another one, may.
         retry_after_ms: u64,
     },
+    /// The bill of the answer is not durable, so that it is not given out.
+    #[error(
+        "The gateway cannot write its log now, and the answer is withheld: try again in a minute. What it used is charged."
+    )]
+    Unrecorded,
+    /// The answer has no end that the gateway would wait for.
+    #[error("The answer is larger than {limit} bytes: ask for less, or for a stream. What it used is charged.")]
+    AnswerTooLarge {
+        /// Bytes allowed.
+        limit: usize,
+    },
     /// The engine gave no good answer.
     #[error("The model's server failed: try again. Nothing is charged for what was not produced.")]
     Upstream,
@@ -191,7 +202,7 @@ impl ApiError {
     pub fn status(&self) -> u16 {
         match self {
             Self::Body(request::Error::TooLarge { .. }) => 413,
-            Self::Body(_) | Self::NotCapable { .. } | Self::Incomplete => 400,
+            Self::Body(_) | Self::NotCapable { .. } | Self::Incomplete | Self::AnswerTooLarge { .. } => 400,
             Self::Key(_) => 401,
             Self::ModelNotFound { .. } | Self::UnknownPath => 404,
             Self::MethodNotAllowed { .. } => 405,
@@ -202,7 +213,7 @@ impl ApiError {
             Self::Limit(_) => 429,
             Self::HeadersTooLarge { .. } => 431,
             Self::Upstream => 502,
-            Self::Waking { .. } | Self::NoReplica { .. } | Self::Unavailable { .. } => 503,
+            Self::Waking { .. } | Self::NoReplica { .. } | Self::Unavailable { .. } | Self::Unrecorded => 503,
             Self::UpstreamTimeout { .. } => 504,
         }
     }
@@ -247,6 +258,8 @@ impl ApiError {
             Self::Waking { .. } => "model_starting",
             Self::NoReplica { .. } => "model_unavailable",
             Self::Unavailable { .. } => "gateway_unavailable",
+            Self::Unrecorded => "log_unavailable",
+            Self::AnswerTooLarge { .. } => "answer_too_large",
             Self::Upstream => "upstream_error",
             Self::UpstreamTimeout { .. } => "upstream_timeout",
         }
@@ -287,6 +300,10 @@ impl ApiError {
                 if refusal.retry == Retry::Never {
                     headers.push(("x-should-retry", "false".to_owned()));
                 }
+            }
+            // Whoever tried again would pay again.
+            Self::Unrecorded | Self::AnswerTooLarge { .. } | Self::UpstreamTimeout { .. } => {
+                headers.push(("x-should-retry", "false".to_owned()));
             }
             _ => {}
         }

@@ -4,18 +4,53 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use crate::catalogue::{Catalogue, FullName, Replica};
+use crate::clock::Clock;
 use crate::routing::{Config, EngineId, PrefixAffinity, Prompt, Strategy, Ticket, Usage};
 
 mod breaker;
 
 use breaker::Breaker;
+pub use breaker::Verdict;
 
-/// A request on its way to an engine. To be ended by [`Group::ended`].
+/// A request on its way to an engine. Dropping it ends it, and says nothing of the engine.
 #[derive(Debug)]
 pub struct Flight {
     /// Where it goes.
     pub replica: Replica,
-    ticket: Ticket,
+    group: Arc<Group>,
+    clock: Clock,
+    /// None: it is over.
+    ticket: Option<Ticket>,
+}
+
+impl Flight {
+    /// Tokens of its answer have come.
+    pub fn token(&self) {
+        if let Some(ticket) = self.ticket {
+            self.group.lock().strategy.token(self.clock.now_ns(), ticket);
+        }
+    }
+
+    /// It is over.
+    pub fn end(mut self, usage: Option<Usage>, verdict: Verdict) {
+        self.finish(usage, verdict);
+    }
+
+    fn finish(&mut self, usage: Option<Usage>, verdict: Verdict) {
+        let Some(ticket) = self.ticket.take() else { return };
+        let now_ns = self.clock.now_ns();
+        let mut state = self.group.lock();
+        state.strategy.ended(now_ns, ticket, usage);
+        if let Some((_, breaker)) = state.replicas.get_mut(&self.replica.engine) {
+            breaker.note(verdict, now_ns / 1_000_000);
+        }
+    }
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        self.finish(None, Verdict::Unknown);
+    }
 }
 
 /// The engines of one endpoint.
@@ -38,7 +73,13 @@ impl Group {
     /// # Errors
     ///
     /// Milliseconds until one that failed is tried again, if there are any.
-    pub fn send(&self, now_ns: u64, prompt: &Prompt<'_>, tried: &[EngineId]) -> Result<Flight, Option<u64>> {
+    pub fn send(
+        self: &Arc<Self>,
+        clock: Clock,
+        prompt: &Prompt<'_>,
+        tried: &[EngineId],
+    ) -> Result<Flight, Option<u64>> {
+        let now_ns = clock.now_ns();
         let mut state = self.lock();
         let State { strategy, replicas } = &mut *state;
         let now_ms = now_ns / 1_000_000;
@@ -49,21 +90,8 @@ impl Group {
         };
         let Some((replica, breaker)) = replicas.get_mut(&engine) else { return Err(None) };
         breaker.begin(now_ms);
-        Ok(Flight { replica: replica.clone(), ticket: strategy.dispatched(now_ns, engine, prompt) })
-    }
-
-    /// Tokens of its answer have come.
-    pub fn token(&self, now_ns: u64, flight: &Flight) {
-        self.lock().strategy.token(now_ns, flight.ticket);
-    }
-
-    /// It is over. `failed`: the engine did not answer as one that works does.
-    pub fn ended(&self, now_ns: u64, flight: &Flight, usage: Option<Usage>, failed: bool) {
-        let mut state = self.lock();
-        state.strategy.ended(now_ns, flight.ticket, usage);
-        if let Some((_, breaker)) = state.replicas.get_mut(&flight.replica.engine) {
-            if failed { breaker.failed(now_ns / 1_000_000) } else { breaker.worked() }
-        }
+        let ticket = Some(strategy.dispatched(now_ns, engine, prompt));
+        Ok(Flight { replica: replica.clone(), group: Arc::clone(self), clock, ticket })
     }
 
     fn set_replicas(&self, replicas: &[Replica]) {

@@ -1,11 +1,13 @@
 //! The data plane of hosted models: an OpenAI-compatible API that admits, routes and meters (docs/adr/0011-the-shape-of-hosted-models.md).
 //!
 //! What decides is pure and takes its clock as an argument: [`admission`], [`catalogue`], [`request`], [`routing`], [`sse`]. [`wal`] is the log of what
-//! is billed. What touches sockets is [`server`] and [`proxy`].
+//! is billed. What touches sockets is [`server`] and [`proxy`], what touches the API server [`cluster`].
 
 pub mod admission;
+pub mod budget;
 pub mod catalogue;
 pub mod clock;
+pub mod cluster;
 pub mod error;
 pub mod fleet;
 pub mod json;

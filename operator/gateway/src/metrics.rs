@@ -113,6 +113,7 @@ impl Metrics {
             Outcome::Partial(Cause::Shutdown) => "shutdown",
             Outcome::Partial(Cause::Crash) => "crash",
             Outcome::Partial(Cause::NoUsage) => "no_usage",
+            Outcome::Partial(Cause::Bound) => "bound",
         };
         for (kind, count) in [
             ("prompt", ending.tokens.prompt()),

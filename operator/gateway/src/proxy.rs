@@ -1,11 +1,13 @@
 //! A request's way through the gateway: read, authenticate, admit, and then an [exchange] with an engine, which goes on by itself and is told when
 //! its client is gone (docs/adr/0011-the-shape-of-hosted-models.md).
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use futures::FutureExt as _;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Body, Frame};
 use hyper::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
@@ -16,7 +18,8 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use spillway_metering::tokens::{GatewayName, RequestId};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::admission::{Admission, Ask};
+use crate::admission::{Admission, Ask, Guard};
+use crate::budget::{Budget, Share};
 use crate::catalogue::{Catalogue, Served};
 use crate::clock::Clock;
 use crate::error::ApiError;
@@ -59,6 +62,12 @@ pub struct Limits {
     pub answer_bytes: usize,
     /// Requests at once, of all tenants.
     pub requests: usize,
+    /// Bytes of bodies at once, of all tenants, until their engines answer.
+    pub bodies: usize,
+    /// Of these, bytes of one key,
+    pub bodies_of_key: usize,
+    /// in so many requests.
+    pub requests_of_key: u32,
 }
 
 impl Default for Limits {
@@ -69,10 +78,13 @@ impl Default for Limits {
             connect: Duration::from_secs(2),
             first_byte: Duration::from_secs(600),
             idle: Duration::from_secs(120),
-            slow_client: Duration::from_secs(60),
-            bill: Duration::from_secs(15),
+            slow_client: Duration::from_secs(20),
+            bill: Duration::from_secs(30),
             answer_bytes: 64 << 20,
             requests: 8_192,
+            bodies: 512 << 20,
+            bodies_of_key: 128 << 20,
+            requests_of_key: 1_024,
         }
     }
 }
@@ -140,7 +152,12 @@ pub struct Gateway {
     metrics: Metrics,
     engines: Client<HttpConnector, Full<Bytes>>,
     running: AtomicUsize,
+    bodies: Arc<Budget>,
 }
+
+/// How a connection is ended whose client does not read: put into its requests by who has it.
+#[derive(Clone, Debug, Default)]
+pub struct Hangup(pub Arc<tokio::sync::Notify>);
 
 /// What a gateway is made of.
 pub struct Parts {
@@ -172,16 +189,18 @@ impl Drop for Running {
 impl Gateway {
     /// A gateway of these parts.
     pub fn new(parts: Parts) -> Arc<Self> {
+        let limits = parts.limits;
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
-        connector.set_connect_timeout(Some(parts.limits.connect));
+        connector.set_connect_timeout(Some(limits.connect));
         let engines = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(Duration::from_secs(30))
+            // Shorter than engines have it: some end what is idle for 5 s, and what was sent just then is lost.
+            .pool_idle_timeout(Duration::from_secs(3))
             .build(connector);
         Arc::new(Self {
             name: parts.name,
-            limits: parts.limits,
+            limits,
             clock: Clock::default(),
             catalogue: parts.catalogue,
             stage: parts.stage,
@@ -191,6 +210,7 @@ impl Gateway {
             metrics: Metrics::default(),
             engines,
             running: AtomicUsize::new(0),
+            bodies: Budget::new(limits.bodies, limits.bodies_of_key, limits.requests_of_key),
         })
     }
 
@@ -265,14 +285,73 @@ impl Gateway {
         };
         check_content_type(text(&head.headers, &CONTENT_TYPE))?;
         let running = self.begin()?;
-        let body = self.receive(&head.headers, body).await?;
+        let refused = ApiError::Unavailable { retry_after_ms: 1_000 };
+        let share = self.bodies.begin(key.id).ok_or(refused)?;
+        let (body, share) = self.receive(&head.headers, body, share).await?;
+        // What changed while the body came counts: a key that was revoked is not let in any more.
+        let catalogue = Arc::clone(&self.catalogue.borrow());
+        let key = catalogue.keys.authenticate(authorization, self.clock.unix_ms())?;
         let request = request::parse(endpoint, &body, &self.limits.body)?;
         let served =
             catalogue.resolve(key, request.model()).ok_or_else(|| ApiError::model_not_found(request.model()))?;
         if !served.capabilities.contains(&endpoint) {
             return Err(ApiError::NotCapable { path: endpoint.path() });
         }
-        self.exchange(id, running, &catalogue, key, served, request, body, &head.headers).await
+        let guard = self.admit(&catalogue, key, served, &request)?;
+        let rates = guard.rates();
+        let trace = TRACE.iter().filter_map(|name| Some((name.clone(), head.headers.get(name)?.clone()))).collect();
+        let exchange = Exchange {
+            gateway: Arc::clone(self),
+            id,
+            served: Arc::clone(served),
+            tenant: key.tenant.clone(),
+            key: key.id,
+            upstream: request.upstream_body(&body, &served.served_name).into(),
+            share: Some(share),
+            blocks: BlockShape { salt: 0, size: BLOCK_BYTES }.of_bytes(request.prefix(&body)),
+            request,
+            trace,
+            hangup: head.extensions.get::<Hangup>().cloned().unwrap_or_default(),
+            guard: Some(guard),
+        };
+        drop(body);
+        // It goes on by itself: what it used is billed whether anybody waits for it or not.
+        let (head, answer) = oneshot::channel();
+        let gateway = Arc::clone(self);
+        tokio::spawn(async move {
+            if AssertUnwindSafe(exchange.run(head)).catch_unwind().await.is_err() {
+                tracing::error!(request = %id, "a request ended by a mistake of ours");
+                exchange::close_by_mistake(&gateway, id).await;
+            }
+            drop(running);
+        });
+        let mut response = answer.await.unwrap_or(Err(ApiError::Upstream))?;
+        for (name, value) in rates.headers() {
+            if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
+                response.headers_mut().insert(name, value);
+            }
+        }
+        Ok(response)
+    }
+
+    fn admit(
+        &self,
+        catalogue: &Catalogue,
+        key: &Key,
+        served: &Served,
+        request: &request::Request,
+    ) -> Result<Guard, ApiError> {
+        let ask = Ask {
+            tenant: key.tenant.as_str(),
+            key: key.id,
+            model: served.name.as_str(),
+            tenant_limits: catalogue.limits(&key.tenant),
+            key_limits: key.limits,
+            prompt_tokens: request.prompt_size().estimated_tokens(),
+            max_completion_tokens: request.max_completion_tokens().map(u64::from),
+            choices: request.choices(),
+        };
+        Ok(self.admission.admit(self.clock.now_ms(), &ask)?)
     }
 
     /// Counts a request as running, if it may.
@@ -287,7 +366,12 @@ impl Gateway {
     }
 
     /// The body of a request, within its bounds of size and time.
-    async fn receive<Incoming>(&self, headers: &HeaderMap, mut body: Incoming) -> Result<Bytes, ApiError>
+    async fn receive<Incoming>(
+        &self,
+        headers: &HeaderMap,
+        mut body: Incoming,
+        mut share: Share,
+    ) -> Result<(Bytes, Share), ApiError>
     where
         Incoming: Body<Data = Bytes> + Unpin,
     {
@@ -304,68 +388,19 @@ impl Gateway {
                 if whole.len() + data.len() > limit {
                     return Err(too_large());
                 }
+                // As it came, and as it goes on.
+                if !share.grow(2 * data.len()) {
+                    return Err(ApiError::Unavailable { retry_after_ms: 1_000 });
+                }
                 if whole.is_empty() && body.is_end_stream() {
-                    return Ok(data);
+                    return Ok((data, share));
                 }
                 whole.extend_from_slice(&data);
             }
-            Ok(whole.freeze())
+            Ok((whole.freeze(), share))
         };
         let limit_ms = u64::try_from(self.limits.receive.as_millis()).unwrap_or(u64::MAX);
         tokio::time::timeout(self.limits.receive, receive).await.map_err(|_| ApiError::RequestTimeout { limit_ms })?
-    }
-
-    #[expect(clippy::too_many_arguments, reason = "all that is known of a request, put together once")]
-    async fn exchange(
-        self: &Arc<Self>,
-        id: RequestId,
-        running: Running,
-        catalogue: &Catalogue,
-        key: &Key,
-        served: &Arc<Served>,
-        request: request::Request,
-        body: Bytes,
-        headers: &HeaderMap,
-    ) -> Result<Response<Answer>, ApiError> {
-        let ask = Ask {
-            tenant: key.tenant.as_str(),
-            key: key.id,
-            model: served.name.as_str(),
-            tenant_limits: catalogue.limits(&key.tenant),
-            key_limits: key.limits,
-            prompt_tokens: request.prompt_size().estimated_tokens(),
-            max_completion_tokens: request.max_completion_tokens().map(u64::from),
-            choices: request.choices(),
-        };
-        let guard = self.admission.admit(self.clock.now_ms(), &ask)?;
-        let rates = guard.rates();
-        let blocks = BlockShape { salt: 0, size: BLOCK_BYTES }.of_bytes(request.prefix(&body));
-        let trace = TRACE.iter().filter_map(|name| Some((name.clone(), headers.get(name)?.clone()))).collect();
-        let exchange = Exchange {
-            gateway: Arc::clone(self),
-            id,
-            served: Arc::clone(served),
-            tenant: key.tenant.clone(),
-            key: key.id,
-            upstream: request.upstream_body(&body, &served.served_name).into(),
-            request,
-            blocks,
-            trace,
-            guard,
-        };
-        // It goes on by itself: what it used is billed whether anybody waits for it or not.
-        let (head, answer) = oneshot::channel();
-        tokio::spawn(async move {
-            exchange.run(head).await;
-            drop(running);
-        });
-        let mut response = answer.await.unwrap_or(Err(ApiError::Upstream))?;
-        for (name, value) in rates.headers() {
-            if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
-                response.headers_mut().insert(name, value);
-            }
-        }
-        Ok(response)
     }
 }
 

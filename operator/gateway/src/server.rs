@@ -1,17 +1,18 @@
 //! Sockets: connections are taken, each with bounds of its own, and let go in an orderly way when we are told to stop.
 
-use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use hyper_util::server::graceful::GracefulShutdown;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::task::JoinSet;
 
-use crate::proxy::{Gateway, Stage};
+use crate::proxy::{Gateway, Hangup, Stage};
 
 /// What connections may take.
 #[derive(Clone, Copy, Debug)]
@@ -24,57 +25,115 @@ pub struct Limits {
     pub head_bytes: usize,
     /// Requests at once on one connection of HTTP/2.
     pub streams: u32,
+    /// For which a connection may be without a new request. What runs on it then comes to its end.
+    pub idle: Duration,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { connections: 16_384, head: Duration::from_secs(10), head_bytes: 32 << 10, streams: 256 }
+        Self {
+            connections: 16_384,
+            head: Duration::from_secs(10),
+            head_bytes: 32 << 10,
+            streams: 128,
+            idle: Duration::from_secs(90),
+        }
     }
 }
 
-/// Takes connections until the gateway is told to stop; returns when none is left, or requests are cut off.
-pub async fn serve(listener: TcpListener, gateway: Arc<Gateway>, limits: Limits, mut stage: watch::Receiver<Stage>) {
+/// How long connections have after requests were cut off.
+const CUT: Duration = Duration::from_secs(2);
+
+/// Takes connections until the gateway is told to stop; returns when none is left, or requests were cut off.
+pub async fn serve(listener: TcpListener, gateway: Arc<Gateway>, limits: Limits, stage: watch::Receiver<Stage>) {
     let places = Arc::new(Semaphore::new(limits.connections));
-    let connections = GracefulShutdown::new();
+    let mut connections = JoinSet::new();
+    let mut stopping = stage.clone();
     loop {
-        let accepted = tokio::select! {
+        tokio::select! {
             biased;
-            _ = stage.wait_for(|stage| *stage != Stage::Serving) => break,
-            accepted = accept(&listener, &places) => accepted,
-        };
-        let (stream, place) = accepted;
-        let gateway = Arc::clone(&gateway);
-        let service = service_fn(move |request| {
-            let gateway = Arc::clone(&gateway);
-            async move { Ok::<_, std::convert::Infallible>(gateway.answer(request).await) }
-        });
-        let connection = builder(limits).serve_connection(TokioIo::new(stream), service).into_owned();
-        let connection = connections.watch(connection);
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "a connection ended");
+            () = at_least(&mut stopping, Stage::Draining) => break,
+            (stream, place) = accept(&listener, &places) => {
+                connections.spawn(hold(stream, place, Arc::clone(&gateway), limits, stage.clone()));
             }
-            drop(place);
-        });
+            Some(_) = connections.join_next() => {}
+        }
     }
     drop(listener);
+    let ended = async { while connections.join_next().await.is_some() {} };
+    let cut = async {
+        at_least(&mut stopping, Stage::Cutting).await;
+        tokio::time::sleep(CUT).await;
+    };
     tokio::select! {
-        () = connections.shutdown() => {}
+        () = ended => {}
         // Their answers have come to an end already, and nobody reads them.
-        () = cut(stage) => {}
+        () = cut => {}
     }
 }
 
-/// Some time after requests were cut off.
-async fn cut(mut stage: watch::Receiver<Stage>) {
-    let _ = stage.wait_for(|stage| *stage == Stage::Cutting).await;
-    tokio::time::sleep(Duration::from_secs(2)).await;
+/// Until the gateway has come to a stage.
+async fn at_least(stage: &mut watch::Receiver<Stage>, wanted: Stage) {
+    let reached = |stage: &Stage| *stage == wanted || *stage == Stage::Cutting;
+    if stage.wait_for(reached).await.is_err() {
+        std::future::pending::<()>().await;
+    }
 }
 
-async fn accept(
-    listener: &TcpListener,
-    places: &Arc<Semaphore>,
-) -> (TcpStream, Option<tokio::sync::OwnedSemaphorePermit>) {
+/// Serves one connection to its end.
+async fn hold(
+    stream: TcpStream,
+    _place: Option<OwnedSemaphorePermit>,
+    gateway: Arc<Gateway>,
+    limits: Limits,
+    mut stage: watch::Receiver<Stage>,
+) {
+    let hangup = Hangup::default();
+    // Heads of requests that have come.
+    let heads = Arc::new(AtomicU64::new(0));
+    let (counted, ending) = (Arc::clone(&heads), hangup.clone());
+    let service = service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
+        counted.fetch_add(1, Ordering::Relaxed);
+        request.extensions_mut().insert(ending.clone());
+        let gateway = Arc::clone(&gateway);
+        async move { Ok::<_, std::convert::Infallible>(gateway.answer(request).await) }
+    });
+    let builder = builder(limits);
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+    let mut seen = 0;
+    let mut ends = false;
+    loop {
+        // hyper's own time limit begins when it knows which HTTP it is, and ends with the first head.
+        let wait = if seen == 0 { limits.head } else { limits.idle };
+        tokio::select! {
+            ended = connection.as_mut() => {
+                if let Err(error) = ended {
+                    tracing::debug!(%error, "a connection ended");
+                }
+                return;
+            }
+            // Who does not read its answers is not waited for.
+            () = hangup.0.notified() => return,
+            () = at_least(&mut stage, Stage::Draining), if !ends => {
+                ends = true;
+                connection.as_mut().graceful_shutdown();
+            }
+            () = tokio::time::sleep(wait), if !ends => {
+                let now = heads.load(Ordering::Relaxed);
+                if now == 0 {
+                    return;
+                }
+                if now == seen {
+                    ends = true;
+                    connection.as_mut().graceful_shutdown();
+                }
+                seen = now;
+            }
+        }
+    }
+}
+
+async fn accept(listener: &TcpListener, places: &Arc<Semaphore>) -> (TcpStream, Option<OwnedSemaphorePermit>) {
     loop {
         // Closed it is never.
         let place = Arc::clone(places).acquire_owned().await.ok();
@@ -104,16 +163,8 @@ fn builder(limits: Limits) -> auto::Builder<TokioExecutor> {
         .timer(TokioTimer::new())
         .max_concurrent_streams(limits.streams)
         .max_header_list_size(u32::try_from(limits.head_bytes).unwrap_or(u32::MAX))
+        .max_send_buf_size(64 << 10)
         .keep_alive_interval(Duration::from_secs(30))
         .keep_alive_timeout(Duration::from_secs(20));
     builder
-}
-
-/// The address of a listener on `address`.
-///
-/// # Errors
-///
-/// When it cannot be bound.
-pub async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
-    TcpListener::bind(address).await
 }

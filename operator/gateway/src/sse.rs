@@ -15,6 +15,8 @@ use crate::json::{Kind, Reader, SyntaxError};
 
 /// Bytes of one event, where nothing else is configured: 4 MiB, far more than a token with all its log probabilities.
 pub const EVENT_BYTES_MAX: usize = 4 << 20;
+/// Bytes that few tokens have more of: what comes at once is at least so many tokens. Engines that put several into an event are not all alike.
+pub const TOKEN_BYTES: usize = 16;
 /// Nesting of a chunk that is still read.
 const DEPTH_MAX: u32 = 128;
 /// Bytes of the longest name that is looked for, `completion_tokens_details`.
@@ -51,8 +53,10 @@ pub enum Event {
     Usage(TokenUsage),
     /// A chunk with choices.
     Delta {
-        /// Tokens that it has at least: one for each choice that says something.
+        /// Tokens that it has at least: one for each choice that says something, and one for each [`TOKEN_BYTES`] of it.
         tokens: u32,
+        /// Choices that end with it.
+        finished: u32,
         /// Usage so far, which some engines tell in each chunk, or in the last one.
         usage: Option<TokenUsage>,
     },
@@ -80,6 +84,10 @@ pub struct Tally {
     pub tokens: u64,
     /// The last usage that was told.
     pub usage: Option<TokenUsage>,
+    /// Choices that have ended.
+    pub finished: u32,
+    /// Whether the usage chunk came, after which none with choices does.
+    pub usage_chunk: bool,
     /// Whether `[DONE]` came.
     pub done: bool,
     /// Whether an error came.
@@ -231,9 +239,13 @@ impl EventStream {
         match event {
             Event::Done => self.tally.done = true,
             Event::Failure => self.tally.failed = true,
-            Event::Usage(usage) => self.tally.usage = Some(usage),
-            Event::Delta { tokens, usage } => {
+            Event::Usage(usage) => {
+                self.tally.usage = Some(usage);
+                self.tally.usage_chunk = true;
+            }
+            Event::Delta { tokens, finished, usage } => {
                 self.tally.tokens = self.tally.tokens.saturating_add(tokens.into());
+                self.tally.finished = self.tally.finished.saturating_add(finished);
                 self.tally.usage = usage.or(self.tally.usage);
             }
             Event::Other | Event::LineFeed => {}
@@ -287,7 +299,7 @@ fn classify(raw: &[u8]) -> Event {
     }
     match (chunk.choices, chunk.usage) {
         (Some(0), Some(usage)) => Event::Usage(usage),
-        (Some(1..), usage) => Event::Delta { tokens: chunk.tokens, usage },
+        (Some(1..), usage) => Event::Delta { tokens: chunk.tokens, finished: chunk.finished, usage },
         _ => Event::Other,
     }
 }
@@ -339,8 +351,10 @@ pub fn text_bytes_of_answer(body: &[u8]) -> u64 {
 struct Chunk {
     /// How many choices there are, if they are told.
     choices: Option<u32>,
-    /// How many of them say something.
+    /// Tokens of what they say, at least.
     tokens: u32,
+    /// How many of them end.
+    finished: u32,
     usage: Option<TokenUsage>,
     error: bool,
 }
@@ -349,6 +363,7 @@ impl Chunk {
     fn read(data: &[u8]) -> Result<Self, SyntaxError> {
         let mut reader = Reader::new(data, DEPTH_MAX)?;
         let mut chunk = Self::default();
+        let mut said = None;
         members(&mut reader, |reader, name, kind| {
             match (name, kind) {
                 ("choices", Kind::Array) => {
@@ -356,11 +371,13 @@ impl Chunk {
                     let (mut choices, mut first) = (0_u32, true);
                     while reader.element(&mut first)? {
                         choices = choices.saturating_add(1);
-                        chunk.tokens = chunk.tokens.saturating_add(u32::from(choice_speaks(reader)?));
+                        let choice = read_choice(reader)?;
+                        chunk.tokens = chunk.tokens.saturating_add(choice.tokens);
+                        chunk.finished = chunk.finished.saturating_add(u32::from(choice.finished));
                     }
                     chunk.choices = Some(choices);
                 }
-                ("usage", Kind::Object) => chunk.usage = Some(read_usage(reader)?),
+                ("usage", Kind::Object) => said = Some(read_usage(reader)?),
                 ("error", kind) => {
                     chunk.error = kind != Kind::Null;
                     reader.skip()?;
@@ -372,6 +389,12 @@ impl Chunk {
             Ok(())
         })?;
         reader.end()?;
+        // What is not whole is not believed: our own count is better than a 0 that nobody meant. Embeddings have no completion.
+        chunk.usage = said.and_then(|Said { prompt, completion, cached }| {
+            let prompt = prompt?;
+            let completion = if chunk.choices.is_some() { completion? } else { completion.unwrap_or(0) };
+            Some(TokenUsage { prompt, completion, cached: cached.unwrap_or(0).min(prompt) })
+        });
         Ok(chunk)
     }
 }
@@ -394,22 +417,39 @@ fn members<'a>(
     Ok(())
 }
 
-/// Whether a choice has text (`text` of completions, `content`, a refusal or reasoning of chats) or a call of a tool.
-fn choice_speaks(reader: &mut Reader<'_>) -> Result<bool, SyntaxError> {
-    let mut speaks = false;
+/// One choice of a chunk.
+#[derive(Default)]
+struct Choice {
+    tokens: u32,
+    finished: bool,
+}
+
+/// Reads what a choice says (`text` of completions; `content`, a refusal or reasoning of chats; calls of tools), and whether it ends.
+fn read_choice(reader: &mut Reader<'_>) -> Result<Choice, SyntaxError> {
+    let (mut bytes, mut finished) = (0_usize, false);
     members(reader, |reader, name, kind| {
         match (name, kind) {
-            ("text", Kind::Text) => speaks |= reader.string()?.decoded > 0,
+            ("text", Kind::Text) => bytes += reader.string()?.decoded,
+            ("finish_reason", Kind::Text) => {
+                reader.skip()?;
+                finished = true;
+            }
             ("delta", _) => members(reader, |reader, name, kind| {
-                speaks |= match (name, kind) {
-                    ("content" | "reasoning_content" | "reasoning" | "refusal", Kind::Text) => {
-                        reader.string()?.decoded > 0
+                bytes += match (name, kind) {
+                    ("content" | "reasoning_content" | "reasoning" | "refusal", Kind::Text) => reader.string()?.decoded,
+                    ("tool_calls", Kind::Array) => {
+                        reader.open_array()?;
+                        let (mut calls, mut first) = (0, true);
+                        while reader.element(&mut first)? {
+                            // A call that says nothing yet is a token as well.
+                            calls += read_call(reader)?.max(1);
+                        }
+                        calls
                     }
-                    ("tool_calls", Kind::Array) => reader.skip()?.len() > "[]".len(),
-                    ("function_call", Kind::Object) => reader.skip()?.len() > "{}".len(),
+                    ("function_call", Kind::Object) => read_call(reader)?,
                     _ => {
                         reader.skip()?;
-                        false
+                        0
                     }
                 };
                 Ok(())
@@ -420,11 +460,36 @@ fn choice_speaks(reader: &mut Reader<'_>) -> Result<bool, SyntaxError> {
         }
         Ok(())
     })?;
-    Ok(speaks)
+    let tokens = if bytes == 0 { 0 } else { (bytes / TOKEN_BYTES).max(1) };
+    Ok(Choice { tokens: u32::try_from(tokens).unwrap_or(u32::MAX), finished })
 }
 
-fn read_usage(reader: &mut Reader<'_>) -> Result<TokenUsage, SyntaxError> {
-    let mut usage = TokenUsage::default();
+/// Bytes of a call of a tool: of its name and arguments, wherever they stand in it.
+fn read_call(reader: &mut Reader<'_>) -> Result<usize, SyntaxError> {
+    let mut bytes = 0;
+    members(reader, |reader, name, kind| {
+        match (name, kind) {
+            ("name" | "arguments", Kind::Text) => bytes += reader.string()?.decoded,
+            ("function", Kind::Object) => bytes += read_call(reader)?,
+            _ => {
+                reader.skip()?;
+            }
+        }
+        Ok(())
+    })?;
+    Ok(bytes)
+}
+
+/// Usage as it was told: counts that are not there, or are none, are not.
+#[derive(Clone, Copy, Default)]
+struct Said {
+    prompt: Option<u64>,
+    completion: Option<u64>,
+    cached: Option<u64>,
+}
+
+fn read_usage(reader: &mut Reader<'_>) -> Result<Said, SyntaxError> {
+    let mut usage = Said::default();
     members(reader, |reader, name, _| {
         match name {
             "prompt_tokens" => usage.prompt = read_count(reader)?,
@@ -443,14 +508,13 @@ fn read_usage(reader: &mut Reader<'_>) -> Result<TokenUsage, SyntaxError> {
         }
         Ok(())
     })?;
-    usage.cached = usage.cached.min(usage.prompt);
     Ok(usage)
 }
 
-/// A count of tokens; 0 for what is none.
-fn read_count(reader: &mut Reader<'_>) -> Result<u64, SyntaxError> {
+/// A count of tokens, if it is one.
+fn read_count(reader: &mut Reader<'_>) -> Result<Option<u64>, SyntaxError> {
     let span = reader.skip()?;
-    Ok(reader.slice(span).parse().unwrap_or(0))
+    Ok(reader.slice(span).parse().ok())
 }
 
 /// Feeds one input of a fuzzer to an [`EventStream`]: cut at places that the first bytes choose, it must give what it gives uncut.

@@ -5,9 +5,10 @@
 //! - [`ledger`]: root and pages of the ledger as objects.
 //! - [`conditions`]: `status.conditions` by kstatus, without changing what did not change.
 //! - [`policies`], [`selftest`], [`audit`], [`observe`]: what the guards compare, try, judge and plan (docs/ARCHITECTURE.md, "The guards").
-//! - [`endpoint`], [`model`]: what a hosted model is laid out as, and its status.
+//! - [`endpoint`], [`model`], [`apikey`]: what a hosted model is laid out as, what is kept of a key, and their statuses.
 //! - [`reservation`], [`pool`], [`tenant`]: statuses; [`status`]: how one is written.
 
+pub mod apikey;
 pub mod audit;
 pub mod conditions;
 pub mod endpoint;

@@ -235,6 +235,8 @@ pub enum Cause {
     Crash,
     /// The answer was whole, but the engine did not say what it used.
     NoUsage,
+    /// The answer was longer, or took longer, than the gateway allows.
+    Bound,
 }
 
 /// Where a number was not taken as it came, and the rule that was used instead ([`settle`]).

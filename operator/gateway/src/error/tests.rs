@@ -40,6 +40,10 @@ fn all() -> Vec<ApiError> {
         ApiError::Unavailable { retry_after_ms: 9 },
         ApiError::Upstream,
         ApiError::UpstreamTimeout { limit_ms: 9 },
+        ApiError::Unrecorded,
+        ApiError::AnswerTooLarge { limit: 9 },
+        ApiError::NotCapable { path: "/v1/embeddings" },
+        ApiError::Incomplete,
     ];
     all.extend(
         [KeyError::Missing, KeyError::Malformed, KeyError::Unknown, KeyError::Expired, KeyError::Revoked]
@@ -70,6 +74,10 @@ fn all() -> Vec<ApiError> {
 #[case::no_replica(ApiError::NoReplica { retry_after_ms: 5 }, 503, "model_unavailable", None)]
 #[case::upstream(ApiError::Upstream, 502, "upstream_error", None)]
 #[case::upstream_timeout(ApiError::UpstreamTimeout { limit_ms: 5 }, 504, "upstream_timeout", None)]
+#[case::unrecorded(ApiError::Unrecorded, 503, "log_unavailable", None)]
+#[case::answer_too_large(ApiError::AnswerTooLarge { limit: 5 }, 400, "answer_too_large", None)]
+#[case::not_capable(ApiError::NotCapable { path: "/v1/embeddings" }, 400, "model_not_capable", Some("model"))]
+#[case::incomplete(ApiError::Incomplete, 400, "incomplete_body", None)]
 #[case::method(ApiError::MethodNotAllowed { allowed: "POST" }, 405, "method_not_allowed", None)]
 #[case::path(ApiError::UnknownPath, 404, "unknown_url", None)]
 #[case::media_type(ApiError::UnsupportedMediaType, 415, "unsupported_media_type", None)]
@@ -179,5 +187,5 @@ fn every_error_is_whole() {
         assert!((400..=504).contains(&error.status()));
         codes.insert(error.code());
     }
-    assert_eq!(codes.len(), 23);
+    assert_eq!(codes.len(), 27);
 }

@@ -7,6 +7,22 @@ const PAUSE_MS: u64 = 1_000;
 /// but no longer than this.
 const PAUSE_MAX_MS: u64 = 30_000;
 
+/// How long one is left alone that says that it has no room.
+const BUSY_MS: u64 = 250;
+
+/// What a request tells of its engine.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Verdict {
+    /// It answered.
+    Worked,
+    /// It could not be reached, or broke off.
+    Failed,
+    /// It has no room.
+    Busy,
+    /// Nothing: the client went away, or the engine answered as the request made it.
+    Unknown,
+}
+
 /// What is known of one engine.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub(super) struct Breaker {
@@ -29,16 +45,18 @@ impl Breaker {
         }
     }
 
-    /// A request was answered.
-    pub(super) fn worked(&mut self) {
-        *self = Self::default();
-    }
-
-    /// A request was not answered, or not as one that works does.
-    pub(super) fn failed(&mut self, now_ms: u64) {
-        self.failures = self.failures.saturating_add(1);
-        if self.failures >= FAILURES {
-            self.until_ms = now_ms.saturating_add(self.pause_ms());
+    /// A request is over.
+    pub(super) fn note(&mut self, verdict: Verdict, now_ms: u64) {
+        match verdict {
+            Verdict::Worked => *self = Self::default(),
+            Verdict::Failed => {
+                self.failures = self.failures.saturating_add(1);
+                if self.failures >= FAILURES {
+                    self.until_ms = now_ms.saturating_add(self.pause_ms());
+                }
+            }
+            Verdict::Busy => self.until_ms = self.until_ms.max(now_ms.saturating_add(BUSY_MS)),
+            Verdict::Unknown => {}
         }
     }
 
@@ -50,29 +68,36 @@ impl Breaker {
 
 #[cfg(test)]
 mod tests {
+    use super::Verdict::{Busy, Failed, Unknown, Worked};
     use super::*;
 
     #[test]
     fn three_failures_in_a_row_and_longer_with_each_more() {
         let mut breaker = Breaker::default();
-        breaker.failed(0);
-        breaker.failed(0);
-        breaker.worked();
-        breaker.failed(0);
-        breaker.failed(0);
+        breaker.note(Failed, 0);
+        breaker.note(Failed, 0);
+        breaker.note(Worked, 0);
+        breaker.note(Failed, 0);
+        breaker.note(Failed, 0);
         assert_eq!(breaker.wait_ms(0), 0, "an answer in between: not in a row");
-        breaker.failed(0);
+        breaker.note(Failed, 0);
         assert_eq!((breaker.wait_ms(0), breaker.wait_ms(999), breaker.wait_ms(1_000)), (1_000, 1, 0));
         breaker.begin(1_000);
         assert_eq!(breaker.wait_ms(1_000), 1_000, "one trial at a time");
-        breaker.failed(1_200);
+        breaker.note(Failed, 1_200);
         assert_eq!(breaker.wait_ms(1_200), 2_000);
         for _ in 0..100 {
-            breaker.failed(5_000);
+            breaker.note(Failed, 5_000);
         }
         assert_eq!(breaker.wait_ms(5_000), PAUSE_MAX_MS);
         breaker.begin(35_000);
-        breaker.worked();
+        breaker.note(Unknown, 35_000);
+        assert_eq!(breaker.wait_ms(35_000), PAUSE_MAX_MS, "a client that goes away says nothing");
+        breaker.note(Worked, 35_000);
         assert_eq!(breaker.wait_ms(35_000), 0);
+        for _ in 0..10 {
+            breaker.note(Busy, 40_000);
+        }
+        assert_eq!(breaker.wait_ms(40_000), BUSY_MS, "who has no room is not broken");
     }
 }

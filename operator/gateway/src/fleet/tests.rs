@@ -19,42 +19,38 @@ fn group(replicas: &[Replica]) -> Group {
 }
 
 const PROMPT: Prompt<'static> = Prompt { tokens: 100, blocks: &[] };
-const SECOND: u64 = 1_000_000_000;
 
 #[test]
-fn who_fails_is_left_alone_and_tried_again() {
-    let group = group(&[replica(1), replica(2)]);
-    let first = EngineId(1);
+fn who_fails_is_left_alone() {
+    let (clock, group) = (Clock::default(), Arc::new(group(&[replica(1), replica(2)])));
+    let (first, second) = (EngineId(1), EngineId(2));
     for _ in 0..3 {
-        let flight = group.send(0, &PROMPT, &[EngineId(2)]).unwrap();
+        let flight = group.send(clock, &PROMPT, &[second]).unwrap();
         assert_eq!(flight.replica.engine, first);
-        group.ended(0, &flight, None, true);
+        flight.end(None, Verdict::Failed);
     }
     for _ in 0..10 {
-        let flight = group.send(0, &PROMPT, &[]).unwrap();
-        assert_eq!(flight.replica.engine, EngineId(2));
-        group.ended(0, &flight, None, false);
+        let flight = group.send(clock, &PROMPT, &[]).unwrap();
+        assert_eq!(flight.replica.engine, second);
+        flight.end(None, Verdict::Worked);
     }
-    assert_eq!(group.send(0, &PROMPT, &[EngineId(2)]).unwrap_err(), Some(1_000));
-    let trial = group.send(SECOND, &PROMPT, &[EngineId(2)]).unwrap();
-    assert_eq!(group.send(SECOND, &PROMPT, &[EngineId(2)]).unwrap_err(), Some(1_000), "one trial at a time");
-    group.ended(SECOND, &trial, None, false);
-    assert!(group.send(SECOND, &PROMPT, &[EngineId(2)]).is_ok());
-    assert_eq!(group.send(SECOND, &PROMPT, &[first, EngineId(2)]).unwrap_err(), None, "nobody is left");
+    let wait = group.send(clock, &PROMPT, &[second]).unwrap_err().unwrap();
+    assert!((1..=1_000).contains(&wait), "{wait} ms");
+    assert_eq!(group.send(clock, &PROMPT, &[first, second]).unwrap_err(), None, "nobody is left");
 }
 
 #[test]
 fn engines_come_and_go_under_requests() {
-    let group = group(&[replica(1)]);
-    let old = group.send(0, &PROMPT, &[]).unwrap();
+    let (clock, group) = (Clock::default(), Arc::new(group(&[replica(1)])));
+    let old = group.send(clock, &PROMPT, &[]).unwrap();
     group.set_replicas(&[replica(2)]);
-    let new = group.send(1, &PROMPT, &[]).unwrap();
+    let new = group.send(clock, &PROMPT, &[]).unwrap();
     assert_eq!(new.replica.engine, EngineId(2));
-    group.token(2, &old);
-    group.ended(3, &old, None, true);
-    group.ended(4, &new, None, false);
+    old.token();
+    old.end(None, Verdict::Failed);
+    drop(new);
     group.set_replicas(&[]);
-    assert_eq!(group.send(5, &PROMPT, &[]).unwrap_err(), None);
+    assert_eq!(group.send(clock, &PROMPT, &[]).unwrap_err(), None);
 }
 
 #[test]

@@ -1,35 +1,46 @@
 //! One request and its engine: sent, answered, and billed, whatever becomes of the client, of the engine, and of us.
 //!
 //! An exchange runs as a task of its own. Its client is at the other end of two channels, one for the head of the answer and one for its pieces; that
-//! they are closed is how it learns that the client is gone. The last piece of an answer goes only when its bill is durable.
+//! they are closed is how it learns that the client is gone. The last piece of an answer goes only when its bill is durable: of a stream that is the
+//! one in which the last choice ends, and all after it.
+//!
+//! **What is billed.** What the engine says that a whole answer used. Of one that was cut off, what it said so far, or what was counted here; its prompt
+//! from the first event on. Nothing where nothing came. **What counts against limits** is that, and where the client itself went away or asked for too
+//! much, no less than its prompt: or whoever always hangs up would have no limits.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use futures::FutureExt as _;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
-use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue};
+use hyper::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue};
 use hyper::{Request, Response, StatusCode, Uri};
 use spillway_metering::TenantName;
-use spillway_metering::tokens::{Bounds, Cause, Ending, Mark, Opening, Outcome, Reported, RequestId, Tokens, settle};
-use tokio::sync::{mpsc, oneshot};
+use spillway_metering::tokens::{
+    Adjustments, Bounds, Cause, Ending, Mark, Opening, Outcome, Reported, RequestId, Settled, Tokens, settle,
+};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout};
 
-use super::{Answer, Gateway, REQUEST_ID, Stage, json, whole};
+use super::{Answer, Gateway, Hangup, REQUEST_ID, Stage, json, whole};
 use crate::admission::Guard;
+use crate::budget::Share;
 use crate::catalogue::Served;
 use crate::error::ApiError;
-use crate::fleet::{Flight, Group};
+use crate::fleet::{Flight, Group, Verdict};
 use crate::keys::KeyId;
-use crate::request::{self, Endpoint};
+use crate::request::{self, Endpoint, PromptSize};
 use crate::routing::{EngineId, Prompt, Usage};
 use crate::sse::{self, EVENT_BYTES_MAX, Event, EventStream, Tally, TokenUsage};
 
 /// Engines that a request is sent to, one after the other, while they cannot be reached or have no room.
 const TRIES: usize = 3;
-/// Pieces of an answer that wait for its client.
-const PIECES: usize = 32;
+/// Pieces of an answer that wait for its client,
+const PIECES: usize = 8;
+/// and bytes of each of them at most.
+const PIECE_BYTES: usize = 64 << 10;
 /// A mark is made after so many tokens,
 const MARK_TOKENS: u64 = 64;
 /// or so much time.
@@ -40,6 +51,8 @@ const ERROR_BYTES: usize = 64 << 10;
 const TRAILER: Duration = Duration::from_secs(1);
 /// Milliseconds until a request is worth trying again where no engine took it.
 const RETRY_MS: u64 = 1_000;
+/// Reads of an answer that is cut off, to count what the engine has produced and nobody has read.
+const READY: usize = 4_096;
 
 /// Who waits for the head of the answer.
 pub(super) type Head = oneshot::Sender<Result<Response<Answer>, ApiError>>;
@@ -52,27 +65,25 @@ pub(super) struct Exchange {
     pub(super) tenant: TenantName,
     pub(super) key: KeyId,
     pub(super) request: request::Request,
-    /// The engine's body.
+    /// The engine's body, and the room that it takes; gone once an engine answers.
     pub(super) upstream: Bytes,
+    pub(super) share: Option<Share>,
     /// Hashes of the prompt's blocks.
     pub(super) blocks: Vec<u64>,
     /// Headers that go on to the engine.
     pub(super) trace: Vec<(HeaderName, HeaderValue)>,
-    pub(super) guard: Guard,
+    /// Ends the connection of a client that does not read.
+    pub(super) hangup: Hangup,
+    /// Until it is settled.
+    pub(super) guard: Option<Guard>,
 }
 
 /// How far an engine came with a request.
 enum Reached {
     /// It answers.
     Answers(Flight, Response<Incoming>),
-    /// There is none, or none took it.
-    Nobody(ApiError),
-    /// It took the request and then failed.
-    Failed(ApiError),
-    /// The client went away.
-    ClientGone,
-    /// We were told to stop.
-    Cut,
+    /// None took it, or it was ended before there was an answer.
+    Ended(Cause, Option<ApiError>),
 }
 
 /// How an answer ended.
@@ -81,8 +92,43 @@ struct Ended {
     usage: Option<TokenUsage>,
     /// Tokens of the answer, as they were counted here.
     counted: u64,
-    /// Whether the engine did not answer as one that works does.
-    failed: bool,
+    /// Whether the engine has begun to answer, so that it has computed the prompt.
+    begun: bool,
+}
+
+impl Ended {
+    /// Of which nothing came.
+    fn unused(cause: Cause) -> Self {
+        Self { outcome: Outcome::Partial(cause), usage: None, counted: 0, begun: false }
+    }
+
+    fn cut(cause: Cause, tally: Tally, begun: bool) -> Self {
+        Self { outcome: Outcome::Partial(cause), usage: tally.usage, counted: tally.tokens, begun }
+    }
+
+    fn usage(&self) -> Option<Usage> {
+        self.usage.map(|usage| Usage { output_tokens: usage.completion, cached_tokens: Some(usage.cached) })
+    }
+}
+
+/// A body that was read.
+enum Read {
+    Whole(Bytes),
+    /// It is larger than allowed; what was read of it.
+    TooLarge(Bytes),
+    Broken,
+}
+
+/// Bills a request whose task ended by a mistake of ours, if it is open.
+pub(super) async fn close_by_mistake(gateway: &Gateway, id: RequestId) {
+    let ending = Ending {
+        ended_ms: i64::try_from(gateway.clock.unix_ms()).unwrap_or(i64::MAX),
+        tokens: Tokens::default(),
+        outcome: Outcome::Partial(Cause::Crash),
+        adjusted: Adjustments::default(),
+    };
+    // Where it was not opened, or is closed, there is nothing to bill.
+    let _ = timeout(gateway.limits.bill, gateway.wal.close(id, ending)).await;
 }
 
 impl Exchange {
@@ -94,47 +140,41 @@ impl Exchange {
             return;
         };
         let mut opened = false;
-        match self.reach(&group, &mut head, &mut opened).await {
+        let reached = self.reach(&group, &mut head, &mut opened).await;
+        self.upstream = Bytes::new();
+        self.share = None;
+        match reached {
             Reached::Answers(flight, response) if response.status().is_success() => {
-                let is_stream = self.request.stream();
-                let ended = if is_stream {
-                    self.stream(&group, &flight, response, head).await
+                if self.request.stream() {
+                    self.stream(flight, response, head).await;
                 } else {
-                    self.whole(&group, &flight, response, head).await
-                };
-                let usage = ended
-                    .usage
-                    .map(|usage| Usage { output_tokens: usage.completion, cached_tokens: Some(usage.cached) });
-                group.ended(self.gateway.clock.now_ns(), &flight, usage, ended.failed);
-                self.give_back(&ended);
+                    self.whole(flight, response, head).await;
+                }
             }
             Reached::Answers(flight, response) => {
-                let failed = response.status().is_server_error();
-                let error = refusal(response).await;
-                group.ended(self.gateway.clock.now_ns(), &flight, None, failed);
-                self.close_unused(Cause::EngineFailed).await;
-                self.refund();
-                let _ = head.send(error);
-            }
-            Reached::Nobody(error) | Reached::Failed(error) => {
-                if opened {
-                    self.close_unused(Cause::EngineFailed).await;
+                // What it says no to may be the request's fault: three of them in a row are no reason to leave an engine alone.
+                flight.end(None, Verdict::Unknown);
+                let refused = response.status().is_client_error();
+                let answer = refusal(response).await;
+                self.close(&Ended::unused(Cause::EngineFailed)).await;
+                if refused {
+                    self.settle_prompt();
+                } else {
+                    self.refund();
                 }
-                self.refund();
-                let _ = head.send(Err(error));
+                let _ = head.send(answer);
             }
-            Reached::ClientGone => {
+            Reached::Ended(cause, error) => {
                 if opened {
-                    self.close_unused(Cause::ClientGone).await;
+                    self.close(&Ended::unused(cause)).await;
                 }
-                self.refund();
-            }
-            Reached::Cut => {
-                if opened {
-                    self.close_unused(Cause::Shutdown).await;
+                match cause {
+                    Cause::ClientGone | Cause::Bound => self.settle_prompt(),
+                    _ => self.refund(),
                 }
-                self.refund();
-                let _ = head.send(Err(ApiError::Unavailable { retry_after_ms: RETRY_MS }));
+                if let Some(error) = error {
+                    let _ = head.send(Err(error));
+                }
             }
         }
     }
@@ -146,60 +186,53 @@ impl Exchange {
         let mut tried: Vec<EngineId> = Vec::new();
         let mut stage = gateway.stage.clone();
         let limit = gateway.limits.first_byte;
-        let limit_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+        let nobody = |retry_after_ms| Reached::Ended(Cause::EngineFailed, Some(ApiError::NoReplica { retry_after_ms }));
         for _ in 0..TRIES {
-            let flight = match group.send(gateway.clock.now_ns(), &prompt, &tried) {
+            let flight = match group.send(gateway.clock, &prompt, &tried) {
                 Ok(flight) => flight,
-                Err(wait) if tried.is_empty() => {
-                    return Reached::Nobody(ApiError::NoReplica { retry_after_ms: wait.unwrap_or(RETRY_MS) });
-                }
+                Err(wait) if tried.is_empty() => return nobody(wait.unwrap_or(RETRY_MS)),
                 Err(_) => break,
             };
             tried.push(flight.replica.engine);
-            let over = |failed: bool| group.ended(gateway.clock.now_ns(), &flight, None, failed);
             if let Err(error) = gateway.wal.open_request(&self.opening(&flight)) {
                 tracing::warn!(%error, "a request is refused, for it could not be billed");
-                over(false);
-                return Reached::Nobody(ApiError::Unavailable { retry_after_ms: RETRY_MS });
+                let error = ApiError::Unavailable { retry_after_ms: RETRY_MS };
+                return Reached::Ended(Cause::EngineFailed, Some(error));
             }
             *opened = true;
             let Ok(request) = self.upstream_request(&flight) else {
-                over(true);
-                return Reached::Failed(ApiError::Upstream);
+                return Reached::Ended(Cause::EngineFailed, Some(ApiError::Upstream));
             };
             let answer = tokio::select! {
                 biased;
-                () = head.closed() => {
-                    over(false);
-                    return Reached::ClientGone;
-                }
-                _ = stage.wait_for(|stage| *stage == Stage::Cutting) => {
-                    over(false);
-                    return Reached::Cut;
+                () = head.closed() => return Reached::Ended(Cause::ClientGone, None),
+                () = cutting(&mut stage) => {
+                    let error = ApiError::Unavailable { retry_after_ms: RETRY_MS };
+                    return Reached::Ended(Cause::Shutdown, Some(error));
                 }
                 answer = timeout(limit, gateway.engines.request(request)) => answer,
             };
             match answer {
-                Ok(Ok(response)) if response.status() != StatusCode::SERVICE_UNAVAILABLE => {
-                    return Reached::Answers(flight, response);
-                }
                 // It has no room, or no model yet.
-                Ok(Ok(_)) => over(true),
+                Ok(Ok(response)) if response.status() == StatusCode::SERVICE_UNAVAILABLE => {
+                    flight.end(None, Verdict::Busy);
+                }
+                Ok(Ok(response)) => return Reached::Answers(flight, response),
                 Ok(Err(error)) => {
-                    over(true);
-                    tracing::debug!(engine = %flight.replica.name, error = %error, "an engine did not answer");
+                    flight.end(None, Verdict::Failed);
+                    tracing::debug!(error = %error, "an engine did not answer");
                     // What it may have begun is not begun again elsewhere.
                     if !error.is_connect() {
-                        return Reached::Failed(ApiError::Upstream);
+                        return Reached::Ended(Cause::EngineFailed, Some(ApiError::Upstream));
                     }
                 }
                 Err(_) => {
-                    over(true);
-                    return Reached::Failed(ApiError::UpstreamTimeout { limit_ms });
+                    let limit_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+                    return Reached::Ended(Cause::Bound, Some(ApiError::UpstreamTimeout { limit_ms }));
                 }
             }
         }
-        Reached::Nobody(ApiError::NoReplica { retry_after_ms: RETRY_MS })
+        nobody(RETRY_MS)
     }
 
     fn opening(&self, flight: &Flight) -> Opening {
@@ -238,48 +271,65 @@ impl Exchange {
     }
 
     /// An answer in one piece: it goes when it is billed.
-    async fn whole(&mut self, group: &Group, flight: &Flight, response: Response<Incoming>, mut head: Head) -> Ended {
+    async fn whole(&mut self, flight: Flight, response: Response<Incoming>, mut head: Head) {
         let (parts, body) = response.into_parts();
         let limits = self.gateway.limits;
         let mut stage = self.gateway.stage.clone();
         let read = tokio::select! {
             biased;
             () = head.closed() => Err(Cause::ClientGone),
-            _ = stage.wait_for(|stage| *stage == Stage::Cutting) => Err(Cause::Shutdown),
-            body = read_all(body, limits.answer_bytes, limits.idle) => body.ok_or(Cause::EngineFailed),
+            () = cutting(&mut stage) => Err(Cause::Shutdown),
+            read = read_all(body, limits.answer_bytes, limits.idle) => Ok(read),
         };
-        group.token(self.gateway.clock.now_ns(), flight);
-        let body = match read {
-            Ok(body) => body,
+        let own_count = |body: &[u8]| sse::text_bytes_of_answer(body) / PromptSize::BYTES_PER_TOKEN;
+        let (ended, body, verdict) = match read {
+            Ok(Read::Whole(body)) => {
+                let usage = sse::usage_of_answer(&body);
+                let counted = if usage.is_some() { 0 } else { own_count(&body) };
+                (Ended { outcome: Outcome::Complete, usage, counted, begun: true }, Ok(body), Verdict::Worked)
+            }
+            Ok(Read::TooLarge(part)) => {
+                let outcome = Outcome::Partial(Cause::Bound);
+                let ended = Ended { outcome, usage: None, counted: own_count(&part), begun: true };
+                (ended, Err(ApiError::AnswerTooLarge { limit: limits.answer_bytes }), Verdict::Unknown)
+            }
+            Ok(Read::Broken) => (Ended::unused(Cause::EngineFailed), Err(ApiError::Upstream), Verdict::Failed),
             Err(cause) => {
-                let ended = Ended::cut(cause, Tally::default());
-                let error = match cause {
-                    Cause::Shutdown => ApiError::Unavailable { retry_after_ms: RETRY_MS },
-                    _ => ApiError::Upstream,
-                };
-                self.close(&ended).await;
+                let error = ApiError::Unavailable { retry_after_ms: RETRY_MS };
+                (Ended { begun: true, ..Ended::unused(cause) }, Err(error), Verdict::Unknown)
+            }
+        };
+        flight.end(ended.usage(), verdict);
+        let durable = self.close(&ended).await;
+        self.settle_guard(&ended);
+        let body = match body {
+            Ok(body) if durable => body,
+            Ok(_) => {
+                let _ = head.send(Err(ApiError::Unrecorded));
+                return;
+            }
+            Err(error) => {
                 let _ = head.send(Err(error));
-                return ended;
+                return;
             }
         };
-        let usage = sse::usage_of_answer(&body);
-        let counted =
-            if usage.is_some() { 0 } else { sse::text_bytes_of_answer(&body) / request::PromptSize::BYTES_PER_TOKEN };
-        let ended = Ended { outcome: Outcome::Complete, usage, counted, failed: false };
-        let answer = match self.close(&ended).await {
-            true => {
-                let json = HeaderValue::from_static("application/json");
-                let content_type = parts.headers.get(CONTENT_TYPE).cloned().unwrap_or(json);
-                Ok(whole(StatusCode::OK, content_type, body))
-            }
-            false => Err(ApiError::Unavailable { retry_after_ms: RETRY_MS }),
-        };
-        let _ = head.send(answer);
-        ended
+        let json = HeaderValue::from_static("application/json");
+        let content_type = parts.headers.get(CONTENT_TYPE).cloned().unwrap_or(json);
+        if body.len() <= PIECE_BYTES {
+            let _ = head.send(Ok(whole(StatusCode::OK, content_type, body)));
+            return;
+        }
+        // A large one goes as it is read, so that who does not read it does not keep it here.
+        let (pieces, receiver) = mpsc::channel(PIECES);
+        let mut answer = Response::new(Answer::Stream(receiver));
+        answer.headers_mut().insert(CONTENT_TYPE, content_type);
+        answer.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
+        let _ = head.send(Ok(answer));
+        let _ = self.pass(&pieces, body, &mut stage).await;
     }
 
     /// An answer as it comes.
-    async fn stream(&mut self, group: &Group, flight: &Flight, response: Response<Incoming>, head: Head) -> Ended {
+    async fn stream(&mut self, flight: Flight, response: Response<Incoming>, head: Head) {
         let (parts, mut body) = response.into_parts();
         let (pieces, receiver) = mpsc::channel(PIECES);
         let events = HeaderValue::from_static("text/event-stream; charset=utf-8");
@@ -292,84 +342,126 @@ impl Exchange {
 
         let limits = self.gateway.limits;
         let mut stage = self.gateway.stage.clone();
-        let mut stream = EventStream::new(self.request.wants_usage(), EVENT_BYTES_MAX);
+        let mut reading = Reading::new(&self.request);
         let mut marked = (0, Instant::now());
-        // From the last event on nothing goes before the bill is durable.
-        let mut last = BytesMut::new();
         let cut = loop {
+            // A prompt may take as long as an answer in one piece; what has begun does not pause for so long.
+            let idle = if reading.begun { limits.idle } else { limits.first_byte };
             let frame = tokio::select! {
                 biased;
                 () = pieces.closed() => break Some(Cause::ClientGone),
-                _ = stage.wait_for(|stage| *stage == Stage::Cutting) => break Some(Cause::Shutdown),
-                frame = timeout(limits.idle, body.frame()) => frame,
+                () = cutting(&mut stage) => break Some(Cause::Shutdown),
+                frame = timeout(idle, body.frame()) => frame,
             };
             let data = match frame {
                 Ok(Some(Ok(frame))) => frame.into_data().unwrap_or_default(),
                 Ok(None) => break None,
-                Ok(Some(Err(_))) | Err(_) => break Some(Cause::EngineFailed),
+                Ok(Some(Err(_))) => break Some(Cause::EngineFailed),
+                Err(_) => break Some(Cause::Bound),
             };
-            let mut forward = BytesMut::with_capacity(data.len());
-            let pushed = stream.push(&data, |piece| {
-                let over = piece.event == Event::Done || !last.is_empty();
-                if over { last.extend_from_slice(piece.bytes) } else { forward.extend_from_slice(piece.bytes) }
-            });
-            if pushed.is_err() {
-                break Some(Cause::EngineFailed);
+            let Ok(forward) = reading.take(&data) else { break Some(Cause::Bound) };
+            flight.token();
+            if let Some(guard) = &mut self.guard {
+                guard.progress(produced(&reading.tally()));
             }
-            let tally = stream.tally();
-            group.token(self.gateway.clock.now_ns(), flight);
-            self.guard.progress(produced(&tally));
-            self.mark(&tally, &mut marked);
-            if !forward.is_empty()
-                && timeout(limits.slow_client, pieces.send(forward.freeze())).await.map_or(true, |sent| sent.is_err())
-            {
-                break Some(Cause::ClientGone);
+            self.mark(&reading, &mut marked);
+            if let Err(cause) = self.pass(&pieces, forward, &mut stage).await {
+                break Some(cause);
             }
-            if tally.done {
+            if reading.tally().done {
                 break None;
             }
         };
-        let done = stream.tally().done;
-        let tally = stream.finish(|piece| last.extend_from_slice(piece.bytes));
+        if cut.is_some() {
+            // What the engine has produced is billed, read or not; and then it is told to stop.
+            for _ in 0..READY {
+                let Some(Some(Ok(frame))) = body.frame().now_or_never() else { break };
+                if reading.take(&frame.into_data().unwrap_or_default()).is_err() {
+                    break;
+                }
+            }
+        }
+        // Only one that has come to its end is worth keeping.
+        let body = Some(body).filter(|_| reading.tally().done);
+        let (tally, begun, last) = reading.finish();
         let ended = match cut {
-            Some(cause) => Ended::cut(cause, tally),
-            // Some engines end without a word; who has told its usage has told all.
-            None if tally.failed || !(tally.done || tally.usage.is_some()) => Ended::cut(Cause::EngineFailed, tally),
-            None => Ended { outcome: Outcome::Complete, usage: tally.usage, counted: tally.tokens, failed: false },
+            Some(cause) => Ended::cut(cause, tally, begun),
+            // Some engines end without a word; who has sent the usage chunk has sent all.
+            None if tally.failed || !(tally.done || tally.usage_chunk) => Ended::cut(Cause::EngineFailed, tally, begun),
+            None => Ended { outcome: Outcome::Complete, usage: tally.usage, counted: tally.tokens, begun: true },
         };
+        let verdict = match ended.outcome {
+            Outcome::Complete => Verdict::Worked,
+            // What it tells of itself may be the request's fault.
+            Outcome::Partial(Cause::EngineFailed) if !tally.failed => Verdict::Failed,
+            Outcome::Partial(_) => Verdict::Unknown,
+        };
+        flight.end(ended.usage(), verdict);
         let durable = self.close(&ended).await;
+        self.settle_guard(&ended);
         let farewell = match ended.outcome {
-            Outcome::Complete if durable => last.freeze(),
-            Outcome::Complete => ApiError::Unavailable { retry_after_ms: RETRY_MS }.event().into(),
+            Outcome::Complete if durable => last,
+            Outcome::Complete => ApiError::Unrecorded.event().into(),
+            Outcome::Partial(Cause::ClientGone) => return,
             Outcome::Partial(Cause::Shutdown) => ApiError::Unavailable { retry_after_ms: RETRY_MS }.event().into(),
             // It has told of its failure itself.
-            Outcome::Partial(_) if tally.failed => last.freeze(),
+            Outcome::Partial(_) if tally.failed => last,
             Outcome::Partial(_) => ApiError::Upstream.event().into(),
         };
-        let _ = timeout(limits.slow_client, pieces.send(farewell)).await;
+        if ended.outcome == Outcome::Partial(Cause::Shutdown) {
+            let _ = pieces.try_send(farewell);
+        } else {
+            let _ = self.pass(&pieces, farewell, &mut stage).await;
+        }
         drop(pieces);
-        if done {
+        if let Some(mut body) = body {
             let _ = timeout(TRAILER, async { while body.frame().await.is_some_and(|frame| frame.is_ok()) {} }).await;
         }
-        ended
+    }
+
+    /// Gives the client a part of its answer, or finds why not.
+    async fn pass(
+        &self,
+        pieces: &mpsc::Sender<Bytes>,
+        mut part: Bytes,
+        stage: &mut watch::Receiver<Stage>,
+    ) -> Result<(), Cause> {
+        while !part.is_empty() {
+            let piece = part.split_to(part.len().min(PIECE_BYTES));
+            let sent = tokio::select! {
+                biased;
+                sent = timeout(self.gateway.limits.slow_client, pieces.send(piece)) => sent,
+                () = cutting(stage) => return Err(Cause::Shutdown),
+            };
+            match sent {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return Err(Cause::ClientGone),
+                Err(_) => {
+                    // It does not read, and may never: what waits for it goes with its connection.
+                    self.hangup.0.notify_one();
+                    return Err(Cause::ClientGone);
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Marks what was used so far, where that is due.
-    fn mark(&self, tally: &Tally, (tokens, at): &mut (u64, Instant)) {
-        let now = produced(tally);
+    fn mark(&self, reading: &Reading, (tokens, at): &mut (u64, Instant)) {
+        let tally = reading.tally();
+        let now = produced(&tally);
         let more = now.saturating_sub(*tokens);
         if more == 0 || more < MARK_TOKENS && at.elapsed() < MARK {
             return;
         }
         (*tokens, *at) = (now, Instant::now());
-        let ended = Ended::cut(Cause::Crash, *tally);
-        let used = self.settle(&ended).tokens;
+        let used = self.settle(&Ended::cut(Cause::Crash, tally, reading.begun)).tokens;
         // Without it a crash is billed at the mark before.
         let _ = self.gateway.wal.mark(&Mark { id: self.id, at_ms: self.unix_ms(), tokens: used });
     }
 
     /// What is billed of an answer that ended so.
-    fn settle(&self, ended: &Ended) -> spillway_metering::tokens::Settled {
+    fn settle(&self, ended: &Ended) -> Settled {
         let size = self.request.prompt_size();
         let context = self.served.context_length;
         // A conversation is one prompt; of the others there may be many, none of which has more tokens than bytes.
@@ -379,11 +471,9 @@ impl Exchange {
                 context.max(size.text_bytes.saturating_add(size.token_ids).saturating_add(u64::from(size.messages)))
             }
         };
-        let each = self.request.max_completion_tokens().map_or(context, |most| context.min(most.into()));
-        let bounds = Bounds { prompt, completion: each.saturating_mul(self.request.choices().into()) };
-        // Where nothing was produced, nothing is billed of the prompt either, unless the engine says so.
-        let begun = ended.counted > 0 || ended.outcome == Outcome::Complete;
-        let own = if begun { size.estimated_tokens() } else { 0 };
+        // Not what the client asks for: engines read that in different ways, and what was produced was produced.
+        let bounds = Bounds { prompt, completion: context.saturating_mul(self.request.choices().into()) };
+        let own = if ended.begun { size.estimated_tokens() } else { 0 };
         let counted = Tokens::new(own.min(prompt), 0, ended.counted.min(bounds.completion)).unwrap_or_default();
         let reported = Reported {
             prompt: ended.usage.map(|usage| usage.prompt),
@@ -420,36 +510,86 @@ impl Exchange {
         }
     }
 
-    /// Closes a request of which nothing came.
-    async fn close_unused(&self, cause: Cause) {
-        self.close(&Ended::cut(cause, Tally::default())).await;
+    /// As if it had not been.
+    fn refund(&mut self) {
+        if let Some(guard) = self.guard.take() {
+            guard.refund(self.gateway.clock.now_ms());
+        }
     }
 
-    fn refund(self) {
-        self.guard.refund(self.gateway.clock.now_ms());
+    /// It counts, with its prompt.
+    fn settle_prompt(&mut self) {
+        self.settle_guard(&Ended::unused(Cause::ClientGone));
     }
 
-    /// Gives back what was reserved and not used.
-    fn give_back(self, ended: &Ended) {
-        let settled = self.settle(ended);
+    /// Gives back what was reserved and does not count.
+    fn settle_guard(&mut self, ended: &Ended) {
+        let Some(guard) = self.guard.take() else { return };
         let now_ms = self.gateway.clock.now_ms();
-        if ended.failed && settled.tokens == Tokens::default() {
-            self.guard.refund(now_ms);
-        } else {
-            let whole = ended.outcome == Outcome::Complete;
-            self.guard.settle(now_ms, settled.tokens.prompt(), settled.tokens.completion(), whole);
+        let used = self.settle(ended).tokens;
+        let asked = self.request.prompt_size().estimated_tokens();
+        match ended.outcome {
+            Outcome::Partial(Cause::EngineFailed | Cause::Shutdown) if used == Tokens::default() => {
+                guard.refund(now_ms);
+            }
+            Outcome::Partial(Cause::ClientGone) => {
+                guard.settle(now_ms, used.prompt().max(asked), used.completion(), false);
+            }
+            // It may have used all of what it asked for.
+            Outcome::Partial(Cause::Bound) => {
+                let reserved = guard.reserved().max(used.prompt().saturating_add(used.completion()));
+                guard.settle(now_ms, reserved, 0, false);
+            }
+            outcome => guard.settle(now_ms, used.prompt(), used.completion(), outcome == Outcome::Complete),
         }
     }
 }
 
-impl Ended {
-    fn cut(cause: Cause, tally: Tally) -> Self {
+/// A stream that is being read.
+struct Reading {
+    stream: EventStream,
+    /// Choices that are asked for, and that have ended.
+    choices: u32,
+    finished: u32,
+    /// Whether a chunk with choices has come.
+    begun: bool,
+    /// What does not go before the bill is durable.
+    last: BytesMut,
+}
+
+impl Reading {
+    fn new(request: &request::Request) -> Self {
         Self {
-            outcome: Outcome::Partial(cause),
-            usage: tally.usage,
-            counted: tally.tokens,
-            failed: cause == Cause::EngineFailed,
+            stream: EventStream::new(request.wants_usage(), EVENT_BYTES_MAX),
+            choices: request.choices().max(1),
+            finished: 0,
+            begun: false,
+            last: BytesMut::new(),
         }
+    }
+
+    fn tally(&self) -> Tally {
+        self.stream.tally()
+    }
+
+    /// Takes what came; gives what goes on now.
+    fn take(&mut self, data: &[u8]) -> Result<Bytes, sse::Error> {
+        let Self { stream, choices, finished, begun, last } = self;
+        let mut forward = BytesMut::with_capacity(data.len());
+        stream.push(data, |piece| {
+            if let Event::Delta { finished: more, .. } = piece.event {
+                *begun = true;
+                *finished = finished.saturating_add(more);
+            }
+            let holds = piece.event == Event::Done || *finished >= *choices || !last.is_empty();
+            if holds { last.extend_from_slice(piece.bytes) } else { forward.extend_from_slice(piece.bytes) }
+        })?;
+        Ok(forward.freeze())
+    }
+
+    fn finish(mut self) -> (Tally, bool, Bytes) {
+        let tally = self.stream.finish(|piece| self.last.extend_from_slice(piece.bytes));
+        (tally, self.begun, self.last.freeze())
     }
 }
 
@@ -458,31 +598,42 @@ fn produced(tally: &Tally) -> u64 {
     tally.usage.map_or(0, |usage| usage.completion).max(tally.tokens)
 }
 
-/// A body that is whole and not too large, with no pause in it that is too long.
-async fn read_all(mut body: Incoming, most: usize, idle: Duration) -> Option<Bytes> {
+/// Until what runs is to be cut off.
+async fn cutting(stage: &mut watch::Receiver<Stage>) {
+    // Who could tell is gone with the process.
+    if stage.wait_for(|stage| *stage == Stage::Cutting).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Reads a body, with no pause in it that is too long.
+async fn read_all(mut body: Incoming, most: usize, idle: Duration) -> Read {
     let mut all = BytesMut::new();
-    while let Some(frame) = timeout(idle, body.frame()).await.ok()? {
-        let data = frame.ok()?.into_data().unwrap_or_default();
+    loop {
+        let data = match timeout(idle, body.frame()).await {
+            Ok(None) => return Read::Whole(all.freeze()),
+            Ok(Some(Ok(frame))) => frame.into_data().unwrap_or_default(),
+            Ok(Some(Err(_))) | Err(_) => return Read::Broken,
+        };
         if all.len() + data.len() > most {
-            return None;
+            return Read::TooLarge(all.freeze());
         }
         all.extend_from_slice(&data);
     }
-    Some(all.freeze())
 }
 
 /// What a client is told where the engine refuses its request: the engine's own words, in OpenAI's form.
 async fn refusal(response: Response<Incoming>) -> Result<Response<Answer>, ApiError> {
     let status = response.status();
-    if !status.is_client_error() {
+    // What only an operator could mend is no fault of the client's key.
+    if !status.is_client_error() || matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
         return Err(ApiError::Upstream);
     }
-    let body = read_all(response.into_body(), ERROR_BYTES, Duration::from_secs(5)).await.unwrap_or_default();
-    let mut answer = json(ApiError::engine_refusal(&body));
-    // What only an operator could mend is no fault of the client's key.
-    *answer.status_mut() = match status {
-        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => return Err(ApiError::Upstream),
-        status => status,
+    let body = match read_all(response.into_body(), ERROR_BYTES, Duration::from_secs(5)).await {
+        Read::Whole(body) => body,
+        Read::TooLarge(_) | Read::Broken => Bytes::new(),
     };
+    let mut answer = json(ApiError::engine_refusal(&body));
+    *answer.status_mut() = status;
     Ok(answer)
 }

@@ -27,7 +27,7 @@ fn run(wants_usage: bool, limit: usize, chunks: &[&[u8]]) -> (Vec<u8>, Vec<Event
 }
 
 fn delta(tokens: u32) -> Event {
-    Event::Delta { tokens, usage: None }
+    Event::Delta { tokens, finished: 0, usage: None }
 }
 
 #[rstest]
@@ -38,25 +38,32 @@ fn delta(tokens: u32) -> Event {
 #[case::content_of_null(r#"{"choices":[{"delta":{"content":null}}]}"#, delta(0))]
 #[case::reasoning(r#"{"choices":[{"delta":{"reasoning_content":"Hm"}}]}"#, delta(1))]
 #[case::tool_call(r#"{"choices":[{"delta":{"tool_calls":[{"index":0,"function":{"arguments":"{"}}]}}]}"#, delta(1))]
+#[case::large_tool_call(r#"{"choices":[{"delta":{"tool_calls":[{"index":0,"id":"call_with_a_long_id","type":"function","function":{"name":"look_up","arguments":"{\"where\": \"in the atlas\"}"}}]}}]}"#, delta(2))]
 #[case::no_tool_call(r#"{"choices":[{"delta":{"tool_calls":[]}}]}"#, delta(0))]
 #[case::content_and_call(r#"{"choices":[{"delta":{"content":"a","tool_calls":[{"index":0}]}}]}"#, delta(1))]
 #[case::two_choices(r#"{"choices":[{"delta":{"content":"a"}},{"delta":{"content":"b"}}]}"#, delta(2))]
 #[case::completion(r#"{"choices":[{"text":" once","logprobs":null}]}"#, delta(1))]
-#[case::end(r#"{"choices":[{"delta":{},"finish_reason":"stop"}]}"#, delta(0))]
+#[case::end(r#"{"choices":[{"delta":{},"finish_reason":"stop"}]}"#, Event::Delta { tokens: 0, finished: 1, usage: None })]
+#[case::several_at_once(
+    r#"{"choices":[{"delta":{"content":"a piece of forty-eight bytes, which is no token."}}]}"#,
+    delta(3)
+)]
 #[case::usage(USAGE_CHUNK, Event::Usage(USAGE))]
 #[case::usage_of_null(r#"{"choices":[{"text":"a"}],"usage":null}"#, delta(1))]
 #[case::usage_with_choices(
     r#"{"choices":[{"delta":{"content":"a"}}],"usage":{"prompt_tokens":2,"completion_tokens":1}}"#,
-    Event::Delta { tokens: 1, usage: Some(TokenUsage { prompt: 2, completion: 1, cached: 0 }) }
+    Event::Delta { tokens: 1, finished: 0, usage: Some(TokenUsage { prompt: 2, completion: 1, cached: 0 }) }
 )]
 #[case::details_of_null(
     r#"{"choices":[],"usage":{"prompt_tokens":2,"completion_tokens":1,"prompt_tokens_details":null}}"#,
     Event::Usage(TokenUsage { prompt: 2, completion: 1, cached: 0 })
 )]
 #[case::more_cached_than_there_is(
-    r#"{"choices":[],"usage":{"prompt_tokens":2,"prompt_tokens_details":{"cached_tokens":3}}}"#,
+    r#"{"choices":[],"usage":{"prompt_tokens":2,"completion_tokens":0,"prompt_tokens_details":{"cached_tokens":3}}}"#,
     Event::Usage(TokenUsage { prompt: 2, completion: 0, cached: 2 })
 )]
+#[case::usage_that_is_not_whole(r#"{"choices":[],"usage":{"prompt_tokens":2}}"#, Event::Other)]
+#[case::usage_that_is_no_number(r#"{"choices":[],"usage":{"prompt_tokens":2,"completion_tokens":7.0}}"#, Event::Other)]
 #[case::no_choices_and_no_usage(r#"{"choices":[],"prompt_filter_results":[]}"#, Event::Other)]
 #[case::usage_alone(r#"{"usage":{"prompt_tokens":2}}"#, Event::Other)]
 #[case::error(r#"{"error":{"message":"out of memory","code":500}}"#, Event::Failure)]
@@ -120,7 +127,10 @@ fn usage_is_withheld_from_who_did_not_ask(#[case] line_end: &str) {
         let (bytes, events, _, tally) = run(false, 1024, &[before, after]);
         assert_eq!(String::from_utf8(bytes).expect("UTF-8"), text(false), "cut at {at}");
         assert_eq!(events, [delta(1), Event::Usage(USAGE), Event::Done]);
-        assert_eq!(tally, Tally { tokens: 1, usage: Some(USAGE), done: true, failed: false });
+        assert_eq!(
+            tally,
+            Tally { tokens: 1, finished: 0, usage: Some(USAGE), usage_chunk: true, done: true, failed: false }
+        );
     }
     let (bytes, ..) = run(true, 1024, &[stream.as_bytes()]);
     assert_eq!(String::from_utf8(bytes).expect("UTF-8"), stream);

@@ -60,6 +60,7 @@ pub(super) fn encode_ending(ending: &Ending) -> [u8; ENDING_BYTES] {
         Outcome::Partial(Cause::Shutdown) => 3,
         Outcome::Partial(Cause::Crash) => 4,
         Outcome::Partial(Cause::NoUsage) => 5,
+        Outcome::Partial(Cause::Bound) => 6,
     };
     let mut payload = [0; ENDING_BYTES];
     let last = [outcome, ending.adjusted.bits()];
@@ -156,6 +157,7 @@ impl Fields<'_> {
             3 => Outcome::Partial(Cause::Shutdown),
             4 => Outcome::Partial(Cause::Crash),
             5 => Outcome::Partial(Cause::NoUsage),
+            6 => Outcome::Partial(Cause::Bound),
             _ => return None,
         };
         Some(Ending { ended_ms, tokens, outcome, adjusted: Adjustments::from_bits(self.byte()?)? })

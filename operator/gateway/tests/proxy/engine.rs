@@ -32,6 +32,8 @@ pub(crate) struct Script {
     pub(crate) refuses: Option<(u16, &'static str)>,
     /// Whether it ends a stream with `[DONE]`.
     pub(crate) says_done: bool,
+    /// Between the chunk in which the choice ends and what comes after it.
+    pub(crate) pause_at_end: Duration,
 }
 
 impl Default for Script {
@@ -43,6 +45,7 @@ impl Default for Script {
             usage: Some(usage(7, 5)),
             refuses: None,
             says_done: true,
+            pause_at_end: Duration::ZERO,
         }
     }
 }
@@ -172,6 +175,10 @@ async fn produce(
             return;
         }
     }
+    let end = json!({"id": "x", "object": "chat.completion.chunk", "usage": null,
+        "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]});
+    let _ = sender.send(event(&end)).await;
+    tokio::time::sleep(script.pause_at_end).await;
     if let Some(usage) = &script.usage {
         let chunk = json!({"id": "x", "object": "chat.completion.chunk", "choices": [], "usage": usage});
         let _ = sender.send(event(&chunk)).await;

@@ -34,9 +34,9 @@ async fn a_stream_comes_through_and_is_billed_as_the_engine_says() {
     let id = response.headers()["x-request-id"].to_str().unwrap().to_owned();
     let text = text(response).await;
     let events = events(&text);
-    assert_eq!(events.len(), 6, "five tokens and the end, and no usage that was not asked for: {text}");
+    assert_eq!(events.len(), 7, "five tokens and two ends, and no usage that was not asked for: {text}");
     assert_eq!(serde_json::from_str::<Value>(events[0]).unwrap()["choices"][0]["delta"]["content"], "t0 ");
-    assert_eq!(events[5], "[DONE]");
+    assert_eq!(events[6], "[DONE]");
 
     let seen = engine.seen();
     let body = &seen.bodies[0];
@@ -60,8 +60,8 @@ async fn who_asks_for_usage_gets_it() {
     let stage = Stage::new(&[&engine]).await;
     let text = text(stage.chat(json!({"stream": true, "stream_options": {"include_usage": true}})).await).await;
     let events = events(&text);
-    assert_eq!(events.len(), 7);
-    assert_eq!(serde_json::from_str::<Value>(events[5]).unwrap()["usage"], usage(7, 5));
+    assert_eq!(events.len(), 8);
+    assert_eq!(serde_json::from_str::<Value>(events[6]).unwrap()["usage"], usage(7, 5));
 }
 
 #[tokio::test]
@@ -136,7 +136,9 @@ async fn an_engine_that_dies_in_mid_stream_is_told_of_and_billed_in_part() {
 
 #[rstest]
 #[case::nothing(None, Outcome::Partial(Cause::NoUsage), 5, Some(Adjustment::CompletionMissing))]
+#[case::not_whole(Some(json!({"prompt_tokens": 7})), Outcome::Partial(Cause::NoUsage), 5, Some(Adjustment::CompletionMissing))]
 #[case::more_than_can_be(Some(usage(7, 1 << 50)), Outcome::Complete, 4_096, Some(Adjustment::CompletionAboveBound))]
+#[case::more_than_was_asked_for(Some(usage(7, 50)), Outcome::Complete, 50, None)]
 #[case::as_it_is(Some(usage(7, 5)), Outcome::Complete, 5, None)]
 #[tokio::test]
 async fn what_an_engine_says_of_usage(
@@ -147,7 +149,8 @@ async fn what_an_engine_says_of_usage(
 ) {
     let engine = Engine::start(Script { usage: says, ..Script::default() }).await;
     let stage = Stage::new(&[&engine]).await;
-    let text = text(stage.chat(json!({"stream": true})).await).await;
+    // Engines read a bound in different ways: what was produced was produced.
+    let text = text(stage.chat(json!({"stream": true, "max_tokens": 1})).await).await;
     assert!(text.ends_with("data: [DONE]\n\n"), "{text}");
     let bill = stage.bills(1).await.remove(0);
     assert_eq!((bill.ending.outcome, bill.ending.tokens.completion()), (outcome, completion));
@@ -160,7 +163,7 @@ async fn an_engine_that_ends_without_a_word() {
     let engine = Engine::start(Script { says_done: false, ..Script::default() }).await;
     let stage = Stage::new(&[&engine]).await;
     // It told its usage, and so all.
-    assert_eq!(events(&text(stage.chat(json!({"stream": true})).await).await).len(), 5);
+    assert_eq!(events(&text(stage.chat(json!({"stream": true})).await).await).len(), 6);
     engine.set(Script { says_done: false, usage: None, ..Script::default() });
     let cut = text(stage.chat(json!({"stream": true})).await).await;
     assert!(events(&cut).last().unwrap().contains("upstream_error"), "{cut}");
@@ -237,7 +240,9 @@ async fn what_an_engine_refuses_is_passed_on_in_openais_form() {
     assert!(!text(answer).await.contains("secret"));
     let bills = stage.bills(2).await;
     assert!(bills.iter().all(|bill| bill.ending.tokens == Default::default()));
-    assert_eq!(stage.admission.counts().refunded, 2);
+    // What the request itself was refused for counts against its limits; what was the engine's fault does not.
+    let counts = stage.admission.counts();
+    assert_eq!((counts.settled, counts.refunded), (1, 1));
     stage.at_rest().await;
 }
 
@@ -253,4 +258,71 @@ async fn a_client_that_does_not_read_is_let_go() {
     assert_eq!(bill.ending.outcome, Outcome::Partial(Cause::ClientGone));
     drop(response);
     stage.at_rest().await;
+}
+
+/// The chunk in which the answer ends is not given out before the engine has said what it used, and that is recorded: or who hangs up there would be
+/// billed by our count of events.
+#[tokio::test]
+async fn the_end_waits_for_the_bill() {
+    let script = Script { pause_at_end: Duration::from_millis(500), usage: Some(usage(7, 500)), ..Script::default() };
+    let engine = Engine::start(script).await;
+    let stage = Stage::new(&[&engine]).await;
+    let mut response = stage.chat(json!({"stream": true})).await;
+    let mut seen = String::new();
+    while !seen.contains("finish_reason\":\"stop") {
+        let frame = tokio::time::timeout(BOUND, response.body_mut().frame()).await.unwrap().expect("the end").unwrap();
+        seen.push_str(std::str::from_utf8(frame.data_ref().unwrap()).unwrap());
+    }
+    drop(response);
+    let bill = stage.bills(1).await.remove(0);
+    assert_eq!((bill.ending.outcome, bill.ending.tokens.completion()), (Outcome::Complete, 500));
+}
+
+/// One slot, and one request after the other: who has seen the end of one may begin the next.
+#[tokio::test]
+async fn the_slot_is_free_when_the_client_sees_the_end() {
+    let engine = Engine::start(Script::default()).await;
+    let key = spillway_gateway::admission::Limits { concurrency: Some(1), ..Default::default() };
+    let stage = Stage::with(Setting { key, ..Setting::default() }, &[&engine]).await;
+    for stream in [true, false].repeat(20) {
+        let response = stage.chat(json!({"stream": stream})).await;
+        assert_eq!(response.status(), StatusCode::OK);
+        text(response).await;
+    }
+}
+
+/// Answers that a request makes an engine give are no reason to leave the engine alone.
+#[tokio::test]
+async fn a_poisoned_request_takes_the_model_from_nobody() {
+    let engine = Engine::start(Script { refuses: Some((500, "{}")), ..Script::default() }).await;
+    let stage = Stage::new(&[&engine]).await;
+    for _ in 0..10 {
+        assert_eq!(stage.chat(json!({})).await.status(), StatusCode::BAD_GATEWAY);
+    }
+    engine.set(Script::default());
+    assert_eq!(stage.chat(json!({})).await.status(), StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_large_answer_comes_whole() {
+    let engine = Engine::start(Script { tokens: 200_000, usage: Some(usage(7, 200)), ..Script::default() }).await;
+    let stage = Stage::new(&[&engine]).await;
+    let response = stage.chat(json!({})).await;
+    let length: usize = response.headers()["content-length"].to_str().unwrap().parse().unwrap();
+    let text = text(response).await;
+    assert_eq!((text.len(), text.len() > 1_000_000), (length, true));
+    assert_eq!(stage.bills(1).await[0].ending.tokens.completion(), 200);
+    // One that is larger than allowed is no fault of the engine's, and not for nothing.
+    let mut setting = Setting::default();
+    setting.limits.answer_bytes = 100_000;
+    let stage = Stage::with(setting, &[&engine]).await;
+    let response = stage.chat(json!({})).await;
+    assert_eq!(
+        (response.status(), response.headers()["x-should-retry"].to_str().unwrap()),
+        (StatusCode::BAD_REQUEST, "false")
+    );
+    let bill = stage.bills(1).await.remove(0);
+    assert_eq!(bill.ending.outcome, Outcome::Partial(Cause::Bound));
+    assert!(bill.ending.tokens.completion() > 0 || bill.ending.tokens.prompt() > 0);
+    assert_eq!(stage.admission.counts().refunded, 0);
 }

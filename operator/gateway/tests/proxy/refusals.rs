@@ -121,6 +121,55 @@ async fn limits_hold_and_are_told() {
     stage.at_rest().await;
 }
 
+/// Who always hangs up has limits nevertheless.
+#[tokio::test]
+async fn who_hangs_up_is_counted() {
+    let engine = Engine::start(Script { pause: Duration::from_secs(60), ..Script::default() }).await;
+    let key = Limits { requests_per_minute: Some(3), ..Limits::default() };
+    let stage = Stage::with(Setting { key, ..Setting::default() }, &[&engine]).await;
+    for count in 1..=3 {
+        let request = stage.request("/v1/chat/completions", chat(json!({})).to_string());
+        assert!(tokio::time::timeout(Duration::from_millis(200), stage.send(request)).await.is_err());
+        stage.bills(count).await;
+    }
+    stage.at_rest().await;
+    assert_eq!(stage.chat(json!({})).await.status(), StatusCode::TOO_MANY_REQUESTS);
+}
+
+/// Connections on which nothing comes, or half a greeting, are ended; and so are those that idle.
+#[tokio::test]
+async fn silent_connections_are_ended() {
+    let engine = Engine::start(Script::default()).await;
+    let mut setting = Setting::default();
+    setting.server.head = Duration::from_millis(200);
+    setting.server.idle = Duration::from_millis(200);
+    let stage = Stage::with(setting, &[&engine]).await;
+    let begun = std::time::Instant::now();
+    for silent in ["", "PRI * HT", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"] {
+        let mut stream = tokio::net::TcpStream::connect(stage.address).await.unwrap();
+        stream.write_all(silent.as_bytes()).await.unwrap();
+        let mut rest = Vec::new();
+        let ended = tokio::time::timeout(BOUND, stream.read_to_end(&mut rest)).await;
+        assert!(ended.is_ok(), "{silent:?} is held open");
+    }
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    assert_eq!(stage.chat(json!({})).await.status(), StatusCode::OK);
+}
+
+/// One key takes no more room for bodies than its part.
+#[tokio::test]
+async fn bodies_of_one_key_are_bounded_together() {
+    let engine = Engine::start(Script { pause: Duration::from_secs(60), ..Script::default() }).await;
+    let mut setting = Setting::default();
+    setting.limits.bodies_of_key = 1_000;
+    let stage = Stage::with(setting, &[&engine]).await;
+    let large = json!({"messages": [{"role": "user", "content": "x".repeat(2_000)}]});
+    let answer = stage.chat(large).await;
+    assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert!(answer.headers().contains_key("retry-after"));
+    stage.at_rest().await;
+}
+
 /// A thousand at once against a concurrency of ten: never more than ten at the engine, and each is answered or told to come again.
 #[tokio::test]
 async fn a_thousand_at_once_against_a_concurrency_of_ten() {

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use spillway_gateway::admission::{self, Admission, Mode};
 use spillway_gateway::catalogue::{Catalogue, Replica, Served};
 use spillway_gateway::fleet::Fleet;
-use spillway_gateway::keys::{AllowedModels, Key, Keyring, PresentedKey, RANDOM_BYTES, Secret, mint};
+use spillway_gateway::keys::{AllowedModels, Key, KeyId, Keyring, PresentedKey, Secret, mint};
 use spillway_gateway::proxy::{Gateway, Limits, Parts, Stage as Phase};
 use spillway_gateway::request::Endpoint;
 use spillway_gateway::routing::{Cache, Config, Cost, EngineId, Peers};
@@ -57,7 +57,7 @@ impl Default for Setting {
 
 /// The key of `acme`.
 pub(crate) fn key() -> String {
-    mint(&[7; RANDOM_BYTES])
+    mint(KeyId::new(&[7; 5]), &[7; 32])
 }
 
 fn keyring(limits: admission::Limits) -> Keyring {
@@ -67,8 +67,7 @@ fn keyring(limits: admission::Limits) -> Keyring {
         id: presented.id(),
         tenant: "acme".into(),
         namespace: "acme".into(),
-        secret: Secret { hash: presented.hash(), expires_at_ms: None },
-        rotated: None,
+        secrets: vec![Secret { hash: presented.hash(), expires_at_ms: None }],
         expires_at_ms: None,
         revoked: false,
         models: AllowedModels::All,

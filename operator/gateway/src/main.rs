@@ -1,0 +1,209 @@
+//! `spillway-gateway`: the arguments, the logs, the signals and the ports around the library.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use axum::{Router, http::StatusCode, routing::get};
+use clap::{Parser, ValueEnum};
+use spillway_gateway::admission::{Admission, Mode};
+use spillway_gateway::catalogue::Catalogue;
+use spillway_gateway::fleet::Fleet;
+use spillway_gateway::proxy::{Gateway, Limits, Parts, Stage};
+use spillway_gateway::routing::{BLOCKS_MAX, Cache, Config, Cost, Peers};
+use spillway_gateway::wal::{self, Durability, Wal};
+use spillway_gateway::{cluster, server};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tracing_subscriber::EnvFilter;
+
+/// Serves hosted models by an OpenAI-compatible API.
+///
+/// It watches the endpoints, keys and tenants of a cluster, lets requests in within their limits, sends them to the replicas that the operator has laid
+/// out, and writes what they used into its own log.
+#[derive(Debug, Parser)]
+#[command(name = "spillway-gateway", version, after_help = EXAMPLES)]
+struct Arguments {
+    /// Namespace of the operator, where what is kept of keys is
+    #[arg(long, env = "POD_NAMESPACE", default_value = "spillway-system")]
+    namespace: String,
+    /// Name of this gateway in bills: the pod's
+    #[arg(long, env = "POD_NAME", value_name = "NAME")]
+    name: String,
+    /// Where clients come
+    #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:8000")]
+    listen: SocketAddr,
+    /// Address of /metrics, /healthz and /readyz
+    #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:8080")]
+    admin: SocketAddr,
+    /// Directory of the log of what is billed, and of nothing else
+    #[arg(long, value_name = "PATH", default_value = "/var/lib/spillway-gateway")]
+    log_directory: PathBuf,
+    /// The most that the log may have, in MiB; when it is full, requests are refused
+    #[arg(long, value_name = "MIB", default_value_t = 1024, value_parser = clap::value_parser!(u64).range(1..=1_048_576))]
+    log_limit: u64,
+    /// What a bill survives before the last piece of its answer goes: `disk` the loss of power, `process` the end of this process
+    #[arg(long, value_enum, default_value = "disk")]
+    durability: LogDurability,
+    /// How many gateways there are; with more than one, what others send to an engine is reckoned with
+    #[arg(long, value_name = "COUNT", default_value_t = 1)]
+    gateways: u32,
+    /// Seconds for which requests that run go on after SIGTERM, before they are cut off and billed
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    grace_seconds: u64,
+    /// Form of the log lines on standard error
+    #[arg(long, env = "LOG_FORMAT", value_enum, default_value = "json")]
+    log_format: LogFormat,
+}
+
+/// What a bill survives.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum LogDurability {
+    /// The loss of power
+    Disk,
+    /// The end of this process, but not of its machine
+    Process,
+}
+
+/// How logs are written.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum LogFormat {
+    /// One JSON object a line
+    Json,
+    /// For people
+    Text,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  # as the StatefulSet does: name and namespace from the pod, the API server from the pod's service account
+  POD_NAME=spillway-gateway-0 POD_NAMESPACE=spillway-system spillway-gateway
+
+  # on a workstation, against the current kubeconfig
+  spillway-gateway --name me --listen 127.0.0.1:8000 --admin 127.0.0.1:8001 --log-directory /tmp/gateway --durability process --log-format text
+
+RUST_LOG sets what is logged (default: info).";
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let arguments = Arguments::parse();
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt().with_ansi(false).with_env_filter(filter).with_writer(std::io::stderr);
+    match arguments.log_format {
+        LogFormat::Json => log.json().init(),
+        LogFormat::Text => log.init(),
+    }
+    let durability = match arguments.durability {
+        LogDurability::Disk => Durability::Disk,
+        LogDurability::Process => Durability::Process,
+    };
+    let config = wal::Config::new(&arguments.log_directory, durability, arguments.log_limit << 20);
+    let opened = tokio::task::spawn_blocking(move || Wal::open(config)).await.context("opening the log")?;
+    let (wal, recovery) =
+        opened.with_context(|| format!("opening the log in {}", arguments.log_directory.display()))?;
+    tracing::info!(?recovery, "the log is open");
+
+    let kube_config =
+        kube::Config::infer().await.context("finding the API server: is there a kubeconfig, or a service account?")?;
+    let client = kube::Client::try_from(kube_config).context("making a client of the API server")?;
+    let (publish, catalogue) = watch::channel(Arc::new(Catalogue::default()));
+    let (known, is_known) = watch::channel(false);
+    let (to_stage, stage) = watch::channel(Stage::Serving);
+    let (seed, _) = uuid::Uuid::new_v4().as_u64_pair();
+    let blocks = u32::try_from(BLOCKS_MAX).unwrap_or(u32::MAX).saturating_mul(16);
+    let peers = if arguments.gateways > 1 { Peers::Any } else { Peers::None };
+    let gateway = Gateway::new(Parts {
+        name: arguments.name.as_str().into(),
+        limits: Limits::default(),
+        catalogue,
+        stage: stage.clone(),
+        admission: Arc::new(Admission::new(Mode::Local)),
+        fleet: Fleet::new(Config { cache: Cache::AtMost(blocks), peers, cost: Cost::default(), seed }),
+        wal,
+    });
+    tokio::spawn(Arc::clone(&gateway).follow());
+    let namespace = arguments.namespace.clone();
+    let following = tokio::spawn(async move { cluster::follow(client, &namespace, publish, known).await });
+    let admin = tokio::net::TcpListener::bind(arguments.admin)
+        .await
+        .with_context(|| format!("listening on {}", arguments.admin))?;
+    tokio::spawn(serve_admin(admin, Arc::clone(&gateway), is_known.clone(), stage.clone()));
+
+    // A gateway that knows no keys would refuse good ones.
+    let mut waiting = is_known;
+    let mut terminate = signal(SignalKind::terminate()).context("hearing SIGTERM")?;
+    tokio::select! {
+        known = waiting.wait_for(|known| *known) => { known.context("what is known of the cluster")?; }
+        _ = terminate.recv() => return Ok(()),
+        _ = tokio::signal::ctrl_c() => return Ok(()),
+    }
+    let listener = tokio::net::TcpListener::bind(arguments.listen)
+        .await
+        .with_context(|| format!("listening on {}", arguments.listen))?;
+    tracing::info!(address = %arguments.listen, "serving");
+    let serving = tokio::spawn(server::serve(listener, Arc::clone(&gateway), server::Limits::default(), stage));
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = tokio::signal::ctrl_c() => {}
+        ended = following => ended.context("watching the cluster")?,
+    }
+    tracing::info!(running = gateway.running(), grace_seconds = arguments.grace_seconds, "asked to end");
+    to_stage.send_replace(Stage::Draining);
+    let grace = Duration::from_secs(arguments.grace_seconds);
+    let drained = async {
+        while gateway.running() > 0 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    if tokio::time::timeout(grace, drained).await.is_err() {
+        tracing::warn!(running = gateway.running(), "requests are cut off");
+    }
+    to_stage.send_replace(Stage::Cutting);
+    let _ = serving.await;
+    let billed = async {
+        while gateway.running() > 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    if tokio::time::timeout(Duration::from_secs(20), billed).await.is_err() {
+        tracing::error!(
+            running = gateway.running(),
+            "requests could not be billed: the next start does, at their last marks"
+        );
+    }
+    tracing::info!("ended");
+    Ok(())
+}
+
+/// `/metrics`, `/healthz` and `/readyz`.
+async fn serve_admin(
+    listener: tokio::net::TcpListener,
+    gateway: Arc<Gateway>,
+    known: watch::Receiver<bool>,
+    stage: watch::Receiver<Stage>,
+) {
+    let (measured, asked) = (Arc::clone(&gateway), gateway);
+    let app = Router::new()
+        .route("/metrics", get(move || async move { measured.metrics() }))
+        .route("/healthz", get(|| async { "ok" }))
+        .route(
+            "/readyz",
+            get(move || async move {
+                let unready = |why| (StatusCode::SERVICE_UNAVAILABLE, why);
+                if !*known.borrow() {
+                    unready("the API server has not been reached yet")
+                } else if *stage.borrow() != Stage::Serving {
+                    unready("it ends")
+                } else if asked.wal().stats().failing.is_some() {
+                    unready("the log cannot be written")
+                } else {
+                    (StatusCode::OK, "ok")
+                }
+            }),
+        );
+    if let Err(error) = axum::serve(listener, app).await {
+        tracing::error!(%error, "the admin port failed");
+    }
+}
