@@ -237,10 +237,10 @@ pub struct GpuReservationStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub device_count: Option<i32>,
-    /// The pods that were given room on nodes that are shared with others, at most 1024 of them. A pod is in it before it may land, and until
+    /// The pods that were given room on nodes that are shared with others, at most 2048 of them. A pod is in it before it may land, and until
     /// its containers are gone.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 1024), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["podUid"]))]
+    #[schemars(length(max = 2048), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["podUid", "node"]))]
     pub assignments: Vec<Assignment>,
     /// What was used, written when the reservation ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -25,6 +25,7 @@
 //! ```
 
 mod binaries;
+mod gateway;
 mod ledger;
 mod objects;
 mod operator;
@@ -37,6 +38,7 @@ use anyhow::{Context as _, Result};
 use kube::Client;
 
 pub use binaries::Binaries;
+pub use gateway::Gateway;
 pub use ledger::{Booking, LedgerCopy, LedgerView, ReservationRef, Segment};
 pub use objects::{REGION, SKU, holds};
 pub use operator::Operator;
@@ -50,6 +52,8 @@ pub const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../charts/spillway
 pub const NAMESPACE: &str = "spillway-system";
 /// The user that the operator is.
 pub const OPERATOR_USER: &str = "system:serviceaccount:spillway-system:spillway-operator";
+/// The user that a gateway is.
+pub const GATEWAY_USER: &str = "system:serviceaccount:spillway-system:spillway-gateway";
 /// Longest time from an install to policies in force.
 const POLICY_BOUND: Duration = Duration::from_secs(30);
 

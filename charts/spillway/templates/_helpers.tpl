@@ -17,6 +17,13 @@ app.kubernetes.io/instance: {{ .root.Release.Name }}
 app.kubernetes.io/component: {{ .component }}
 {{- end -}}
 
+{{/* Names of the Secrets with hashes of keys. */}}
+{{- define "spillway.keysSecrets" -}}
+{{- $names := list -}}
+{{- range $shard := until 16 }}{{ $names = append $names (printf "keys-%d" $shard) }}{{ end -}}
+{{ $names | toJson }}
+{{- end -}}
+
 {{/* The infrastructure namespaces: what the values list, kube-system, and where the operator runs. */}}
 {{- define "spillway.infrastructure" -}}
 {{- concat .Values.infrastructureNamespaces (list "kube-system" .Release.Namespace) | uniq | sortAlpha | toJson -}}

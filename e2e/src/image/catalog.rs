@@ -16,6 +16,8 @@ pub const BUSYBOX: &str = "localhost/busybox:dev";
 pub const OPERATOR: &str = "localhost/spillway-operator:dev";
 /// The agent of each GPU node.
 pub const AGENT: &str = "localhost/spillway-agent:dev";
+/// The gateway of hosted models.
+pub const GATEWAY: &str = "localhost/spillway-gateway:dev";
 /// The command line tool.
 pub const CLI: &str = "localhost/spillway:dev";
 
@@ -48,8 +50,13 @@ pub fn product(binaries: &Path, into: &Path) -> Result<Vec<PathBuf>> {
     std::fs::create_dir_all(into).with_context(|| format!("creating {}", into.display()))?;
     let root = rootfs::glibc()?;
     // The agent talks to the container runtime's socket, which only root may.
-    [(OPERATOR, "spillway-operator", NON_ROOT), (AGENT, "spillway-agent", 0), (CLI, "spillway", NON_ROOT)]
-        .into_iter()
+    let all = [
+        (OPERATOR, "spillway-operator", NON_ROOT),
+        (AGENT, "spillway-agent", 0),
+        (GATEWAY, "spillway-gateway", NON_ROOT),
+        (CLI, "spillway", NON_ROOT),
+    ];
+    all.into_iter()
         .map(|(name, binary, user)| {
             let from = binaries.join(binary);
             anyhow::ensure!(from.is_file(), "{} is not built: cargo build --workspace", from.display());

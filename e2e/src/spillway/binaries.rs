@@ -16,6 +16,8 @@ pub struct Binaries {
     pub operator: PathBuf,
     /// `spillway`.
     pub cli: PathBuf,
+    /// The gateway of hosted models.
+    pub gateway: PathBuf,
 }
 
 /// Built once for all tests of a process.
@@ -32,7 +34,7 @@ impl Binaries {
             Some(dir) => Self::in_folder(Path::new(&dir)),
             None => Self::build()?,
         };
-        for path in [&binaries.operator, &binaries.cli] {
+        for path in [&binaries.operator, &binaries.cli, &binaries.gateway] {
             ensure!(path.is_file(), "{} is missing: `make` builds it", path.display());
         }
         *built = Some(binaries.clone());
@@ -40,7 +42,11 @@ impl Binaries {
     }
 
     fn in_folder(dir: &Path) -> Self {
-        Self { operator: dir.join("spillway-operator"), cli: dir.join("spillway") }
+        Self {
+            operator: dir.join("spillway-operator"),
+            cli: dir.join("spillway"),
+            gateway: dir.join("spillway-gateway"),
+        }
     }
 
     /// With the words of `e2e/test.sh`, so that nothing is compiled once more with other features.

@@ -1,6 +1,8 @@
 //! Hosted models on a real API server and controller manager: what an endpoint is laid out as, and what it says of itself. There is no kubelet here, so
 //! no replica ever answers; the test says that one does where it must.
 
+mod keys;
+
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};

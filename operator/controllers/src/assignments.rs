@@ -26,7 +26,7 @@ use spillway_crds::{
 };
 use spillway_manifests::{hold, validate};
 use spillway_planner::{
-    Booking, NodeUid, Reason, ReservationUid, Segment, TimeMs,
+    Booking, BookingId, NodeUid, Reason, ReservationUid, Segment, TimeMs,
     assign::{Assignment, Guest, Record, Room, assign},
     node::Part,
 };
@@ -43,7 +43,7 @@ use crate::{
 /// A namespace in which nothing happens is looked at again after so long.
 const RESYNC: Duration = Duration::from_secs(300);
 /// Places in parts that are over are looked at again after so long.
-const ENDING: Duration = Duration::from_secs(5);
+const ENDING: Duration = Duration::from_secs(15);
 /// Why a pod waits is said by an Event at most this often.
 pub const EVENTS: Duration = Duration::from_secs(300);
 
@@ -88,7 +88,8 @@ pub async fn reconcile(object: Arc<PartialObjectMeta<Namespace>>, context: Arc<C
     let found = decide(&context, &sharers, &pods, &before);
 
     expel(&context, &namespace, &found.expel, gaps).await?;
-    let places: Vec<Vec<Place>> = sharers.iter().map(|sharer| places(&context, sharer, &found.records)).collect();
+    let named = read_nodes_of_over(&context, &sharers).await?;
+    let places: Vec<Vec<Place>> = sharers.iter().map(|sharer| places(sharer, &found.records, &named)).collect();
     write_places(&context, &sharers, &places).await?;
     context.forget_gone(&before, &places.iter().flatten().map(|place| (&*place.node, &*place.pod_uid)).collect());
     for (pod, node) in &found.admit {
@@ -259,19 +260,47 @@ pub fn records(object: &GpuReservation) -> Vec<Record> {
     recorded(object).iter().map(record).collect()
 }
 
+/// Whether a pod has room by another reservation of its namespace than this one.
+pub fn has_other_place(context: &Context, than: &GpuReservation, pod: &PodFacts) -> bool {
+    let namespace = than.namespace().unwrap_or_default();
+    let others = context.sharing.of(&namespace).into_iter().filter(|name| *name != than.name_any());
+    let objects = others.filter_map(|name| context.stores.reservations.get(&ObjectRef::new(&name).within(&namespace)));
+    objects.into_iter().any(|object| recorded(&object).iter().any(|place| *place.pod_uid == *pod.uid))
+}
+
 fn recorded(object: &GpuReservation) -> &[Place] {
     object.status.as_ref().map(|status| status.assignments.as_slice()).unwrap_or_default()
 }
 
+/// Whether a reservation has a part of the node of this name.
+fn is_held(sharer: &Sharer, node: &str) -> bool {
+    open(&sharer.booking).any(|segment| segment.node.as_str() == node)
+}
+
+/// Of the nodes with places in parts that are over, the bookings that they name, as the API server itself has it: a place that is dropped too early is
+/// forgotten.
+async fn read_nodes_of_over(context: &Context, sharers: &[Sharer]) -> Result<BTreeSet<(String, BookingId)>, Error> {
+    let over = |sharer: &Sharer, place: &Place| !is_held(sharer, &place.node);
+    let nodes: BTreeSet<String> = sharers
+        .iter()
+        .flat_map(|sharer| recorded(&sharer.object).iter().filter(|place| over(sharer, place)))
+        .map(|place| place.node.clone())
+        .collect();
+    let api: Api<Node> = Api::all(context.client.clone());
+    let mut named = BTreeSet::new();
+    for node in nodes {
+        let found = call("reading a node of a part that is over", api.get_opt(&node)).await?;
+        named.extend(found.iter().flat_map(hold::read_parts).map(|part| (node.clone(), part.booking)));
+    }
+    Ok(named)
+}
+
 /// The places of a reservation as they are to be recorded. Those in a part that is over while the reservation goes on stay until the node has given it
 /// back: until then it is they that say who may land there, or has containers there.
-fn places(context: &Context, sharer: &Sharer, records: &[Record]) -> Vec<Place> {
+fn places(sharer: &Sharer, records: &[Record], named: &BTreeSet<(String, BookingId)>) -> Vec<Place> {
     let name = sharer.object.name_any();
-    let is_held = |node: &str| open(&sharer.booking).any(|segment| segment.node.as_str() == node);
-    let is_named = |node: &str| {
-        let node = context.stores.nodes.get(&ObjectRef::new(node));
-        node.is_some_and(|node| hold::read_parts(&node).iter().any(|part| part.booking == sharer.booking.id))
-    };
+    let is_held = |node: &str| is_held(sharer, node);
+    let is_named = |node: &str| named.contains(&(node.to_owned(), sharer.booking.id.clone()));
     let place = |record: &Record| Place {
         pod: record.pod.to_string(),
         pod_uid: record.pod_uid.to_string(),

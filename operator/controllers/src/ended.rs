@@ -9,7 +9,7 @@ use std::{
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, ResourceExt, runtime::reflector::ObjectRef};
 use spillway_crds::GpuReservation;
-use spillway_planner::{Booking, BookingId, ReservationRef, node::Part};
+use spillway_planner::{Booking, BookingId, NodeUid, ReservationRef, node::Part};
 
 use crate::{
     assignments,
@@ -37,25 +37,32 @@ enum Whereabouts {
     Waits(Box<PodFacts>),
     /// It is on the node.
     There,
-    /// It is on another node, or is deleted while it waits: it cannot come here any more.
+    /// It is on another node, was told of another, or is deleted while it waits: it cannot come here any more.
     Never,
 }
 
 impl Whereabouts {
-    fn of(pod: Option<PodFacts>, here: &str) -> Self {
+    fn of(pod: Option<PodFacts>, here: &str, uid: &NodeUid) -> Self {
         match pod {
             None => Self::Gone,
             Some(pod) if pod.node.as_deref() == Some(here) => Self::There,
-            Some(pod) if pod.node.is_none() && pod.deleting.is_none() => Self::Waits(Box::new(pod)),
+            Some(pod) if may_land(&pod, uid) => Self::Waits(Box::new(pod)),
             Some(_) => Self::Never,
         }
     }
+}
+
+/// Whether a pod may land on a node still, by a toleration that it has or may be given yet: it is given one of one node only.
+pub fn may_land(pod: &PodFacts, node: &NodeUid) -> bool {
+    let told = || pod.admitted.is_empty() || pod.admitted.iter().any(|uid| **uid == *node.as_str());
+    pod.node.is_none() && pod.deleting.is_none() && told()
 }
 
 /// Parts of a node that ended, while it is shared, and while it is closed after that.
 #[derive(Debug, Default)]
 pub struct Ended {
     node: Arc<str>,
+    uid: Option<NodeUid>,
     parts: Vec<(BookingId, Option<ReservationRef>)>,
     /// The live bookings of the node.
     live: Vec<Arc<Booking>>,
@@ -72,7 +79,7 @@ impl Ended {
     pub fn look(
         context: &Context,
         view: &View,
-        node: &str,
+        (node, uid): (&str, &NodeUid),
         set_up: &[Part],
         live: &[Arc<Booking>],
         parts: &[Part],
@@ -80,7 +87,8 @@ impl Ended {
         let over = set_up.iter().filter(|part| !parts.contains(part));
         let of = |part: &Part| view.booking(&part.booking).map(|booking| booking.reservation.clone());
         let parts: Vec<_> = over.map(|part| (part.booking.clone(), of(part))).collect();
-        let mut ended = Self { node: Arc::from(node), parts, live: live.to_vec(), ..Self::default() };
+        let (name, live) = (Arc::from(node), live.to_vec());
+        let mut ended = Self { node: name, uid: Some(uid.clone()), parts, live, ..Self::default() };
         if ended.parts.is_empty() {
             return ended;
         }
@@ -90,8 +98,8 @@ impl Ended {
         let all = ended.over().chain(ended.live.iter().map(|booking| booking.reservation.clone()));
         let objects: Objects = all.map(|one| (one.clone(), known(&one))).collect();
         ended.take(&objects);
-        for (uid, (_, whereabouts)) in &mut ended.pods {
-            *whereabouts = Whereabouts::of(context.pods.get(uid), node);
+        for (pod, (_, whereabouts)) in &mut ended.pods {
+            *whereabouts = Whereabouts::of(context.pods.get(pod), node, uid);
         }
         ended
     }
@@ -109,8 +117,9 @@ impl Ended {
         }
         read(context, self.live.iter().map(|booking| booking.reservation.clone()), &mut objects).await?;
         self.take(&objects);
+        let Some(node) = self.uid.clone() else { return Ok(()) };
         for (uid, ((namespace, name), whereabouts)) in &mut self.pods {
-            *whereabouts = Whereabouts::of(read_pod(context, namespace, name, uid).await?, &self.node);
+            *whereabouts = Whereabouts::of(read_pod(context, namespace, name, uid).await?, &self.node, &node);
         }
         Ok(())
     }
@@ -125,6 +134,8 @@ impl Ended {
         let of = |reservation: &ReservationRef| {
             let (_, object) = objects.iter().find(|(one, _)| one == reservation)?;
             let object = object.as_ref().filter(|one| one.uid().as_deref() == Some(reservation.uid.as_str()))?;
+            // One that was told that it is over has no records any more: it is forgotten as one that is gone.
+            object.status.as_ref().filter(|status| !status.phase.is_final())?;
             Some(assignments::records(object).into_iter().filter(|record| record.node.as_str() == &*self.node))
         };
         let live = self.live.iter().filter_map(|booking| of(&booking.reservation)).flatten();

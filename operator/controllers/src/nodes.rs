@@ -20,13 +20,13 @@ use spillway_crds::{
     CheckResult, GpuNode, GpuPool, NodeCheck,
     names::{
         BOOKING_ANNOTATION, FIELD_MANAGER, HOLD_CLOSED, HOLD_NODE_PREFIX, HOLD_UNSOLD, POOL_LABEL, ROLE_LABEL,
-        ROLE_OWNER, ROLE_TENANT,
+        ROLE_OWNER, ROLE_TENANT, hold_label, reservation_hold_label,
     },
     parse_duration_ms,
 };
 use spillway_manifests::hold::{self, Target};
 use spillway_planner::{
-    Booking, BookingId, NodeName, NodeUid,
+    Booking, BookingId, NodeName, NodeUid, ReservationRef,
     node::{Check, ForeignPods, Hold, NodeInput, NodeStep, Part, Wanted, node_step},
 };
 
@@ -220,7 +220,8 @@ impl Look {
         match self.hold() {
             Hold::Shared { .. } | Hold::Closed { .. } => {
                 let set_up = hold::read_parts(&self.node);
-                Ended::look(context, view, &self.node.name_any(), &set_up, &self.bookings, &self.parts())
+                let here = (&*self.node.name_any(), &self.uid);
+                Ended::look(context, view, here, &set_up, &self.bookings, &self.parts())
             }
             _ => Ended::default(),
         }
@@ -384,6 +385,12 @@ impl Look {
         let after = |ms: i64| Action::requeue(Duration::from_millis(u64::try_from(ms).unwrap_or(0).max(20)));
         match step {
             NodeStep::Nothing => {
+                // A booking that lost its part of a shared node and has it again lost its labels meanwhile.
+                if let Hold::Shared { set_up } = self.hold()
+                    && !self.has_labels()
+                {
+                    return self.share(context, &set_up).await;
+                }
                 let told = self.say_handed_over(context, &self.bookings);
                 Ok(Action::requeue(if told { Duration::from_secs(5) } else { RESYNC }))
             }
@@ -457,6 +464,15 @@ impl Look {
         let there =
             |booking: &&Arc<Booking>| set_up.iter().any(|part| part.booking == booking.id && wanted.contains(part));
         self.bookings.iter().filter(there).cloned().collect()
+    }
+
+    /// Whether all bookings that have parts of it have their labels on it.
+    fn has_labels(&self) -> bool {
+        let labels = self.node.labels();
+        self.bookings.iter().all(|booking| {
+            let ReservationRef { namespace, name, .. } = &booking.reservation;
+            labels.contains_key(&hold_label(namespace)) && labels.contains_key(&reservation_hold_label(namespace, name))
+        })
     }
 
     /// Tells the engine that the node is these bookings', of whose segments it does not know so.

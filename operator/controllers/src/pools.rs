@@ -70,8 +70,9 @@ pub async fn reconcile(object: Arc<GpuPool>, context: Arc<Context>) -> Result<Ac
     ] {
         context.metrics.devices.get_or_create(&PoolState { pool: name.clone(), state }).set(i64::from(value));
     }
-    status::write("writing a pool's status", &api, &*object, object.status.as_ref(), &status).await?;
-    if deleting && facts.sold.is_some_and(|(_, live)| live.is_empty()) && view.blocked.is_none() {
+    let written = status::write("writing a pool's status", &api, &*object, object.status.as_ref(), &status).await?;
+    // A status that was written brings us back with the object as it is then.
+    if deleting && !written && facts.sold.is_some_and(|(_, live)| live.is_empty()) && view.blocked.is_none() {
         finalizer::remove(&api, &object).await?;
         return Ok(Action::await_change());
     }

@@ -25,7 +25,7 @@ use crate::{
     assignments,
     backlog::Order,
     context::Context,
-    ended::read_pod,
+    ended::{may_land, read_pod},
     error::{Error, call},
     finalizer, kill,
     view::View,
@@ -140,8 +140,8 @@ async fn look(object: Arc<GpuReservation>, context: &Context) -> Result<Action, 
         (Some(booking), _) => Facts::Live { booking, preparing: preparing(context, booking) },
         (None, Some(booking)) => {
             let overdue = is_overdue(context, booking, now);
-            let given_back = given_back(context, &view, booking, false)
-                || overdue && given_back(context, &view, booking, true) && !somebody_waits(context, &object).await?;
+            let given_back = given_back(context, &view, booking, overdue)
+                && !somebody_waits(context, &object, booking, overdue).await?;
             if !given_back {
                 again = Duration::from_secs(2);
             }
@@ -265,17 +265,27 @@ fn given_back(context: &Context, view: &View, booking: &Booking, overdue: bool) 
     })
 }
 
-/// Whether a pod that has room by the reservation's status waits still, as the API server itself has it. Nobody but the status knows that it may
-/// land. Who else writes it meanwhile makes the object that was read an old one, and what follows fails.
-async fn somebody_waits(context: &Context, object: &GpuReservation) -> Result<bool, Error> {
+/// Whether a pod that has room by the reservation's status may land by it still, as the API server itself has it: nobody but the status knows of that.
+/// The node sees to it that there is none; where it is `overdue`, it is done here. Who writes the status meanwhile makes the object that was read an old
+/// one, and what follows fails.
+async fn somebody_waits(
+    context: &Context,
+    object: &GpuReservation,
+    booking: &Booking,
+    overdue: bool,
+) -> Result<bool, Error> {
     let namespace = object.namespace().unwrap_or_default();
+    let mut waits = false;
     for record in assignments::records(object) {
+        let mut nodes = booking.segments.iter().filter(|segment| segment.node == record.node);
         let pod = read_pod(context, &namespace, &record.pod, &record.pod_uid).await?;
-        if pod.is_some_and(|pod| pod.node.is_none() && pod.deleting.is_none()) {
-            return Ok(true);
+        let Some(pod) = pod.filter(|pod| nodes.any(|segment| may_land(pod, &segment.uid))) else { continue };
+        waits = true;
+        if overdue && !assignments::has_other_place(context, object, &pod) {
+            context.end_pod(&pod, "ending a pod that waits in a part that ended").await?;
         }
     }
-    Ok(false)
+    Ok(waits)
 }
 
 /// Replaces the status, if the object is still the one that was read. The API server looks at nothing else of the object there, and need not work

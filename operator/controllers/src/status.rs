@@ -12,7 +12,7 @@ use spillway_manifests::status::build_patch;
 
 use crate::error::{Error, call};
 
-/// Writes a status if it is another than before, and the object is still the one that was read.
+/// Writes a status if it is another than before, and the object is still the one that was read. Whether it was written.
 ///
 /// # Errors
 /// When the API server cannot be told, or the object changed.
@@ -22,14 +22,15 @@ pub async fn write<K, S>(
     object: &K,
     previous: Option<&S>,
     next: &S,
-) -> Result<(), Error>
+) -> Result<bool, Error>
 where
     K: Resource + Clone + DeserializeOwned + Debug,
     S: PartialEq + Serialize,
 {
     if previous == Some(next) {
-        return Ok(());
+        return Ok(false);
     }
     let patch = build_patch(object.resource_version().as_deref(), &json!(previous), json!(next));
-    call(action, api.patch_status(&object.name_any(), &PatchParams::default(), &Patch::Merge(&patch))).await.map(drop)
+    call(action, api.patch_status(&object.name_any(), &PatchParams::default(), &Patch::Merge(&patch))).await?;
+    Ok(true)
 }

@@ -59,8 +59,9 @@ pub async fn reconcile(object: Arc<Tenant>, context: Arc<Context>) -> Result<Act
         prune_labels(&context, &object, deleting, &bookings, &mut facts).await?;
     }
     let status = build_status(&object, &facts, Timestamp::now());
-    status::write("writing a tenant's status", &api, &*object, object.status.as_ref(), &status).await?;
-    if deleting && facts.live.is_empty() && view.blocked.is_none() {
+    let written = status::write("writing a tenant's status", &api, &*object, object.status.as_ref(), &status).await?;
+    // A status that was written brings us back with the object as it is then.
+    if deleting && !written && facts.live.is_empty() && view.blocked.is_none() {
         finalizer::remove(&api, &object).await?;
         return Ok(Action::await_change());
     }

@@ -109,7 +109,11 @@ pub type Gone = BTreeSet<(NodeName, Arc<str>)>;
 pub fn assign(rooms: &[Room], guests: &[Guest], records: &[Record], gone: &Gone) -> Assignment {
     let by_uid: BTreeMap<&str, &Guest> = guests.iter().map(|guest| (&*guest.uid, guest)).collect();
     let mut ledger = Places { rooms, by_uid: &by_uid, records: Vec::new() };
-    for record in records.iter().filter(|record| stands(record, rooms, &by_uid, gone)) {
+    // Those in parts that are held come first: one in a part that is over must not take the place of another.
+    let has_room = |record: &&Record| rooms.iter().any(|room| is_of(record, room));
+    let (held, over): (Vec<&Record>, Vec<&Record>) =
+        records.iter().filter(|record| stands(record, rooms, &by_uid, gone)).partition(has_room);
+    for record in held.into_iter().chain(over) {
         // Two operators may have written one each: of a node a pod has one place. Of two nodes both stand until it is known on which one it is.
         if ledger.records.iter().all(|one| one.pod_uid != record.pod_uid || one.node != record.node) {
             ledger.records.push(record.clone());
@@ -156,9 +160,13 @@ fn stands(record: &Record, rooms: &[Room], by_uid: &BTreeMap<&str, &Guest>, gone
         Some(node) => *node == record.node,
         None => rooms.iter().any(|room| {
             let may_land = guest.admitted.is_empty() || guest.admitted.contains(&room.uid);
-            room.reservation == record.reservation && room.node == record.node && may_land
+            is_of(record, room) && may_land
         }),
     }
+}
+
+fn is_of(record: &Record, room: &Room) -> bool {
+    room.reservation == record.reservation && room.node == record.node
 }
 
 struct Places<'a> {
@@ -182,7 +190,7 @@ impl Places<'_> {
 
     fn taken(&self, room: &Room) -> Taken {
         let mut taken = Taken::default();
-        for record in self.records.iter().filter(|one| one.reservation == room.reservation && one.node == room.node) {
+        for record in self.records.iter().filter(|one| is_of(one, room)) {
             taken.devices = taken.devices.saturating_add(record.devices);
             if let Some(guest) = self.by_uid.get(&*record.pod_uid) {
                 taken.cpu_milli = taken.cpu_milli.saturating_add(guest.cpu_milli);
@@ -209,7 +217,7 @@ impl Places<'_> {
         }
         let of = |room: &&Room| {
             let mut records = self.records.iter().filter(|record| record.pod_uid == guest.uid);
-            room.set_up && records.any(|record| room.node == record.node && room.reservation == record.reservation)
+            room.set_up && records.any(|record| is_of(record, room))
         };
         let room = self.rooms.iter().find(of)?;
         (!guest.admitted.contains(&room.uid)).then(|| room.uid.clone())

@@ -83,6 +83,7 @@ fn said(found: &Assignment) -> String {
 #[case::two_places_of_one_node("r@n1=1 s@n1=1", "a=1", "a:r@n1=1 a:s@n1=1", "a:r@n1=1 a>n1")]
 #[case::two_places_and_not_known("r@n1=1 r@n2=1", "a=1", "a:r@n1=1 a:r@n2=1", "a:r@n1=1 a:r@n2=1 a>n1")]
 #[case::two_places_and_one_of_them("r@n1=1 r@n2=1", "a=1/n2", "a:r@n1=1 a:r@n2=1", "a:r@n2=1")]
+#[case::a_place_that_is_over_does_not_take_one_that_is_held("s@n1=1", "a=1/n1", "a:r@n1=1 a:s@n1=1", "a:s@n1=1")]
 #[case::nothing_is_held("", "a=1", "", "")]
 fn places(#[case] held: &str, #[case] pods: &str, #[case] before: &str, #[case] expected: &str) {
     let gone = [("n1".into(), "uid-gone".into())].into();

@@ -455,29 +455,27 @@ impl World {
         pods: &[Pod; PODS],
         gone: Set,
     ) -> Assignment {
-        let own = |r: &usize| self.reservations[*r] == tenant;
-        let live = (0..self.reservations.len()).filter(own).filter_map(|r| match root.bookings[r] {
-            Booking::Live { node, handed_over } => Some((r, node, handed_over)),
-            _ => None,
-        });
-        let lost = (0..self.reservations.len()).filter(own).filter(|&r| root.bookings[r] == Booking::Lost);
+        let own = (0..self.reservations.len()).filter(|&r| self.reservations[r] == tenant);
         let (mut rooms, mut places) = (Vec::new(), Vec::new());
-        for (r, node, handed_over) in live {
-            let there = node == root.incarnation;
-            rooms.push(Room {
-                reservation: Arc::clone(&self.names.reservations[r]),
-                node: self.names.node.clone(),
-                uid: uid(node),
-                set_up: handed_over && there && root.set_up.has(r),
-                resource: Arc::clone(&self.names.resource),
-                devices: 1,
-                cpu_milli: 1_000,
-                memory_mib: 1_024,
-            });
-            places.extend(records[r].all().map(|pod| self.record(r, pod)));
-        }
-        for r in lost {
-            places.extend(records[r].all().map(|pod| self.record(r, pod)));
+        for r in own {
+            let booking = root.bookings[r];
+            if let Booking::Live { node, handed_over } = booking {
+                let there = node == root.incarnation;
+                rooms.push(Room {
+                    reservation: Arc::clone(&self.names.reservations[r]),
+                    node: self.names.node.clone(),
+                    uid: uid(node),
+                    set_up: handed_over && there && root.set_up.has(r),
+                    resource: Arc::clone(&self.names.resource),
+                    devices: 1,
+                    cpu_milli: 1_000,
+                    memory_mib: 1_024,
+                });
+            }
+            // In the order of their names, whether their parts are over or not.
+            if matches!(booking, Booking::Live { .. } | Booking::Lost) {
+                places.extend(records[r].all().map(|pod| self.record(r, pod)));
+            }
         }
         let guests: Vec<Guest> = self.pods_of(tenant).all().filter_map(|pod| self.guest(pod, pods[pod])).collect();
         let gone: Gone = gone.all().map(|pod| (self.names.node.clone(), Arc::clone(&self.names.pods[pod]))).collect();
