@@ -1,6 +1,7 @@
 //! Container images without a container engine: an OCI layout in a tar file, one layer, made from files of this machine.
 
 pub mod catalog;
+pub mod engine;
 pub mod rootfs;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -61,6 +62,13 @@ impl Image {
     #[must_use]
     pub fn program(mut self, at: &str, from: impl Into<PathBuf>) -> Self {
         self.entries.insert(inside(at), Entry::File(from.into(), 0o755));
+        self
+    }
+
+    /// Adds a file that everybody may read at an absolute path of the image.
+    #[must_use]
+    pub fn file(mut self, at: &str, from: impl Into<PathBuf>) -> Self {
+        self.entries.insert(inside(at), Entry::File(from.into(), 0o644));
         self
     }
 

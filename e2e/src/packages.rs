@@ -30,7 +30,11 @@ pub fn missing() -> Vec<&'static str> {
 
 /// Installs what is missing, and says so.
 pub fn install_missing() -> Result<()> {
-    let missing = missing();
+    install(&missing())
+}
+
+/// Installs these packages, if there are any, and says so.
+pub fn install(missing: &[&str]) -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
@@ -46,7 +50,7 @@ pub fn install_missing() -> Result<()> {
     let policy_is_ours = refuse_services()?;
     let step = Step::begin("apt-get install");
     let mut args = vec!["install", "-y", "-q", "--no-install-recommends"];
-    args.extend(&missing);
+    args.extend(missing);
     let installed = apt(&args);
     if policy_is_ours {
         std::fs::remove_file(POLICY).context("removing the temporary policy-rc.d")?;

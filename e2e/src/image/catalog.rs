@@ -70,7 +70,7 @@ pub fn product(binaries: &Path, into: &Path) -> Result<Vec<PathBuf>> {
 }
 
 /// Writes an image so that nobody meets half of it.
-fn finish(image: &Image, to: &Path) -> Result<()> {
+pub(super) fn finish(image: &Image, to: &Path) -> Result<()> {
     let scratch = to.with_extension(format!("{}.part", std::process::id()));
     image.write(&scratch)?;
     std::fs::rename(&scratch, to).with_context(|| format!("moving an image to {}", to.display()))

@@ -16,7 +16,7 @@ use crate::command::checked;
 use crate::control_plane::Plan;
 use crate::device_plugin::{Devices, RESOURCE};
 use crate::fake_node::is_ready;
-use crate::image::catalog;
+use crate::image::{catalog, engine};
 use crate::node::{self, PRIVATE_FOLDERS, RealNode, cgroup, network, process_name, sysctl};
 use crate::{packages, paths};
 
@@ -148,7 +148,19 @@ impl Lab {
         Ok(())
     }
 
-    /// Builds the images of operator, agent and command line tool from the binaries that Cargo left in `binaries`, imports them into every real
+    /// Builds the image of a real engine with a real model, once, imports it into every real node and returns its name.
+    pub async fn load_engine_image(&self) -> Result<&'static str> {
+        let image = tokio::task::spawn_blocking(engine::llama).await.context("building an image")??;
+        self.import_image(&image).await?;
+        Ok(engine::LLAMA)
+    }
+
+    /// The address of a real node, at which its NodePorts are.
+    pub fn node_address(&self, node: u32) -> std::net::Ipv4Addr {
+        network::node_address(node)
+    }
+
+    /// Builds the images of operator, agent, gateway and command line tool from the binaries that Cargo left in `binaries`, imports them into every real
     /// node and returns their names.
     pub async fn load_product_images(&self, binaries: &Path) -> Result<Vec<&'static str>> {
         let (binaries, into) = (binaries.to_owned(), self.dir.join("images"));
@@ -158,7 +170,7 @@ impl Lab {
         for image in images {
             self.import_image(&image).await?;
         }
-        Ok(vec![catalog::OPERATOR, catalog::AGENT, catalog::CLI])
+        Ok(vec![catalog::OPERATOR, catalog::AGENT, catalog::GATEWAY, catalog::CLI])
     }
 
     /// Whether a real node is Ready and offers exactly so many devices.

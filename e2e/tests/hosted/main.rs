@@ -1,7 +1,11 @@
 //! Hosted models on a real API server and controller manager: what an endpoint is laid out as, and what it says of itself. There is no kubelet here, so
 //! no replica ever answers; the test says that one does where it must.
 
+#![expect(clippy::print_stderr, reason = "a test tells how long things took")]
+#![allow(clippy::indexing_slicing, reason = "a field that a JSON value lacks reads as null")]
+
 mod keys;
+mod serve;
 
 use std::time::Duration;
 

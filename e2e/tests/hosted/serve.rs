@@ -1,0 +1,183 @@
+//! A real model in real pods, on devices that a reservation holds, behind a real gateway: asked, answered, scaled and billed.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use k8s_openapi::api::core::v1::{Pod, Secret, Service};
+use kube::ResourceExt as _;
+use kube::api::{Api, ListParams};
+use serde_json::{Value, json};
+use spillway_crds::{ApiKey, Model, ModelEndpoint, Phase, names::POOL_LABEL};
+use spillway_lab::image::engine::WEIGHTS;
+use spillway_lab::spillway::{Binaries, NAMESPACE, Spillway};
+use spillway_lab::{Lab, LabOptions, Size, wait_for, wait_for_value};
+
+use crate::{TENANT, create};
+
+/// Longest time until a pod serves that loads a model, on a machine that does other things as well.
+const START: Duration = Duration::from_secs(120);
+const POOL: &str = "real";
+
+/// A gateway, as its clients see it.
+struct Client {
+    http: reqwest::Client,
+    address: SocketAddr,
+    key: String,
+}
+
+impl Client {
+    async fn chat(&self, more: Value) -> Result<reqwest::Response> {
+        let mut body = json!({"model": "chat", "messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 16, "seed": 1});
+        for (name, value) in more.as_object().into_iter().flatten() {
+            body[name] = value.clone();
+        }
+        let url = format!("http://{}/v1/chat/completions", self.address);
+        self.http.post(url).bearer_auth(&self.key).json(&body).send().await.context("asking the gateway")
+    }
+}
+
+#[tokio::test]
+async fn a_real_model_is_served_on_what_is_held() -> Result<()> {
+    let lab = Lab::start(LabOptions::new(Size::Node).node_label(POOL_LABEL, POOL)).await?;
+    let told = tell(&lab).await;
+    if told.is_err() {
+        for args in
+            [&["get", "all,me,apikeys,gpures", "-A"][..], &["describe", "pods", "-n", TENANT], &["get", "events", "-A"]]
+        {
+            eprintln!("{}", lab.kubectl(args).await.unwrap_or_default());
+        }
+    }
+    told?;
+    lab.stop()
+}
+
+async fn tell(lab: &Lab) -> Result<()> {
+    let binaries = tokio::task::spawn_blocking(Binaries::find).await.context("looking for the binaries")??;
+    lab.load_product_images(binaries.cli.parent().context("the folder of the binaries")?).await?;
+    let image = lab.load_engine_image().await?;
+    let values = [
+        "image.operator.tag=dev",
+        "image.agent.tag=dev",
+        "image.gateway.tag=dev",
+        "operator.replicas=1",
+        "gateway.enabled=true",
+        "gateway.storage.kind=Scratch",
+        "gateway.service.type=NodePort",
+    ];
+    let spillway = Spillway::install_with(lab, &values).await?;
+    spillway.create_pool(POOL, json!({"sku": "lab-gpu", "nodeCheck": "Agent"})).await?;
+    spillway.create_tenant(TENANT, &[TENANT], json!({})).await?;
+    spillway.wait_holder(TENANT, START).await?;
+    spillway.wait_unsold(POOL, 1, START).await?;
+    spillway.reserve(TENANT, "base", json!({"pool": POOL, "devices": {"count": 8}})).await?;
+    spillway.wait_phase(TENANT, "base", Phase::Active, START).await?;
+
+    // The model, an endpoint and a key.
+    let client = spillway.client();
+    let version = json!({
+        "name": "q4", "contextLength": 2048, "source": {"path": WEIGHTS},
+        "runtime": {"preset": "LlamaCpp", "image": image},
+        "needs": {"devices": 1, "cpu": "500m", "memory": "1Gi", "startup": "2m"},
+    });
+    let model = json!({"metadata": {"name": "smollm2"}, "spec": {"capabilities": ["Chat", "Completions"], "versions": [version]}});
+    create::<Model>(&Api::all(client.clone()), model).await?;
+    let endpoints: Api<ModelEndpoint> = Api::namespaced(client.clone(), TENANT);
+    let spec = json!({"model": {"name": "smollm2", "version": "q4"}, "capacity": {"reservation": "base"}});
+    let begun = Instant::now();
+    create(&endpoints, json!({"metadata": {"name": "chat"}, "spec": spec})).await?;
+    let keys: Api<ApiKey> = Api::namespaced(client.clone(), TENANT);
+    create(&keys, json!({"metadata": {"name": "ci"}, "spec": {"secretName": "ci-key"}})).await?;
+    lab.kubectl(&["wait", "--for=condition=Ready", "me/chat", "-n", TENANT, "--timeout=120s"]).await?;
+    eprintln!("the model answers {:.1?} after its endpoint was made", begun.elapsed());
+    lab.kubectl(&["rollout", "status", "statefulset/spillway-gateway", "-n", NAMESPACE, "--timeout=90s"]).await?;
+    let gateway = find_gateway(&spillway).await?;
+
+    // Asked in one piece, and as a stream.
+    wait_for("the gateway to know the replica", START, || async {
+        Ok(gateway.chat(json!({})).await?.status().as_u16() == 200)
+    })
+    .await?;
+    let answer: Value = gateway.chat(json!({})).await?.json().await.context("an answer")?;
+    let content = answer.pointer("/choices/0/message/content").and_then(Value::as_str).unwrap_or_default();
+    ensure!(!content.is_empty(), "it says nothing: {answer}");
+    eprintln!("it says: {content}");
+    let stream = gateway.chat(json!({"stream": true})).await?;
+    ensure!(
+        stream.headers().get("content-type").is_some_and(|kind| kind == "text/event-stream"),
+        "no stream: {stream:?}"
+    );
+    let text = stream.text().await.context("a stream")?;
+    ensure!(text.ends_with("data: [DONE]\n\n") && !text.contains("\"usage\":{"), "the stream is {text}");
+    // What the client knows, the engine does not, and the other way round.
+    let refused = gateway.chat(json!({"max_tokens": "many"})).await?;
+    ensure!(refused.status().as_u16() == 400, "nonsense is {}", refused.status());
+    billed(&spillway, 3, &gateway).await?;
+
+    // Two replicas, each on a device of its own, and one again without a request that is cut.
+    lab.kubectl(&["scale", "me", "chat", "-n", TENANT, "--replicas=2"]).await?;
+    lab.kubectl(&["wait", "--for=jsonpath={.status.readyReplicas}=2", "me/chat", "-n", TENANT, "--timeout=120s"])
+        .await?;
+    let devices = Api::<Pod>::namespaced(client, TENANT).list(&ListParams::default()).await?.items.len();
+    ensure!(devices == 2, "{devices} pods serve");
+    let long = gateway.chat(json!({"stream": true, "max_tokens": 200})).await?;
+    lab.kubectl(&["scale", "me", "chat", "-n", TENANT, "--replicas=1"]).await?;
+    let text = long.text().await.context("a stream over a scale-down")?;
+    ensure!(text.ends_with("data: [DONE]\n\n"), "a stream was cut by a scale-down: {text}");
+    let answer = gateway.chat(json!({})).await?;
+    ensure!(answer.status().as_u16() == 200, "after the scale-down: {}", answer.status());
+
+    // To none, and it says so.
+    lab.kubectl(&["scale", "me", "chat", "-n", TENANT, "--replicas=0"]).await?;
+    wait_for("nobody to serve", START, || async { Ok(gateway.chat(json!({})).await?.status().as_u16() == 503) })
+        .await?;
+    let status = endpoints.get("chat").await?.status.unwrap_or_default();
+    ensure!(
+        status.conditions.iter().any(|one| one.reason == "ScaledToZero"),
+        "its conditions: {:?}",
+        status.conditions
+    );
+    Ok(())
+}
+
+/// The gateway's address, and the key.
+async fn find_gateway(spillway: &Spillway<'_>) -> Result<Client> {
+    let services = Api::<Service>::namespaced(spillway.client(), NAMESPACE);
+    let spec = services.get("spillway-gateway").await.context("the gateway's Service")?.spec;
+    let ports = spec.and_then(|spec| spec.ports).unwrap_or_default();
+    let port = ports.first().and_then(|port| port.node_port).context("no NodePort")?;
+    let address = SocketAddr::from((spillway.lab().node_address(0), u16::try_from(port).context("a port")?));
+    let secrets = Api::<Secret>::namespaced(spillway.client(), TENANT);
+    let key = wait_for_value("the key", START, || async {
+        let data = secrets.get_opt("ci-key").await?.and_then(|secret| secret.data).unwrap_or_default();
+        data.get("OPENAI_API_KEY").map(|key| String::from_utf8(key.0.clone()).context("a key")).transpose()
+    })
+    .await?;
+    let http = reqwest::Client::builder().timeout(START).build().context("an HTTP client")?;
+    Ok(Client { http, address, key })
+}
+
+/// That the gateway has billed at least so many requests, as complete, and as many tokens as an engine can have made.
+async fn billed(spillway: &Spillway<'_>, least: u64, gateway: &Client) -> Result<()> {
+    let pods = Api::<Pod>::namespaced(spillway.client(), NAMESPACE);
+    let params = ListParams::default().labels("app.kubernetes.io/component=gateway");
+    let pod = pods.list(&params).await?.items.pop().context("no gateway")?.name_any();
+    let path = format!("/api/v1/namespaces/{NAMESPACE}/pods/{pod}:8080/proxy/metrics");
+    let text = spillway.lab().kubectl(&["get", "--raw", &path]).await?;
+    let value = |name: &str, label: &str| -> u64 {
+        let lines = text.lines().filter(|line| line.starts_with(name) && line.contains(label));
+        lines.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum()
+    };
+    let complete = value("spillway_gateway_requests_total", "outcome=\"complete\"");
+    let (prompt, completion) = (
+        value("spillway_gateway_tokens_total", "kind=\"prompt\""),
+        value("spillway_gateway_tokens_total", "kind=\"completion\""),
+    );
+    ensure!(complete >= least, "{complete} requests are billed as complete: {text}");
+    ensure!(
+        prompt >= complete && (1..=16 * complete).contains(&completion),
+        "{prompt} and {completion} tokens: {text}"
+    );
+    ensure!(!text.contains(&gateway.key), "a key is shown");
+    Ok(())
+}
