@@ -14,7 +14,7 @@ logs=$target/test-logs
 workspace=(--workspace --locked --features spillway-operator/kill-points)
 # Tests on a real Kubernetes run in lanes side by side, for most of what they do is waiting: those that need real nodes one after the
 # other, for only one lab of that size fits on the machine; chaos by itself, which is long; and the rest. Within a lane the quick and telling ones first.
-real_nodes=(lab sale demo)
+real_nodes=(lab sale hosted demo)
 long=(chaos)
 order=(attacks chart guards)
 # No Kubernetes, so they run with `make lint`.
@@ -126,6 +126,7 @@ lint() {
 unit() {
     step "unit tests and properties" cargo test "${workspace[@]}" --no-fail-fast --lib --bins
     step "model checks" cargo test "${workspace[@]}" --no-fail-fast --test model --test shared
+    step "the gateway on loopback" cargo test "${workspace[@]}" --no-fail-fast --test proxy --test crash
     step "examples in the documentation" cargo test "${workspace[@]}" --no-fail-fast --doc
 }
 
@@ -284,6 +285,8 @@ case $command in
         need_cc && build && lab_tools
         step "soak: $SPILLWAY_SOAK_KILLS kills" cargo test "${workspace[@]}" --test chaos -- --test-threads=1 --nocapture random_kills
         export SPILLWAY_BAD_INPUTS=${SPILLWAY_BAD_INPUTS:-2000}
+        export SPILLWAY_GATEWAY_KILLS=${SPILLWAY_GATEWAY_KILLS:-100}
+        step "soak: $SPILLWAY_GATEWAY_KILLS kills of a gateway" cargo test "${workspace[@]}" --test crash -- --nocapture
         step "soak: $SPILLWAY_BAD_INPUTS bad inputs" cargo test "${workspace[@]}" --test badinput -- --test-threads=1 --nocapture
         finish
         ;;

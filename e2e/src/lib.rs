@@ -23,6 +23,7 @@ mod lab;
 mod node;
 pub mod packages;
 pub mod paths;
+pub mod pip;
 pub mod process;
 pub mod progress;
 pub mod spillway;

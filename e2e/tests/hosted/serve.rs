@@ -10,6 +10,7 @@ use kube::api::{Api, ListParams};
 use serde_json::{Value, json};
 use spillway_crds::{ApiKey, Model, ModelEndpoint, Phase, names::POOL_LABEL};
 use spillway_lab::image::engine::WEIGHTS;
+use spillway_lab::pip;
 use spillway_lab::spillway::{Binaries, NAMESPACE, Spillway};
 use spillway_lab::{Lab, LabOptions, Size, wait_for, wait_for_value};
 
@@ -88,6 +89,9 @@ async fn tell(lab: &Lab) -> Result<()> {
     create(&endpoints, json!({"metadata": {"name": "chat"}, "spec": spec})).await?;
     let keys: Api<ApiKey> = Api::namespaced(client.clone(), TENANT);
     create(&keys, json!({"metadata": {"name": "ci"}, "spec": {"secretName": "ci-key"}})).await?;
+    let limits = json!({"concurrency": 1});
+    create(&keys, json!({"metadata": {"name": "strict"}, "spec": {"secretName": "strict-key", "limits": limits}}))
+        .await?;
     lab.kubectl(&["wait", "--for=condition=Ready", "me/chat", "-n", TENANT, "--timeout=120s"]).await?;
     eprintln!("the model answers {:.1?} after its endpoint was made", begun.elapsed());
     lab.kubectl(&["rollout", "status", "statefulset/spillway-gateway", "-n", NAMESPACE, "--timeout=90s"]).await?;
@@ -114,12 +118,17 @@ async fn tell(lab: &Lab) -> Result<()> {
     ensure!(refused.status().as_u16() == 400, "nonsense is {}", refused.status());
     billed(&spillway, 3, &gateway).await?;
 
+    // The official client, unmodified, and embeddings beside.
+    embed(&spillway, image).await?;
+    sdk(&spillway, &gateway).await?;
+
     // Two replicas, each on a device of its own, and one again without a request that is cut.
     lab.kubectl(&["scale", "me", "chat", "-n", TENANT, "--replicas=2"]).await?;
     lab.kubectl(&["wait", "--for=jsonpath={.status.readyReplicas}=2", "me/chat", "-n", TENANT, "--timeout=120s"])
         .await?;
-    let devices = Api::<Pod>::namespaced(client, TENANT).list(&ListParams::default()).await?.items.len();
-    ensure!(devices == 2, "{devices} pods serve");
+    let params = ListParams::default().labels("spillway.dev/endpoint=chat");
+    let pods = Api::<Pod>::namespaced(client, TENANT).list(&params).await?.items.len();
+    ensure!(pods == 2, "{pods} pods serve");
     let long = gateway.chat(json!({"stream": true, "max_tokens": 200})).await?;
     lab.kubectl(&["scale", "me", "chat", "-n", TENANT, "--replicas=1"]).await?;
     let text = long.text().await.context("a stream over a scale-down")?;
@@ -140,6 +149,52 @@ async fn tell(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
+/// Another model of the same weights, which makes vectors of texts.
+async fn embed(spillway: &Spillway<'_>, image: &str) -> Result<()> {
+    let version = json!({
+        "name": "q4", "contextLength": 2048, "source": {"path": WEIGHTS},
+        "runtime": {"preset": "LlamaCpp", "image": image, "args": ["--embeddings", "--pooling", "mean"]},
+        "needs": {"devices": 1, "cpu": "500m", "memory": "1Gi", "startup": "2m"},
+    });
+    let model =
+        json!({"metadata": {"name": "vectors"}, "spec": {"capabilities": ["Embeddings"], "versions": [version]}});
+    create::<Model>(&Api::all(spillway.client()), model).await?;
+    let spec = json!({"model": {"name": "vectors", "version": "q4"}, "capacity": {"reservation": "base"}});
+    let endpoints: Api<ModelEndpoint> = Api::namespaced(spillway.client(), TENANT);
+    create(&endpoints, json!({"metadata": {"name": "embed"}, "spec": spec})).await?;
+    let wait = ["wait", "--for=condition=Ready", "me/embed", "-n", TENANT, "--timeout=120s"];
+    spillway.lab().kubectl(&wait).await.map(drop)
+}
+
+/// Runs the script of the official client.
+async fn sdk(spillway: &Spillway<'_>, gateway: &Client) -> Result<()> {
+    let site = tokio::task::spawn_blocking(pip::openai).await.context("looking for OpenAI's client")??;
+    let strict = read_key(spillway, "strict-key").await?;
+    let output = tokio::process::Command::new("python3")
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/hosted/sdk.py"))
+        .env("PYTHONPATH", site)
+        .env("GATEWAY", format!("http://{}", gateway.address))
+        .env("OPENAI_API_KEY", &gateway.key)
+        .env("STRICT_KEY", strict)
+        .output()
+        .await
+        .context("running the script of the official client")?;
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    eprintln!("{out}");
+    ensure!(output.status.success(), "the official client is not content:\n{out}\n{err}");
+    Ok(())
+}
+
+/// The key in a Secret, once it is there.
+async fn read_key(spillway: &Spillway<'_>, secret: &str) -> Result<String> {
+    let secrets = Api::<Secret>::namespaced(spillway.client(), TENANT);
+    wait_for_value("the key", START, || async {
+        let data = secrets.get_opt(secret).await?.and_then(|secret| secret.data).unwrap_or_default();
+        data.get("OPENAI_API_KEY").map(|key| String::from_utf8(key.0.clone()).context("a key")).transpose()
+    })
+    .await
+}
+
 /// The gateway's address, and the key.
 async fn find_gateway(spillway: &Spillway<'_>) -> Result<Client> {
     let services = Api::<Service>::namespaced(spillway.client(), NAMESPACE);
@@ -147,12 +202,7 @@ async fn find_gateway(spillway: &Spillway<'_>) -> Result<Client> {
     let ports = spec.and_then(|spec| spec.ports).unwrap_or_default();
     let port = ports.first().and_then(|port| port.node_port).context("no NodePort")?;
     let address = SocketAddr::from((spillway.lab().node_address(0), u16::try_from(port).context("a port")?));
-    let secrets = Api::<Secret>::namespaced(spillway.client(), TENANT);
-    let key = wait_for_value("the key", START, || async {
-        let data = secrets.get_opt("ci-key").await?.and_then(|secret| secret.data).unwrap_or_default();
-        data.get("OPENAI_API_KEY").map(|key| String::from_utf8(key.0.clone()).context("a key")).transpose()
-    })
-    .await?;
+    let key = read_key(spillway, "ci-key").await?;
     let http = reqwest::Client::builder().timeout(START).build().context("an HTTP client")?;
     Ok(Client { http, address, key })
 }

@@ -18,7 +18,7 @@ use serde::de::DeserializeOwned;
 use spillway_crds::apikey::{KEY_SHARDS, keys_secret};
 use spillway_crds::key::{KeyId, SecretHash};
 use spillway_crds::names::ENDPOINT_LABEL;
-use spillway_crds::{ApiKey, Capability, KeyRecord, Model, ModelEndpoint, Preset, ServingLimits, Tenant};
+use spillway_crds::{ApiKey, Capability, KeyRecord, Model, ModelEndpoint, ServingLimits, Tenant};
 use spillway_metering::{NamespaceName, TenantName};
 use tokio::sync::{Notify, watch};
 
@@ -77,15 +77,9 @@ pub fn build(objects: &Objects) -> Catalogue {
 
 fn serve(endpoint: &ModelEndpoint, name: &FullName, tenant: &TenantName, model: &Model) -> Option<Served> {
     let version = model.spec.versions.iter().find(|version| version.name == endpoint.spec.model.version)?;
-    let capability = |capability: &Capability| match capability {
-        Capability::Chat => Endpoint::ChatCompletions,
-        Capability::Completions => Endpoint::Completions,
-        Capability::Embeddings => Endpoint::Embeddings,
-    };
     let shared = endpoint.spec.access.iter().flat_map(|access| &access.tenants);
     // vLLM and llama.cpp are told the name; another image may know it by one of its own.
     let served_name = version.runtime.served_name.clone().unwrap_or_else(|| endpoint.spec.model.name.clone());
-    debug_assert!(matches!(version.runtime.preset, Preset::Vllm | Preset::LlamaCpp | Preset::OpenAi));
     Some(Served {
         namespace: name.0.clone(),
         name: name.1.clone(),
@@ -99,6 +93,15 @@ fn serve(endpoint: &ModelEndpoint, name: &FullName, tenant: &TenantName, model: 
         created: endpoint.metadata.creation_timestamp.as_ref().map_or(0, |at| at.0.as_second()),
         replicas: Vec::new(),
     })
+}
+
+/// The path at which a capability is asked for.
+pub(crate) fn capability(capability: &Capability) -> Endpoint {
+    match capability {
+        Capability::Chat => Endpoint::ChatCompletions,
+        Capability::Completions => Endpoint::Completions,
+        Capability::Embeddings => Endpoint::Embeddings,
+    }
 }
 
 /// Replicas that answer, by endpoint, in order.
@@ -125,11 +128,11 @@ fn replicas(slices: &[Arc<EndpointSlice>]) -> HashMap<FullName, Vec<Replica>> {
 }
 
 /// A number for a UID that every gateway gives it alike: FNV-1a.
-fn number(uid: &str) -> u64 {
+pub(crate) fn number(uid: &str) -> u64 {
     uid.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
-fn limits(limits: Option<ServingLimits>) -> Limits {
+pub(crate) fn limits(limits: Option<ServingLimits>) -> Limits {
     let limits = limits.unwrap_or_default();
     let small = |limit: Option<i64>| limit.map(|limit| u32::try_from(limit.max(0)).unwrap_or(u32::MAX));
     Limits {

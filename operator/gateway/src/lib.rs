@@ -9,6 +9,7 @@ pub mod catalogue;
 pub mod clock;
 pub mod cluster;
 pub mod error;
+pub mod file;
 pub mod fleet;
 pub mod json;
 pub mod keys;

@@ -1,5 +1,6 @@
 //! `spillway-gateway`: the arguments, the logs, the signals and the ports around the library.
 
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -7,14 +8,15 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use axum::{Router, http::StatusCode, routing::get};
-use clap::{Parser, ValueEnum};
+use clap::{Parser, Subcommand, ValueEnum};
+use spillway_crds::key::{ID_BYTES, KeyId, PresentedKey, SECRET_BYTES, mint};
 use spillway_gateway::admission::{Admission, Mode};
 use spillway_gateway::catalogue::Catalogue;
 use spillway_gateway::fleet::Fleet;
 use spillway_gateway::proxy::{Gateway, Limits, Parts, Stage};
 use spillway_gateway::routing::{BLOCKS_MAX, Cache, Config, Cost, Peers};
 use spillway_gateway::wal::{self, Durability, Wal};
-use spillway_gateway::{cluster, server};
+use spillway_gateway::{cluster, file, server};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing_subscriber::EnvFilter;
@@ -24,14 +26,17 @@ use tracing_subscriber::EnvFilter;
 /// It watches the endpoints, keys and tenants of a cluster, lets requests in within their limits, sends them to the replicas that the operator has laid
 /// out, and writes what they used into its own log.
 #[derive(Debug, Parser)]
-#[command(name = "spillway-gateway", version, after_help = EXAMPLES)]
+#[command(name = "spillway-gateway", version, subcommand_negates_reqs = true, after_help = EXAMPLES)]
 struct Arguments {
     /// Namespace of the operator, where what is kept of keys is
     #[arg(long, env = "POD_NAMESPACE", default_value = "spillway-system")]
     namespace: String,
     /// Name of this gateway in bills: the pod's
-    #[arg(long, env = "POD_NAME", value_name = "NAME")]
-    name: String,
+    #[arg(long, env = "POD_NAME", value_name = "NAME", required = true)]
+    name: Option<String>,
+    /// Serve what this file says, and no cluster: to try it out
+    #[arg(long, value_name = "FILE")]
+    catalogue: Option<PathBuf>,
     /// Where clients come
     #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:8000")]
     listen: SocketAddr,
@@ -56,6 +61,18 @@ struct Arguments {
     /// Form of the log lines on standard error
     #[arg(long, env = "LOG_FORMAT", value_enum, default_value = "json")]
     log_format: LogFormat,
+
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+/// What to do instead of serving.
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Print a new key, and what a catalogue in a file says of it
+    ///
+    /// Keys of a cluster are made by ApiKey objects.
+    Key,
 }
 
 /// What a bill survives.
@@ -84,11 +101,19 @@ Examples:
   # on a workstation, against the current kubeconfig
   spillway-gateway --name me --listen 127.0.0.1:8000 --admin 127.0.0.1:8001 --log-directory /tmp/gateway --durability process --log-format text
 
+  # without a cluster: a key, and a catalogue that names it and an engine (docs/book/src/serving.md has one)
+  spillway-gateway key
+  spillway-gateway --name me --catalogue catalogue.yaml --log-directory /tmp/gateway
+
 RUST_LOG sets what is logged (default: info).";
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
+    if let Some(Command::Key) = arguments.command {
+        return print_key();
+    }
+    let name = arguments.name.clone().unwrap_or_default();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     let log = tracing_subscriber::fmt().with_ansi(false).with_env_filter(filter).with_writer(std::io::stderr);
     match arguments.log_format {
@@ -103,11 +128,10 @@ async fn main() -> anyhow::Result<()> {
     let opened = tokio::task::spawn_blocking(move || Wal::open(config)).await.context("opening the log")?;
     let (wal, recovery) =
         opened.with_context(|| format!("opening the log in {}", arguments.log_directory.display()))?;
-    tracing::info!(?recovery, "the log is open");
+    let (crashed, torn) = (recovery.crashed.len(), recovery.torn.len());
+    tracing::info!(crashed, torn, unshipped = recovery.unacknowledged, "the log is open");
 
-    let kube_config =
-        kube::Config::infer().await.context("finding the API server: is there a kubeconfig, or a service account?")?;
-    let client = kube::Client::try_from(kube_config).context("making a client of the API server")?;
+    let source = find_source(&arguments).await?;
     let (publish, catalogue) = watch::channel(Arc::new(Catalogue::default()));
     let (known, is_known) = watch::channel(false);
     let (to_stage, stage) = watch::channel(Stage::Serving);
@@ -115,7 +139,7 @@ async fn main() -> anyhow::Result<()> {
     let blocks = u32::try_from(BLOCKS_MAX).unwrap_or(u32::MAX).saturating_mul(16);
     let peers = if arguments.gateways > 1 { Peers::Any } else { Peers::None };
     let gateway = Gateway::new(Parts {
-        name: arguments.name.as_str().into(),
+        name: name.as_str().into(),
         limits: Limits::default(),
         catalogue,
         stage: stage.clone(),
@@ -125,7 +149,16 @@ async fn main() -> anyhow::Result<()> {
     });
     tokio::spawn(Arc::clone(&gateway).follow());
     let namespace = arguments.namespace.clone();
-    let following = tokio::spawn(async move { cluster::follow(client, &namespace, publish, known).await });
+    let following = tokio::spawn(async move {
+        match source {
+            Source::Cluster(client) => cluster::follow(client, &namespace, publish, known).await,
+            Source::File(catalogue) => {
+                publish.send_replace(Arc::new(catalogue));
+                known.send_replace(true);
+                std::future::pending::<()>().await;
+            }
+        }
+    });
     let admin = tokio::net::TcpListener::bind(arguments.admin)
         .await
         .with_context(|| format!("listening on {}", arguments.admin))?;
@@ -175,6 +208,40 @@ async fn main() -> anyhow::Result<()> {
     }
     tracing::info!("ended");
     Ok(())
+}
+
+/// Where what is known comes from.
+enum Source {
+    Cluster(kube::Client),
+    File(Catalogue),
+}
+
+async fn find_source(arguments: &Arguments) -> anyhow::Result<Source> {
+    if let Some(path) = &arguments.catalogue {
+        let text = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+        return Ok(Source::File(file::parse(&text).with_context(|| format!("reading {}", path.display()))?));
+    }
+    let config =
+        kube::Config::infer().await.context("finding the API server: is there a kubeconfig, or a service account?")?;
+    Ok(Source::Cluster(kube::Client::try_from(config).context("making a client of the API server")?))
+}
+
+/// Prints a new key and its entry in a file.
+fn print_key() -> anyhow::Result<()> {
+    let (mut id, mut secret) = ([0; ID_BYTES], [0; SECRET_BYTES]);
+    getrandom::fill(&mut id)
+        .and_then(|()| getrandom::fill(&mut secret))
+        .context("asking the system for random bytes")?;
+    let key = mint(KeyId::new(&id), &secret);
+    let presented = PresentedKey::parse(&key).context("a key that was made")?;
+    let mut out = std::io::stdout().lock();
+    writeln!(
+        out,
+        "{key}\n\nkeys:\n  - {{id: {}, sha256: {}, tenant: acme, namespace: acme}}",
+        presented.id(),
+        presented.hash().to_hex()
+    )
+    .context("printing the key")
 }
 
 /// `/metrics`, `/healthz` and `/readyz`.

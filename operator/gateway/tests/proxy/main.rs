@@ -28,7 +28,9 @@ use stage::{BOUND, Setting, Stage, events, text, until, value};
 async fn a_stream_comes_through_and_is_billed_as_the_engine_says() {
     let engine = Engine::start(Script::default()).await;
     let stage = Stage::new(&[&engine]).await;
-    let response = stage.chat(json!({"stream": true, "temperature": 0.5, "unknown": {"a": [1, 2]}})).await;
+    let tools = json!([{"type": "function", "function": {"name": "look_up", "parameters": {"type": "object"}}}]);
+    let more = json!({"stream": true, "temperature": 0.5, "unknown": {"a": [1, 2]}, "tools": tools});
+    let response = stage.chat(more).await;
     assert_eq!(response.status(), StatusCode::OK);
     assert_eq!(response.headers()["content-type"], "text/event-stream");
     let id = response.headers()["x-request-id"].to_str().unwrap().to_owned();
@@ -43,6 +45,7 @@ async fn a_stream_comes_through_and_is_billed_as_the_engine_says() {
     assert_eq!(body["model"], "engine/tiny");
     assert_eq!(body["stream_options"], json!({"include_usage": true}));
     assert_eq!((&body["temperature"], &body["unknown"]), (&json!(0.5), &json!({"a": [1, 2]})));
+    assert_eq!(body["tools"], tools);
 
     let bill = stage.bills(1).await.remove(0);
     assert_eq!(bill.opening.id.to_string(), id);
