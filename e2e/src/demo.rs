@@ -6,6 +6,7 @@
 mod commands;
 mod existing;
 mod fleet;
+mod model;
 mod stage;
 mod story;
 mod teller;

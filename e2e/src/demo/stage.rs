@@ -93,13 +93,14 @@ impl Stage {
 
     async fn install(&self, teller: &mut Teller, helm_args: &[String]) -> Result<()> {
         teller.step("Spillway, by its Helm chart");
-        let wait = teller.wait("building images of the operator, the agent and the command line tool");
+        let wait = teller.wait("building images of the operator, the agent, the gateway and the command line tool");
         let images = self.lab.load_product_images(&paths::binaries_dir()?).await?;
         teller.done(wait, &format!("{} images built and loaded into the node", images.len()));
 
         let socket = format!("agent.criSocket={}", self.lab.containerd_socket(0).display());
         let mut helm = vec!["helm", "install", "spillway", "charts/spillway", "-n", NAMESPACE, "--create-namespace"];
-        helm.extend(["--set", "image.operator.tag=dev,image.agent.tag=dev", "--set", &socket]);
+        helm.extend(["--set", "image.operator.tag=dev,image.agent.tag=dev,image.gateway.tag=dev", "--set", &socket]);
+        helm.extend(["--set", "gateway.enabled=true,gateway.storage.kind=Scratch,gateway.service.type=NodePort"]);
         helm.extend(helm_args.iter().map(String::as_str));
         teller.command(&helm.join(" "), "");
         let real: Vec<&str> = helm.iter().map(|word| if *word == "charts/spillway" { CHART } else { word }).collect();

@@ -11,15 +11,16 @@ use spillway_crds::{GpuReservation, Phase};
 
 use super::commands::wrap;
 use super::fleet::{Pool, REGION};
+use super::model;
 use super::stage::Stage;
 use super::teller::{Teller, seconds};
 use super::workloads;
 use crate::wait_for_value;
 
 /// Most that any one thing of the story may take; each takes seconds.
-const BOUND: Duration = Duration::from_secs(90);
+pub(super) const BOUND: Duration = Duration::from_secs(90);
 /// Width of text that is wrapped.
-const WIDTH: usize = 110;
+pub(super) const WIDTH: usize = 110;
 
 /// How long acme buys the real node: the story comes to the waitlist within it, also where a thousand nodes make everything slower.
 fn term_seconds(stage: &Stage) -> u64 {
@@ -36,6 +37,8 @@ pub(super) async fn tell(teller: &mut Teller, stage: &Stage) -> Result<()> {
     the_owner_uses_the_rest(teller, stage, &shared).await?;
     the_term_ends(teller, stage).await?;
     the_node_comes_back(teller, stage).await?;
+    model::a_node_is_shared(teller, stage).await?;
+    model::a_model_is_served(teller, stage).await?;
     the_bill(teller, stage).await
 }
 
@@ -221,7 +224,7 @@ async fn the_bill(teller: &mut Teller, stage: &Stage) -> Result<()> {
 }
 
 /// Applies a manifest as a tenant's user.
-async fn apply_as(
+pub(super) async fn apply_as(
     teller: &Teller,
     stage: &Stage,
     user: &str,
@@ -236,7 +239,14 @@ async fn apply_as(
     Ok(())
 }
 
-async fn reserve(teller: &Teller, stage: &Stage, user: &str, namespace: &str, name: &str, spec: &str) -> Result<()> {
+pub(super) async fn reserve(
+    teller: &Teller,
+    stage: &Stage,
+    user: &str,
+    namespace: &str,
+    name: &str,
+    spec: &str,
+) -> Result<()> {
     let user = format!("--as={user}");
     stage
         .commands
@@ -246,7 +256,13 @@ async fn reserve(teller: &Teller, stage: &Stage, user: &str, namespace: &str, na
 }
 
 /// Waits until a reservation is in a phase, and tells through which it went.
-async fn follow(teller: &Teller, stage: &Stage, namespace: &str, name: &str, until: Phase) -> Result<GpuReservation> {
+pub(super) async fn follow(
+    teller: &Teller,
+    stage: &Stage,
+    namespace: &str,
+    name: &str,
+    until: Phase,
+) -> Result<GpuReservation> {
     let api = Api::<GpuReservation>::namespaced(stage.lab.client()?, namespace);
     let what = format!("{namespace}/{name}");
     let waiting = format!("waiting for {what} to be {}", until.as_str());
@@ -301,7 +317,7 @@ fn handover(from: &GpuReservation, to: &GpuReservation) -> Option<Duration> {
     Duration::try_from(active.0.duration_since(ended.0)).ok()
 }
 
-fn nodes_of(reservation: &GpuReservation) -> Vec<String> {
+pub(super) fn nodes_of(reservation: &GpuReservation) -> Vec<String> {
     let status = reservation.status.as_ref();
     status.map(|status| status.nodes.iter().map(|node| node.name.clone()).collect()).unwrap_or_default()
 }
@@ -311,7 +327,7 @@ fn node_of(pod: &Pod) -> Option<String> {
 }
 
 /// Waits until so many pods of a namespace run, and returns them.
-async fn running_pods(stage: &Stage, namespace: &str, count: usize) -> Result<Vec<Pod>> {
+pub(super) async fn running_pods(stage: &Stage, namespace: &str, count: usize) -> Result<Vec<Pod>> {
     let api = Api::<Pod>::namespaced(stage.lab.client()?, namespace);
     wait_for_value(&format!("{count} pods to run in {namespace}"), BOUND, || async {
         let pods = api.list(&ListParams::default()).await?.items;

@@ -69,6 +69,23 @@ spec:
     )
 }
 
+/// The same on a node that is shared, where each container is bounded.
+pub(super) fn pod_of_a_part(name: &str, gpus: u32) -> String {
+    let image = catalog::BUSYBOX;
+    format!(
+        "apiVersion: v1
+kind: Pod
+metadata: {{name: {name}, labels: {{app: {name}}}}}
+spec:
+  containers:
+    - name: work
+      image: {image}
+      command: [sh, -c, 'trap exit TERM; while sleep 0.2; do :; done']
+      resources: {{limits: {{nvidia.com/gpu: {gpus}, cpu: 100m, memory: 64Mi}}}}
+"
+    )
+}
+
 /// The owner's Deployment on a pool.
 pub(super) fn of_the_owner(pool: &str, replicas: u32, gpus: u32) -> String {
     let template = template("research", gpus, &json!({"nodeSelector": {POOL_LABEL: pool}}));
