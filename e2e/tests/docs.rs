@@ -12,23 +12,25 @@ mod alerts;
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
 /// Where the words that people see as `reason` are written.
-const REASONS: [&str; 12] = [
+const REASONS: [&str; 14] = [
     "operator/planner/src/plan/reasons.rs",
     "operator/planner/src/node.rs",
+    "operator/controllers/src/apikeys.rs",
     "operator/controllers/src/engine.rs",
     "operator/controllers/src/guards/state.rs",
     "operator/controllers/src/guards/audit.rs",
     "operator/controllers/src/pools.rs",
     "operator/controllers/src/reservations.rs",
     "operator/controllers/src/tenants.rs",
+    "operator/manifests/src/apikey.rs",
     "operator/manifests/src/observe.rs",
     "operator/manifests/src/pool.rs",
     "operator/manifests/src/reservation.rs",
     "operator/manifests/src/tenant.rs",
 ];
 
-/// Words of the same form that are no reasons: condition types, taint effects, actions of Events.
-const OTHER_WORDS: [&str; 11] = [
+/// Words of the same form that are no reasons: condition types, taint effects, kinds, actions of Events.
+const OTHER_WORDS: [&str; 15] = [
     "Reconciling",
     "NoSchedule",
     "NoExecute",
@@ -40,6 +42,10 @@ const OTHER_WORDS: [&str; 11] = [
     "PodScheduled",
     "Delete",
     "Stop",
+    "Issue",
+    "ApiKey",
+    "Opaque",
+    "Secret",
 ];
 
 fn read(path: &str) -> Result<String> {
@@ -80,10 +86,10 @@ fn every_reason_is_described() -> Result<()> {
 }
 
 /// The names of all metrics as Prometheus sees them: prefix, unit, and `_total` for what only grows.
-fn metrics(source: &str) -> Result<Vec<String>> {
+fn metrics(source: &str, prefix: &str) -> Result<Vec<String>> {
     let counters: BTreeSet<&str> = source
         .lines()
-        .filter_map(|line| line.trim().strip_prefix("pub ")?.split_once(": "))
+        .filter_map(|line| line.trim().trim_start_matches("pub ").split_once(": "))
         .filter(|(_, kind)| kind.trim_end_matches(',').ends_with("Counter") || kind.contains(", Counter>"))
         .map(|(field, _)| field)
         .collect();
@@ -94,10 +100,10 @@ fn metrics(source: &str) -> Result<Vec<String>> {
             None => ("", call.strip_prefix('(').context("a call of register")?),
         };
         let name = arguments.split('"').nth(1).context("the name of a metric")?;
-        let field =
-            arguments.split("self.").nth(1).and_then(|rest| rest.split('.').next()).context("the field of a metric")?;
+        let field = arguments.split("metrics.").nth(1).or_else(|| arguments.split("self.").nth(1));
+        let field = field.and_then(|rest| rest.split('.').next()).context("the field of a metric")?;
         let total = if counters.contains(field) { "_total" } else { "" };
-        names.push(format!("spillway_{name}{unit}{total}"));
+        names.push(format!("{prefix}_{name}{unit}{total}"));
     }
     Ok(names)
 }
@@ -105,8 +111,9 @@ fn metrics(source: &str) -> Result<Vec<String>> {
 #[test]
 fn every_metric_is_described() -> Result<()> {
     let reference = read("docs/book/src/metrics.md")?;
-    let names = metrics(&read("operator/controllers/src/metrics.rs")?)?;
-    ensure!(names.len() > 10, "only {names:?} were found: does this test still understand metrics.rs?");
+    let mut names = metrics(&read("operator/controllers/src/metrics.rs")?, "spillway")?;
+    names.extend(metrics(&read("operator/gateway/src/metrics.rs")?, "spillway_gateway")?);
+    ensure!(names.len() > 20, "only {names:?} were found: does this test still understand metrics.rs?");
     let missing: Vec<&String> = names.iter().filter(|name| !reference.contains(&format!("| `{name}` |"))).collect();
     ensure!(missing.is_empty(), "docs/book/src/metrics.md does not describe {missing:?}");
     let described = reference.lines().filter_map(|line| line.strip_prefix("| `spillway_")?.split('`').next());

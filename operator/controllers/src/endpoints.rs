@@ -1,20 +1,26 @@
 //! `ModelEndpoint`: fetch the model and the capacity, lay out a Deployment and a Service, prune what is not asked for any more, say how it does.
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt::Debug, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
-use k8s_openapi::api::{apps::v1::Deployment, core::v1::Service};
+use k8s_openapi::{
+    NamespaceResourceScope,
+    api::{apps::v1::Deployment, core::v1::Service, networking::v1::NetworkPolicy, policy::v1::PodDisruptionBudget},
+};
 use kube::{
-    Api, ResourceExt,
+    Api, Resource, ResourceExt,
     api::{DeleteParams, Patch, PatchParams, Preconditions},
     runtime::{controller::Action, reflector::ObjectRef},
 };
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
 use spillway_crds::{
     ModelEndpoint, ModelVersion,
     names::{ENDPOINT_LABEL, FIELD_MANAGER, ROLE_LABEL, ROLE_OWNER},
 };
 use spillway_manifests::endpoint::{
-    Facts, Serving, build_deployment, build_service, build_status, deployment_name, find_version,
+    Facts, Serving, build_deployment, build_disruption_budget, build_network_policy, build_service, build_status,
+    deployment_name, find_version,
 };
 use spillway_planner::{Booking, ReservationUid};
 
@@ -141,25 +147,49 @@ fn fits(booking: &Booking, devices: i32) -> i32 {
     i32::try_from(open(booking).map(|held| held / each).sum::<u32>()).unwrap_or(i32::MAX)
 }
 
-/// Applies what is laid out; gives why it cannot, if somebody else has the fields.
+/// Applies what is laid out; gives why it cannot, if somebody else has the fields. What was applied just so a short while ago is not again.
 async fn apply(context: &Context, serving: &Serving<'_>) -> Result<Option<(&'static str, String)>, Error> {
-    // Not by force: what somebody else made under these names is not taken over.
+    let deployment = deployment_name(serving.name, &serving.version.name);
+    // In this order: nobody comes by before the policy, and the Service is there before who is behind it.
+    let all = [
+        ("NetworkPolicy", serving.name, build_network_policy(serving, &context.config.namespace)),
+        ("Service", serving.name, build_service(serving)),
+        ("PodDisruptionBudget", serving.name, build_disruption_budget(serving)),
+        ("Deployment", deployment.as_str(), build_deployment(serving)),
+    ];
+    let key = format!("{}/{}", serving.namespace, serving.name);
+    let print = json!(all.iter().map(|(.., object)| object).collect::<Vec<_>>()).to_string();
+    let mut there = deployments(context, serving.namespace, serving.name).filter(|one| one.name_any() == deployment);
+    // Somebody's change of the Deployment makes its generation another one.
+    if there.next().is_some_and(|one| context.hosted.was_applied(&key, &(print.clone(), one.metadata.generation))) {
+        return Ok(None);
+    }
+    let mut generation = None;
+    for (kind, name, object) in all {
+        let applied = match kind {
+            "NetworkPolicy" => apply_one::<NetworkPolicy>(context, serving.namespace, name, &object).await,
+            "Service" => apply_one::<Service>(context, serving.namespace, name, &object).await,
+            "PodDisruptionBudget" => apply_one::<PodDisruptionBudget>(context, serving.namespace, name, &object).await,
+            _ => apply_one::<Deployment>(context, serving.namespace, name, &object).await,
+        };
+        match applied {
+            Ok(now) => generation = now,
+            Err(error) => return taken(kind, name, error).map(Some),
+        }
+    }
+    context.hosted.note_applied(key, (print, generation));
+    Ok(None)
+}
+
+/// Applies an object; gives its generation. Not by force: what somebody else made under this name is not taken over.
+async fn apply_one<K>(context: &Context, namespace: &str, name: &str, object: &Value) -> Result<Option<i64>, Error>
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Debug,
+{
+    let api: Api<K> = Api::namespaced(context.client.clone(), namespace);
     let params = PatchParams::apply(FIELD_MANAGER);
-    let services: Api<Service> = Api::namespaced(context.client.clone(), serving.namespace);
-    let service = build_service(serving);
-    let applied =
-        call("applying an endpoint's Service", services.patch(serving.name, &params, &Patch::Apply(&service))).await;
-    if let Err(error) = applied {
-        return taken("Service", serving.name, error).map(Some);
-    }
-    let deployments: Api<Deployment> = Api::namespaced(context.client.clone(), serving.namespace);
-    let (deployment, name) = (build_deployment(serving), deployment_name(serving.name, &serving.version.name));
-    let applied =
-        call("applying an endpoint's Deployment", deployments.patch(&name, &params, &Patch::Apply(&deployment))).await;
-    match applied {
-        Err(error) => taken("Deployment", &name, error).map(Some),
-        Ok(_) => Ok(None),
-    }
+    let applied = call("applying an object of an endpoint", api.patch(name, &params, &Patch::Apply(object))).await?;
+    Ok(applied.meta().generation)
 }
 
 /// Somebody else has fields of an object that an endpoint needs.

@@ -1,6 +1,10 @@
 //! What hosted models stand on: their watches and queues. They are beside those of capacity, which is sold whether these come or not.
 
-use std::sync::Arc;
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use k8s_openapi::api::{apps::v1::Deployment, core::v1::Secret};
 use kube::{
@@ -34,7 +38,15 @@ pub struct Hosted {
     shards: Vec<Store<Secret>>,
     namespace: String,
     queue: Queue<ModelEndpoint>,
+    /// What was applied of each endpoint, and when.
+    applied: Arc<Mutex<HashMap<String, (Applied, Instant)>>>,
 }
+
+/// What was applied of an endpoint: the objects, and the generation of the Deployment among them.
+pub type Applied = (String, Option<i64>);
+
+/// What was applied is applied again after so long, whatever became of it.
+const APPLIED: Duration = Duration::from_secs(240);
 
 impl Hosted {
     /// The watches of hosted models.
@@ -123,7 +135,32 @@ impl Hosted {
             feeds.push(feed);
         }
         let namespace = namespace.to_owned();
-        (Self { models, endpoints, deployments, keys, shards, namespace, queue: endpoint_queue }, feeds)
+        (
+            Self {
+                models,
+                endpoints,
+                deployments,
+                keys,
+                shards,
+                namespace,
+                queue: endpoint_queue,
+                applied: Arc::default(),
+            },
+            feeds,
+        )
+    }
+
+    /// Whether just this was applied of an endpoint a short while ago.
+    pub fn was_applied(&self, endpoint: &str, all: &Applied) -> bool {
+        let applied = self.applied.lock().unwrap_or_else(PoisonError::into_inner);
+        applied.get(endpoint).is_some_and(|(known, at)| known == all && at.elapsed() < APPLIED)
+    }
+
+    /// Notes what was applied of an endpoint.
+    pub fn note_applied(&self, endpoint: String, all: Applied) {
+        let mut applied = self.applied.lock().unwrap_or_else(PoisonError::into_inner);
+        applied.retain(|_, (_, at)| at.elapsed() < APPLIED);
+        applied.insert(endpoint, (all, Instant::now()));
     }
 
     /// What is kept of the keys of a shard, if its Secret is there.

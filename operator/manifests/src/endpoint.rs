@@ -226,16 +226,59 @@ pub fn build_service(serving: &Serving<'_>) -> Value {
     json!({
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": {
-            "name": serving.name,
-            "namespace": serving.namespace,
-            "labels": selector(serving.name),
-            "ownerReferences": owner(serving.endpoint),
-        },
+        "metadata": metadata(serving),
         "spec": {
             "selector": selector(serving.name),
             "ports": [{"name": "http", "port": 80, "targetPort": "http", "protocol": "TCP"}],
         },
+    })
+}
+
+/// The PodDisruptionBudget of the replicas, for server-side apply: a drain takes them one at a time.
+pub fn build_disruption_budget(serving: &Serving<'_>) -> Value {
+    json!({
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
+        "metadata": metadata(serving),
+        "spec": {
+            "maxUnavailable": 1,
+            // A pod that is not ready anyway does not stop a drain.
+            "unhealthyPodEvictionPolicy": "AlwaysAllow",
+            "selector": {"matchLabels": selector(serving.name)},
+        },
+    })
+}
+
+/// The NetworkPolicy of the replicas, for server-side apply: only the gateways of this namespace reach the engines, which ask for no key. In force where
+/// the cluster's network has policies.
+pub fn build_network_policy(serving: &Serving<'_>, gateways: &str) -> Value {
+    json!({
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": metadata(serving),
+        "spec": {
+            "podSelector": {"matchLabels": selector(serving.name)},
+            "policyTypes": ["Ingress"],
+            "ingress": [{
+                "from": [{
+                    "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": gateways}},
+                    "podSelector": {"matchLabels": {
+                        "app.kubernetes.io/name": "spillway", "app.kubernetes.io/component": "gateway",
+                    }},
+                }],
+                "ports": [{"port": "http"}],
+            }],
+        },
+    })
+}
+
+/// That of what is named like the endpoint.
+fn metadata(serving: &Serving<'_>) -> Value {
+    json!({
+        "name": serving.name,
+        "namespace": serving.namespace,
+        "labels": selector(serving.name),
+        "ownerReferences": owner(serving.endpoint),
     })
 }
 

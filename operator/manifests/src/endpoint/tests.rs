@@ -49,6 +49,24 @@ fn deployment(#[case] name: &str, #[case] runtime: Value, #[case] source: Value)
 }
 
 #[test]
+fn only_gateways_reach_an_engine_and_a_drain_takes_one_at_a_time() {
+    let (model, endpoint) =
+        (model(&json!({"preset": "LlamaCpp", "image": "llama:1"}), &json!({"path": "/m"})), endpoint(2));
+    let serving = Serving {
+        endpoint: &endpoint,
+        namespace: "acme",
+        name: "chat",
+        model: "smollm2",
+        version: &model.spec.versions[0],
+        resource: "nvidia.com/gpu",
+        replicas: 2,
+        grace_seconds: 60,
+    };
+    insta::assert_yaml_snapshot!("network-policy", build_network_policy(&serving, "spillway-system"));
+    insta::assert_yaml_snapshot!("disruption-budget", build_disruption_budget(&serving));
+}
+
+#[test]
 fn the_selector_of_a_deployment_finds_its_pods_and_no_other_versions() {
     let deployment = laid_out(&json!({"preset": "LlamaCpp", "image": "llama:1"}), &json!({"path": "/m"}));
     let (wanted, labels) =
