@@ -217,9 +217,17 @@ pub(crate) struct UsageArgs {
     #[arg(long, value_name = "TIME", value_parser = time::parse_when)]
     pub(crate) to: Option<time::When>,
 
-    /// What to sum by.
+    /// What to sum by. Tokens: by tenant; by endpoint and model; by model.
     #[arg(long, value_enum, default_value_t = By::Tenant)]
     pub(crate) by: By,
+
+    /// Name of a Model: tokens of that one only.
+    #[arg(long)]
+    pub(crate) model: Option<String>,
+
+    /// Namespace of Spillway, in which the usage service is.
+    #[arg(long, value_name = "NAMESPACE", default_value = "spillway-system")]
+    pub(crate) spillway_namespace: String,
 }
 
 /// Arguments of `explain`.

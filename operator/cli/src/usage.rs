@@ -1,4 +1,4 @@
-//! `spillway usage`: GPU-hours of tenants over a period.
+//! `spillway usage`: GPU-hours of tenants over a period, and tokens of hosted models where a usage service stores them.
 
 use std::{
     collections::BTreeMap,
@@ -18,6 +18,10 @@ use crate::{
     time,
 };
 
+mod tokens;
+
+use tokens::Tokens;
+
 /// The answer.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -32,6 +36,9 @@ pub(crate) struct Usage {
     pub(crate) rows: Vec<Row>,
     /// All of them together.
     pub(crate) total: Amount,
+    /// Tokens of hosted models, where there is a usage service.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) tokens: Option<Tokens>,
 }
 
 /// One sum.
@@ -81,7 +88,8 @@ pub(crate) async fn run(client: &Client, args: &UsageArgs) -> Result<Usage, Erro
     let from_ms = args.from.map_or_else(|| time::start_of_month(now_ms), |from| from.resolve(now_ms));
     let to_ms = args.to.map_or(now_ms, |to| to.resolve(now_ms));
     let bookings = crate::ledger::read(client, Some(from_ms)).await?;
-    usage(&bookings, args, from_ms, to_ms, now_ms)
+    let tokens = tokens::read(client, args, from_ms, to_ms).await;
+    Ok(Usage { tokens, ..usage(&bookings, args, from_ms, to_ms, now_ms)? })
 }
 
 /// Sums.
@@ -122,6 +130,7 @@ pub(crate) fn usage(
         },
         rows,
         total: Amount::of(all)?,
+        tokens: None,
     })
 }
 
@@ -176,7 +185,8 @@ impl Report for Usage {
         last.resize(heads.len().saturating_sub(1), String::new());
         last.push(self.total.gpu_hours.clone());
         table.push(last);
-        table.write(out, 0)
+        table.write(out, 0)?;
+        self.tokens.as_ref().map_or(Ok(()), |tokens| tokens.write_table(out))
     }
 }
 

@@ -8,7 +8,8 @@ use crate::{
 };
 
 fn args(by: By, tenant: Option<&str>) -> UsageArgs {
-    UsageArgs { tenant: tenant.map(str::to_owned), from: None, to: None, by }
+    let spillway_namespace = "spillway-system".to_owned();
+    UsageArgs { tenant: tenant.map(str::to_owned), from: None, to: None, by, model: None, spillway_namespace }
 }
 
 /// `run` is live on 8 devices since an hour and 59 minutes; `old` of another tenant was over an hour ago, after 59 minutes.
