@@ -32,8 +32,10 @@ mod parameters;
 const BATCHES: usize = 64;
 /// Questions of one request for leases.
 const MOST_QUESTIONS: usize = 10_000;
-/// How long a batch or a report may take, all tries together.
-const PATIENCE: Duration = Duration::from_secs(150);
+/// How long a batch may take, all tries together.
+const BATCH: Duration = Duration::from_secs(45);
+/// How long a report may take.
+const REPORT: Duration = Duration::from_secs(150);
 /// How long the store may take to say that it is there.
 const PING: Duration = Duration::from_secs(3);
 
@@ -170,7 +172,7 @@ async fn post_records(
     }
     let begun = Instant::now();
     let (gateway, count) = (shipment.gateway, shipment.records.len());
-    let stored = tokio::time::timeout(PATIENCE, service.store.put(shipment.records)).await;
+    let stored = tokio::time::timeout(BATCH, service.store.put(shipment.records)).await;
     let stored = stored.map_err(|_| Problem::slow()).and_then(|stored| {
         stored.map_err(|error| {
             tracing::warn!(%gateway, count, %error, "a batch was not stored");
@@ -231,7 +233,7 @@ struct Rows {
 async fn get_usage(State(service): State<Arc<Service>>, RawQuery(query): RawQuery) -> Result<Response, Problem> {
     let asked = parameters::parse(query.as_deref().unwrap_or_default());
     let (filter, groups) = asked.map_err(|text| Problem::new(StatusCode::BAD_REQUEST, text))?;
-    let rows = tokio::time::timeout(PATIENCE, service.store.usage(&filter, &groups)).await;
+    let rows = tokio::time::timeout(REPORT, service.store.usage(&filter, &groups)).await;
     let rows = rows.map_err(|_| Problem::slow())?.map_err(|error| Problem::of_store(&error))?;
     Ok(json(&Rows { rows }))
 }

@@ -158,6 +158,9 @@ pub enum Migration {
     Refuse,
 }
 
+/// Records that are deleted in one transaction.
+const FORGET_AT_ONCE: i64 = 10_000;
+
 /// What was forgotten.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Forgotten {
@@ -262,12 +265,12 @@ impl Store {
         }
     }
 
-    /// Deletes the records of whole days that ended by `before_ms`, Unix milliseconds, a day at a time, and remembers that they are forgotten: such
+    /// Deletes the records of whole days that ended by `before_ms`, Unix milliseconds, the first ones first, and remembers that they are forgotten: such
     /// records that come later are not stored, for they may have been before.
     ///
     /// # Errors
     ///
-    /// What the store says. Days may be deleted by then.
+    /// What the store says. Some records may be deleted by then; the next time deletes the others.
     pub async fn forget_before(&self, before_ms: i64) -> Result<Forgotten, Error> {
         let day = before_ms.div_euclid(DAY_MS);
         match self {

@@ -18,7 +18,8 @@ use super::batch::Batch;
 use super::flat::{COLUMNS, Flat, outcome_text, signed};
 use super::query::{Bound, Dialect, GroupValue, Query};
 use super::{
-    DAY_MS, Error, Filter, Forgotten, Group, GroupKey, Migration, SCHEMA_VERSION, Summary, Usage, day_of, day_start_ms,
+    DAY_MS, Error, FORGET_AT_ONCE, Filter, Forgotten, Group, GroupKey, Migration, SCHEMA_VERSION, Summary, Usage,
+    day_of, day_start_ms,
 };
 
 /// Connections of one service.
@@ -127,13 +128,14 @@ impl Postgres {
 
     pub(super) async fn forget_before(&self, day: i64) -> Result<Forgotten, Error> {
         retry!(self, "remembering what is forgotten", WRITE, |client| remember_forgotten(&mut client, day))?;
-        let mut forgotten = Forgotten::default();
-        while let Some(records) =
-            retry!(self, "forgetting old days", LONG, |client| forget_first_day(&mut client, day))?
+        let (mut forgotten, mut days) = (Forgotten::default(), BTreeSet::new());
+        while let Some((first, records)) =
+            retry!(self, "forgetting old days", LONG, |client| forget_some(&mut client, day))?
         {
-            forgotten.days = forgotten.days.saturating_add(1);
+            days.insert(first);
             forgotten.records = forgotten.records.saturating_add(records);
         }
+        forgotten.days = u64::try_from(days.len()).unwrap_or(u64::MAX);
         Ok(forgotten)
     }
 
@@ -422,16 +424,17 @@ async fn remember_forgotten(client: &mut Client, day: i64) -> Result<(), Error> 
     client.execute(remember, &[&day]).await.map(|_| ()).map_err(sql("remembering what is forgotten"))
 }
 
-/// How many records the first day had that is before `day`; none if there is no such day.
-async fn forget_first_day(client: &mut Client, day: i64) -> Result<Option<u64>, Error> {
+/// Deletes some records of the first day that is before `day`: which day, and how many; none if there is no such day.
+async fn forget_some(client: &mut Client, day: i64) -> Result<Option<(i64, u64)>, Error> {
     let failed = sql("forgetting old days");
     let first = "SELECT min(ended_ms) FROM records WHERE ended_ms < $1";
     let first = client.query_one(first, &[&day_start_ms(day)]).await.and_then(|row| row.try_get(0));
     let first: Option<i64> = first.map_err(&failed)?;
-    let Some(first) = first else { return Ok(None) };
-    let end_ms = day_start_ms(day_of(first)).saturating_add(DAY_MS);
-    let deleted = client.execute("DELETE FROM records WHERE ended_ms < $1", &[&end_ms]).await.map_err(&failed)?;
-    Ok(Some(deleted))
+    let Some(first) = first.map(day_of) else { return Ok(None) };
+    let end_ms = day_start_ms(first).saturating_add(DAY_MS);
+    let delete = "DELETE FROM records WHERE id IN (SELECT id FROM records WHERE ended_ms < $1 LIMIT $2)";
+    let deleted = client.execute(delete, &[&end_ms, &FORGET_AT_ONCE]).await.map_err(&failed)?;
+    Ok(Some((first, deleted)))
 }
 
 async fn check(client: &mut Client) -> Result<Summary, Error> {

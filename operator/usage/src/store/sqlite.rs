@@ -2,6 +2,7 @@
 //!
 //! Each batch is one transaction, and is on the disk (`synchronous = FULL`) before it is answered.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -16,7 +17,8 @@ use super::batch::Batch;
 use super::flat::{COLUMNS, Flat, outcome_text, signed};
 use super::query::{Bound, Dialect, GroupValue, Query};
 use super::{
-    DAY_MS, Error, Filter, Forgotten, Group, GroupKey, Migration, SCHEMA_VERSION, Summary, Usage, day_of, day_start_ms,
+    DAY_MS, Error, FORGET_AT_ONCE, Filter, Forgotten, Group, GroupKey, Migration, SCHEMA_VERSION, Summary, Usage,
+    day_of, day_start_ms,
 };
 
 /// How long one process waits for another that writes.
@@ -45,6 +47,8 @@ const MIGRATIONS: [&str; 1] = ["
 pub struct Sqlite {
     writer: Worker,
     reader: Worker,
+    /// For [`Sqlite::ping`], so that it need not wait for a report.
+    prober: Worker,
 }
 
 impl Sqlite {
@@ -60,10 +64,14 @@ impl Sqlite {
             migrate(&mut writer, migration)?;
             let reader = connect(&path, Migration::Refuse)?;
             reader.pragma_update(None, "query_only", true).map_err(sql("opening the file to read"))?;
-            Ok((Worker::start("usage-writer", writer)?, Worker::start("usage-reader", reader)?))
+            let prober = connect(&path, Migration::Refuse)?;
+            Ok(Self {
+                writer: Worker::start("usage-writer", writer)?,
+                reader: Worker::start("usage-reader", reader)?,
+                prober: Worker::start("usage-prober", prober)?,
+            })
         });
-        let (writer, reader) = opened.await.map_err(|_| Error::Closed)??;
-        Ok(Self { writer, reader })
+        opened.await.map_err(|_| Error::Closed)?
     }
 
     pub(super) async fn put(&self, batch: Batch) -> Result<(Receipt, Vec<RequestId>), Error> {
@@ -85,17 +93,14 @@ impl Sqlite {
 
     pub(super) async fn forget_before(&self, day: i64) -> Result<Forgotten, Error> {
         self.writer.run(move |connection| remember_forgotten(connection, day)).await?;
-        let mut forgotten = Forgotten::default();
-        // Between two days batches have their turn.
-        loop {
-            match self.writer.run(move |connection| forget_first_day(connection, day)).await? {
-                None => return Ok(forgotten),
-                Some(records) => {
-                    forgotten.days = forgotten.days.saturating_add(1);
-                    forgotten.records = forgotten.records.saturating_add(records);
-                }
-            }
+        let (mut forgotten, mut days) = (Forgotten::default(), BTreeSet::new());
+        // Between two parts batches have their turn.
+        while let Some((first, records)) = self.writer.run(move |connection| forget_some(connection, day)).await? {
+            days.insert(first);
+            forgotten.records = forgotten.records.saturating_add(records);
         }
+        forgotten.days = u64::try_from(days.len()).unwrap_or(u64::MAX);
+        Ok(forgotten)
     }
 
     pub(super) async fn ping(&self) -> Result<(), Error> {
@@ -103,11 +108,11 @@ impl Sqlite {
             let one = connection.query_row("SELECT version FROM schema_version LIMIT 1", [], |_| Ok(()));
             one.map_err(sql("reading the version of the schema"))
         };
-        // The writer may be at work on a large batch: that it takes questions at all is enough.
-        if self.writer.jobs.is_closed() {
+        // They may be at work on something large: that they are there is enough.
+        if self.writer.jobs.is_closed() || self.reader.jobs.is_closed() {
             return Err(Error::Closed);
         }
-        self.reader.run(ask).await
+        self.prober.run(ask).await
     }
 
     pub(super) async fn check(&self) -> Result<Summary, Error> {
@@ -301,17 +306,18 @@ fn remember_forgotten(connection: &mut Connection, day: i64) -> Result<(), Error
     connection.execute(remember, [day]).map(|_| ()).map_err(sql("remembering what is forgotten"))
 }
 
-/// How many records the first day had that is before `day`; none if there is no such day.
-fn forget_first_day(connection: &mut Connection, day: i64) -> Result<Option<u64>, Error> {
+/// Deletes some records of the first day that is before `day`: which day, and how many; none if there is no such day.
+fn forget_some(connection: &mut Connection, day: i64) -> Result<Option<(i64, u64)>, Error> {
     let failed = sql("forgetting old days");
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(&failed)?;
     let first = "SELECT min(ended_ms) FROM records WHERE ended_ms < ?1";
     let first: Option<i64> = transaction.query_row(first, [day_start_ms(day)], |row| row.get(0)).map_err(&failed)?;
-    let Some(first) = first else { return Ok(None) };
-    let end_ms = day_start_ms(day_of(first)).saturating_add(DAY_MS);
-    let deleted = transaction.execute("DELETE FROM records WHERE ended_ms < ?1", [end_ms]).map_err(&failed)?;
+    let Some(first) = first.map(day_of) else { return Ok(None) };
+    let end_ms = day_start_ms(first).saturating_add(DAY_MS);
+    let delete = "DELETE FROM records WHERE id IN (SELECT id FROM records WHERE ended_ms < ?1 LIMIT ?2)";
+    let deleted = transaction.execute(delete, [end_ms, FORGET_AT_ONCE]).map_err(&failed)?;
     transaction.commit().map_err(&failed)?;
-    Ok(Some(u64::try_from(deleted).unwrap_or(u64::MAX)))
+    Ok(Some((first, u64::try_from(deleted).unwrap_or(u64::MAX))))
 }
 
 fn check(connection: &Connection) -> Result<Summary, Error> {

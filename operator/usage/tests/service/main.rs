@@ -2,6 +2,15 @@
 //!
 //! PostgreSQL is Debian's `postgresql-15`. Where it is missing, root installs it (no service is started), and anybody else is told to.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    reason = "helpers of tests are tests too"
+)]
+
 mod api;
 mod contract;
 mod killed;
@@ -33,12 +42,12 @@ pub(crate) fn record(number: u64) -> UsageRecord {
             gateway: "gateway-0".into(),
             replica: "chat-0-abc".into(),
             started_ms,
-            stream: number % 2 == 0,
+            stream: number.is_multiple_of(2),
         },
         ending: Ending {
             ended_ms: started_ms + 250,
             tokens: Tokens::new(100 + number % 7, number % 7, 10 + number % 11).unwrap(),
-            outcome: if number % 10 == 0 { Outcome::Partial(Cause::ClientGone) } else { Outcome::Complete },
+            outcome: if number.is_multiple_of(10) { Outcome::Partial(Cause::ClientGone) } else { Outcome::Complete },
             adjusted: Default::default(),
         },
     }
