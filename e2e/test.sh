@@ -127,6 +127,7 @@ unit() {
     step "unit tests and properties" cargo test "${workspace[@]}" --no-fail-fast --lib --bins
     step "model checks" cargo test "${workspace[@]}" --no-fail-fast --test model --test shared
     step "the gateway on loopback" cargo test "${workspace[@]}" --no-fail-fast --test proxy --test crash
+    step "the usage service on SQLite and PostgreSQL" cargo test "${workspace[@]}" --no-fail-fast --test service
     step "examples in the documentation" cargo test "${workspace[@]}" --no-fail-fast --doc
 }
 

@@ -12,7 +12,7 @@ use serde_json::Value;
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
 /// What a crate of ours may use of ours, in any kind of dependency.
-const MAY_USE: [(&str, &[&str]); 11] = [
+const MAY_USE: [(&str, &[&str]); 12] = [
     ("spillway-crds", &[]),
     ("spillway-planner", &[]),
     ("spillway-metering", &[]),
@@ -23,6 +23,7 @@ const MAY_USE: [(&str, &[&str]); 11] = [
     ("spillway-agent", &LIBRARIES),
     // It links neither the planner nor the controllers: what it shares with the usage service is in `metering`.
     ("spillway-gateway", &["spillway-crds", "spillway-metering"]),
+    ("spillway-usage", &["spillway-metering"]),
     ("spillway-cli", &LIBRARIES),
     // It tests what is installed, from outside: another crate of ours here would be a test that believes what it tests.
     ("spillway-lab", &["spillway-crds"]),
@@ -185,7 +186,9 @@ fn a_broken_graph_is_found() -> Result<()> {
     let in_tests = broken(true, "spillway-verify", "spillway-metering");
     assert_eq!(in_tests, ["spillway-verify uses spillway-metering; it may use [\"spillway-crds\"] of ours"]);
     // Nothing uses a binary.
-    for binary in ["spillway-operator", "spillway-agent", "spillway-gateway", "spillway-cli", "spillway-lab"] {
+    for binary in
+        ["spillway-operator", "spillway-agent", "spillway-gateway", "spillway-usage", "spillway-cli", "spillway-lab"]
+    {
         assert_eq!(broken(false, "spillway-controllers", binary).len(), 1, "{binary}");
     }
     // By a way round: through a crate of somebody else's.

@@ -26,7 +26,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::keys::{KeyId, Keyring};
 
-pub mod bucket;
 pub mod estimate;
 pub mod lease;
 pub mod rates;
@@ -37,21 +36,11 @@ use lease::{Grant, Need};
 use rates::RateLimits;
 use scope::{Full, Scope, Taken};
 
-/// The largest limit in a minute, and the largest amount: 2^40. What is above counts as this.
-pub const LIMIT_MAX: u64 = 1 << 40;
+pub use spillway_metering::bucket::{self, LIMIT_MAX};
+pub use spillway_metering::lease::Limits;
+
 /// Parts of the tenants, each with its lock.
 pub const SHARDS: usize = 32;
-
-/// Limits of a key or of a tenant. None is no limit.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub struct Limits {
-    /// Requests in a minute.
-    pub requests_per_minute: Option<u32>,
-    /// Tokens in a minute, of prompts and of answers.
-    pub tokens_per_minute: Option<u64>,
-    /// Requests at once.
-    pub concurrency: Option<u32>,
-}
 
 /// Where limits are kept.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

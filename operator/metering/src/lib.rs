@@ -92,6 +92,9 @@ name!(
     TierName
 );
 
+pub mod bucket;
+pub mod lease;
+pub mod shipping;
 pub mod tokens;
 
 /// Devices of one node that one reservation held for one stretch of time.

@@ -21,6 +21,8 @@
 //! none: `l + l * t / 60,000`. Whatever is lost, late, twice or dead. Requests in flight are at most the limit, and those of gateways whose slots
 //! ended before they could renew them, which are at most the slots they held.
 
+pub use spillway_metering::lease::{Block, Grant, Need};
+
 /// Milliseconds of demand that a gateway asks for in advance, and before the end of slots in use when it asks to keep them. Grants must be
 /// valid for longer, by the time that an answer takes at least.
 pub const HORIZON_MS: u64 = 2_000;
@@ -28,50 +30,6 @@ pub const HORIZON_MS: u64 = 2_000;
 const DEMAND_MS: u64 = 250;
 /// Milliseconds after which an answer is taken to be lost.
 pub const ANSWER_MS: u64 = 1_000;
-
-/// Amounts of two limits in a minute.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub struct Block {
-    /// Requests.
-    pub requests: u64,
-    /// Tokens.
-    pub tokens: u64,
-}
-
-/// What a gateway asks the service for.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Need {
-    /// Rises with every message of this gateway on this scope.
-    pub sequence: u64,
-    /// What it holds unspent.
-    pub held: Block,
-    /// What it has held and will not use, in total since it started.
-    pub returned: Block,
-    /// What it would like, beyond `held`.
-    pub want: Block,
-    /// What one request that waits needs, beyond `held`.
-    pub least: Block,
-    /// How many requests it wants to have in flight at once, in all, those of now among them.
-    pub slots: u32,
-    /// How many of them it needs for one request that waits; 0 if none waits for a slot.
-    pub least_slots: u32,
-}
-
-/// What the service grants.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Grant {
-    /// That of the [`Need`] that it answers.
-    pub sequence: u64,
-    /// Added to what is held.
-    pub block: Block,
-    /// In place of the slots held.
-    pub slots: u32,
-    /// How long the gateway may use all that it holds then, milliseconds from when it asked.
-    pub valid_ms: u64,
-    /// Where less was granted than the least: milliseconds until it may be there, as the service's bucket has it, and for slots some time that
-    /// is not 0. The gateway does not ask for more before that.
-    pub retry_after_ms: u64,
-}
 
 /// What of a limit is missing, and when to try again.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

@@ -3,7 +3,8 @@
 //! The unit is a part: 1/60,000 of what is counted. A limit of `l` in a minute is then `l` parts in a millisecond, exactly, so that nothing is
 //! rounded, however often the bucket is looked at. What is taken over any stretch of `t` milliseconds is at most `l + l * t / 60,000`.
 
-use super::LIMIT_MAX;
+/// The largest limit in a minute, and the largest amount: 2^40. What is above counts as this.
+pub const LIMIT_MAX: u64 = 1 << 40;
 
 /// Parts of one request, or of one token.
 const PARTS: i64 = 60_000;

@@ -1,0 +1,327 @@
+//! Where records of usage are: each once, by the id of its request. Nothing is changed in it: the first record of an id stands, and whole days are
+//! forgotten when they are old ([`Store::forget_before`]).
+//!
+//! Two kinds, of one behaviour: [`Sqlite`], one file for one service, and [`Postgres`], for several.
+
+use std::path::PathBuf;
+
+use spillway_metering::shipping::Receipt;
+use spillway_metering::tokens::{RequestId, UsageRecord};
+
+mod batch;
+mod flat;
+mod postgres;
+mod query;
+mod sqlite;
+
+pub use postgres::Postgres;
+pub use query::{Filter, Group, GroupKey, MOST_ROWS, Usage};
+pub use sqlite::Sqlite;
+
+use batch::Batch;
+
+/// The version of the schema that this program knows. Stores of older ones are migrated, of newer ones refused.
+pub const SCHEMA_VERSION: i32 = 1;
+/// Milliseconds of a day. Days are those of UTC.
+pub const DAY_MS: i64 = 86_400_000;
+/// The longest name of anything in a record that is stored, in bytes: three times that of Kubernetes, and fit for an index.
+pub const MOST_NAME_BYTES: usize = 1_024;
+/// The most records that are read at once.
+pub const MOST_READ: u32 = 10_000;
+
+/// What went wrong.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// SQLite said no.
+    #[error("{action}: {source}")]
+    Sqlite {
+        /// What was being done.
+        action: &'static str,
+        /// What SQLite says.
+        source: rusqlite::Error,
+    },
+    /// PostgreSQL said no.
+    #[error("{action}: {}", with_sources(source))]
+    Postgres {
+        /// What was being done.
+        action: &'static str,
+        /// What PostgreSQL says.
+        source: tokio_postgres::Error,
+    },
+    /// PostgreSQL did not answer in time.
+    #[error("{action}: no answer within {seconds} s")]
+    Slow {
+        /// What was being done.
+        action: &'static str,
+        /// How long it was waited for.
+        seconds: u64,
+    },
+    /// Not the URL of a PostgreSQL. It is not repeated here, for it has a password in it.
+    #[error("the address of PostgreSQL is none: it must be like postgres://user:password@host:5432/database")]
+    Url,
+    /// The file system said no.
+    #[error("{action}: {source}")]
+    File {
+        /// What was being done.
+        action: &'static str,
+        /// What it says.
+        source: std::io::Error,
+    },
+    /// Another program has made it newer.
+    #[error(
+        "the store has schema version {found}, and this program knows up to {known}: start one that is as new as the store"
+    )]
+    Newer {
+        /// That of the store.
+        found: i32,
+        /// That of this program.
+        known: i32,
+    },
+    /// It was not migrated.
+    #[error("the store has schema version {found}, and this program needs {known}: run `spillway-usage migrate`")]
+    Older {
+        /// That of the store; 0 where it has none.
+        found: i32,
+        /// That of this program.
+        known: i32,
+    },
+    /// A record with a name that no store takes.
+    #[error(
+        "the {field} of record {id} is longer than {MOST_NAME_BYTES} bytes or has a zero byte in it: it cannot be stored"
+    )]
+    Name {
+        /// Whose.
+        id: RequestId,
+        /// Which name of it.
+        field: &'static str,
+    },
+    /// More rows than are given.
+    #[error("there are more than {MOST_ROWS} rows: ask for a shorter time, for one tenant, or by fewer groups")]
+    TooMany,
+    /// A sum that 63 bits do not hold.
+    #[error("a sum does not fit into 63 bits: ask for a shorter time")]
+    Overflow,
+    /// What is stored is no record: somebody else has written it.
+    #[error("what is stored of request {id} is no record: its {field} is not one")]
+    Corrupt {
+        /// Whose, as far as it can be read.
+        id: String,
+        /// What of it.
+        field: &'static str,
+    },
+    /// SQLite's own check found something.
+    #[error("the file is damaged: {found}; restore a backup")]
+    Damaged {
+        /// The first things found.
+        found: String,
+    },
+    /// The thread that has the file is gone.
+    #[error("the store is closed")]
+    Closed,
+    /// What only SQLite does.
+    #[error("a backup is only made of SQLite: use pg_dump or your provider's backups")]
+    NoBackup,
+}
+
+impl Error {
+    /// Whether it is about what was asked, and would be the same another time.
+    pub fn is_askers(&self) -> bool {
+        matches!(self, Self::Name { .. } | Self::TooMany | Self::Overflow)
+    }
+}
+
+fn with_sources(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text = format!("{text}: {error}");
+        source = error.source();
+    }
+    text
+}
+
+/// Where a store is.
+#[derive(Clone)]
+pub enum Place {
+    /// A file.
+    Sqlite(PathBuf),
+    /// The URL of a database. Never printed: it has a password in it.
+    Postgres(String),
+}
+
+/// Whether a store that is new or old is made or migrated when it is opened.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Migration {
+    /// Yes.
+    Apply,
+    /// No: that is [`Error::Older`].
+    Refuse,
+}
+
+/// Records that are deleted in one transaction.
+const FORGET_AT_ONCE: i64 = 10_000;
+
+/// What was forgotten.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Forgotten {
+    /// Days that had records.
+    pub days: u64,
+    /// Records.
+    pub records: u64,
+}
+
+/// What is in a store.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Summary {
+    /// Version of its schema.
+    pub version: i32,
+    /// Records.
+    pub records: u64,
+    /// End of the first request, Unix milliseconds.
+    pub first_ms: Option<i64>,
+    /// End of the last request, Unix milliseconds.
+    pub last_ms: Option<i64>,
+}
+
+/// A store of records.
+#[derive(Clone)]
+pub enum Store {
+    /// In a file.
+    Sqlite(Sqlite),
+    /// In a database.
+    Postgres(Postgres),
+}
+
+impl Store {
+    /// Opens the store at a place.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Newer`], [`Error::Older`], or why it cannot be opened.
+    pub async fn open(place: &Place, migration: Migration) -> Result<Self, Error> {
+        match place {
+            Place::Sqlite(path) => Sqlite::open(path, migration).await.map(Self::Sqlite),
+            Place::Postgres(url) => Postgres::open(url, migration).await.map(Self::Postgres),
+        }
+    }
+
+    /// Stores records that are not known, in one transaction, and returns when it is durable. A record of an id that is known is counted as
+    /// [`Receipt::known`] if it is the same, or else as [`Receipt::differing`] and logged. After a connection was lost while PostgreSQL stored them,
+    /// they are sent again, and those that it had stored count as known.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`]; nothing is stored then, but for PostgreSQL when no answer came: whoever sends them again is safe.
+    pub async fn put(&self, records: Vec<UsageRecord>) -> Result<Receipt, Error> {
+        let batch = Batch::new(records)?;
+        let (receipt, differing) = match self {
+            Self::Sqlite(store) => store.put(batch).await?,
+            Self::Postgres(store) => store.put(&batch).await?,
+        };
+        for id in differing.iter().take(10) {
+            tracing::warn!(%id, "a record differs from the one that is stored of its request, which stands");
+        }
+        if differing.len() > 10 {
+            tracing::warn!(count = differing.len(), "records differ from those that are stored, which stand");
+        }
+        Ok(receipt)
+    }
+
+    /// Sums of the records that pass the filter, sorted by their groups. Without a group it is one row, of everything.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::TooMany`], [`Error::Overflow`], or what the store says.
+    pub async fn usage(&self, filter: &Filter, groups: &[Group]) -> Result<Vec<Usage>, Error> {
+        let groups = query::distinct(groups);
+        let mut rows = match self {
+            Self::Sqlite(store) => store.usage(filter.clone(), groups).await?,
+            Self::Postgres(store) => store.usage(filter, &groups).await?,
+        };
+        if rows.len() > MOST_ROWS {
+            return Err(Error::TooMany);
+        }
+        // Not by the store: each has its own order of text.
+        rows.sort_unstable_by(|one, other| one.group.cmp(&other.group));
+        Ok(rows)
+    }
+
+    /// The records that pass the filter and whose id is above `after`, at most `limit` (and [`MOST_READ`]) of them, by their ids. Who reads on with
+    /// the last id sees each record once, but may miss those that come late: gateways may ship a record long after its id was made.
+    ///
+    /// # Errors
+    ///
+    /// What the store says.
+    pub async fn records(
+        &self,
+        filter: &Filter,
+        after: Option<RequestId>,
+        limit: u32,
+    ) -> Result<Vec<UsageRecord>, Error> {
+        let limit = limit.min(MOST_READ);
+        match self {
+            Self::Sqlite(store) => store.records(filter.clone(), after, limit).await,
+            Self::Postgres(store) => store.records(filter, after, limit).await,
+        }
+    }
+
+    /// Deletes the records of whole days that ended by `before_ms`, Unix milliseconds, the first ones first, and remembers that they are forgotten: such
+    /// records that come later are not stored, for they may have been before.
+    ///
+    /// # Errors
+    ///
+    /// What the store says. Some records may be deleted by then; the next time deletes the others.
+    pub async fn forget_before(&self, before_ms: i64) -> Result<Forgotten, Error> {
+        let day = before_ms.div_euclid(DAY_MS);
+        match self {
+            Self::Sqlite(store) => store.forget_before(day).await,
+            Self::Postgres(store) => store.forget_before(day).await,
+        }
+    }
+
+    /// Whether it answers.
+    ///
+    /// # Errors
+    ///
+    /// Why it does not.
+    pub async fn ping(&self) -> Result<(), Error> {
+        match self {
+            Self::Sqlite(store) => store.ping().await,
+            Self::Postgres(store) => store.ping().await,
+        }
+    }
+
+    /// Checks the store as far as it can be, and counts.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong.
+    pub async fn check(&self) -> Result<Summary, Error> {
+        match self {
+            Self::Sqlite(store) => store.check().await,
+            Self::Postgres(store) => store.check().await,
+        }
+    }
+
+    /// Writes a copy of an SQLite store, as it is at one moment, while it is used on. The copy is there whole, or not at all.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoBackup`], or why it cannot be written.
+    pub async fn backup(&self, to: PathBuf) -> Result<(), Error> {
+        match self {
+            Self::Sqlite(store) => store.backup(to).await,
+            Self::Postgres(_) => Err(Error::NoBackup),
+        }
+    }
+}
+
+/// The day of a time, counted from 1970-01-01.
+fn day_of(at_ms: i64) -> i64 {
+    at_ms.div_euclid(DAY_MS)
+}
+
+/// The first millisecond of a day.
+fn day_start_ms(day: i64) -> i64 {
+    day.saturating_mul(DAY_MS)
+}

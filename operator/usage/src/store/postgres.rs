@@ -1,0 +1,449 @@
+//! Records in PostgreSQL, for services that several replicas of run. A connection that is lost is made anew, with growing pauses, and what was asked
+//! of it is asked again: also a batch of which nobody knows whether it was stored, for its ids make that harmless.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::str::FromStr as _;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use spillway_metering::shipping::Receipt;
+use spillway_metering::tokens::{RequestId, UsageRecord};
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{Client, Config, NoTls, Row};
+
+use super::batch::Batch;
+use super::flat::{COLUMNS, Flat, outcome_text, signed};
+use super::query::{Bound, Dialect, GroupValue, Query};
+use super::{
+    DAY_MS, Error, FORGET_AT_ONCE, Filter, Forgotten, Group, GroupKey, Migration, SCHEMA_VERSION, Summary, Usage,
+    day_of, day_start_ms,
+};
+
+/// Connections of one service.
+const CONNECTIONS: usize = 8;
+/// How long a connection may take to be made.
+const CONNECT: Duration = Duration::from_secs(5);
+/// How long one try of a batch may take.
+const WRITE: Duration = Duration::from_secs(15);
+/// How long one try of anything that looks at many rows may take.
+const LONG: Duration = Duration::from_secs(120);
+/// For how long it is tried again.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// The pause before the second try; each one after it is twice as long, up to [`PAUSE_MAX`].
+const PAUSE: Duration = Duration::from_millis(50);
+const PAUSE_MAX: Duration = Duration::from_secs(2);
+/// The lock of who migrates: any number, but this one for ever.
+const MIGRATION_LOCK: i64 = 0x5350_494c_4c57_4159;
+
+/// The statements that lead from version `n` to `n + 1`. What is here once is never changed: stores have it. Names are compared byte by byte, so
+/// that indexes hold whatever becomes of the system's locales.
+const MIGRATIONS: [&str; 1] = [r#"
+    CREATE TABLE records (
+        id BYTEA PRIMARY KEY CHECK (octet_length(id) = 16),
+        tenant TEXT COLLATE "C" NOT NULL, namespace TEXT COLLATE "C" NOT NULL, endpoint TEXT COLLATE "C" NOT NULL,
+        model TEXT COLLATE "C" NOT NULL, version TEXT COLLATE "C" NOT NULL, key_id TEXT COLLATE "C" NOT NULL,
+        gateway TEXT COLLATE "C" NOT NULL, replica TEXT COLLATE "C" NOT NULL,
+        started_ms BIGINT NOT NULL, ended_ms BIGINT NOT NULL, day BIGINT NOT NULL, stream BOOLEAN NOT NULL,
+        prompt BIGINT NOT NULL, cached BIGINT NOT NULL, completion BIGINT NOT NULL,
+        outcome TEXT COLLATE "C" NOT NULL, adjusted BIGINT NOT NULL
+    );
+    CREATE INDEX records_ended ON records (ended_ms);
+    CREATE INDEX records_tenant_ended ON records (tenant, ended_ms);
+    -- One row at most: records of days before it are gone.
+    CREATE TABLE forgotten (only_row BOOLEAN PRIMARY KEY CHECK (only_row), before_day BIGINT NOT NULL);
+"#];
+
+/// A store in a database.
+#[derive(Clone)]
+pub struct Postgres {
+    config: Arc<Config>,
+    /// Connections that nobody uses.
+    idle: Arc<Mutex<Vec<Client>>>,
+    places: Arc<Semaphore>,
+}
+
+/// Does a step with a connection, again and again while it may help. A connection that a step failed on, or that nobody waits for any more, is not
+/// used again: what state it is in is not known.
+macro_rules! retry {
+    ($store:expr, $action:literal, $limit:expr, |$client:ident| $step:expr) => {{
+        let _place = $store.places.acquire().await.map_err(|_| Error::Closed)?;
+        let mut pause = Pause::new();
+        loop {
+            let attempt = async {
+                let mut $client = $store.take().await?;
+                let done = $step.await?;
+                $store.give($client);
+                Ok(done)
+            };
+            let outcome = match tokio::time::timeout($limit, attempt).await {
+                Ok(outcome) => outcome,
+                Err(_) => Err(Error::Slow { action: $action, seconds: $limit.as_secs() }),
+            };
+            match outcome {
+                Err(error) if is_transient(&error) => pause.wait(error).await?,
+                outcome => break outcome,
+            }
+        }
+    }};
+}
+
+impl Postgres {
+    /// Opens the database of a URL.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Url`], [`Error::Newer`], [`Error::Older`], or why it cannot be reached in 20 seconds.
+    pub async fn open(url: &str, migration: Migration) -> Result<Self, Error> {
+        let mut config = Config::from_str(url).map_err(|_| Error::Url)?;
+        config.connect_timeout(CONNECT).application_name("spillway-usage");
+        config.keepalives_idle(Duration::from_secs(10)).tcp_user_timeout(Duration::from_secs(20));
+        let store = Self {
+            config: Arc::new(config),
+            idle: Arc::new(Mutex::new(Vec::new())),
+            places: Arc::new(Semaphore::new(CONNECTIONS)),
+        };
+        retry!(store, "migrating the schema", LONG, |client| migrate(&mut client, migration))?;
+        Ok(store)
+    }
+
+    pub(super) async fn put(&self, batch: &Batch) -> Result<(Receipt, Vec<RequestId>), Error> {
+        retry!(self, "storing records", WRITE, |client| put(&mut client, batch))
+    }
+
+    pub(super) async fn usage(&self, filter: &Filter, groups: &[Group]) -> Result<Vec<Usage>, Error> {
+        retry!(self, "summing usage", LONG, |client| usage(&mut client, filter, groups))
+    }
+
+    pub(super) async fn records(
+        &self,
+        filter: &Filter,
+        after: Option<RequestId>,
+        limit: u32,
+    ) -> Result<Vec<UsageRecord>, Error> {
+        retry!(self, "reading records", LONG, |client| records(&mut client, filter, after, limit))
+    }
+
+    pub(super) async fn forget_before(&self, day: i64) -> Result<Forgotten, Error> {
+        retry!(self, "remembering what is forgotten", WRITE, |client| remember_forgotten(&mut client, day))?;
+        let (mut forgotten, mut days) = (Forgotten::default(), BTreeSet::new());
+        while let Some((first, records)) =
+            retry!(self, "forgetting old days", LONG, |client| forget_some(&mut client, day))?
+        {
+            days.insert(first);
+            forgotten.records = forgotten.records.saturating_add(records);
+        }
+        forgotten.days = u64::try_from(days.len()).unwrap_or(u64::MAX);
+        Ok(forgotten)
+    }
+
+    /// One try: who asks wants to know how it is now.
+    pub(super) async fn ping(&self) -> Result<(), Error> {
+        let attempt = async {
+            let client = self.take().await?;
+            let one = client.simple_query("SELECT 1").await;
+            one.map_err(sql("asking for nothing"))?;
+            self.give(client);
+            Ok(())
+        };
+        let slow = Error::Slow { action: "asking for nothing", seconds: CONNECT.as_secs() };
+        tokio::time::timeout(CONNECT, attempt).await.unwrap_or(Err(slow))
+    }
+
+    pub(super) async fn check(&self) -> Result<Summary, Error> {
+        retry!(self, "counting records", LONG, |client| check(&mut client))
+    }
+
+    async fn take(&self) -> Result<Client, Error> {
+        loop {
+            let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            match idle {
+                Some(client) if client.is_closed() => {}
+                Some(client) => return Ok(client),
+                None => return self.connect().await,
+            }
+        }
+    }
+
+    fn give(&self, client: Client) {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        if idle.len() < CONNECTIONS {
+            idle.push(client);
+        }
+    }
+
+    async fn connect(&self) -> Result<Client, Error> {
+        let failed = sql("connecting to PostgreSQL");
+        let connecting = tokio::time::timeout(CONNECT, self.config.connect(NoTls)).await;
+        let slow = Error::Slow { action: "connecting to PostgreSQL", seconds: CONNECT.as_secs() };
+        let (client, connection) = connecting.map_err(|_| slow)?.map_err(&failed)?;
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::info!(%error, "a connection to PostgreSQL ended");
+            }
+        });
+        // What is answered is durable, whatever the server's default is; a stronger one stays. A step that we gave up on ends there, too.
+        let settings = "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'; \
+             SET statement_timeout = '120s'; SET idle_in_transaction_session_timeout = '120s'; SET lock_timeout = '10s'";
+        client.batch_execute(settings).await.map_err(&failed)?;
+        Ok(client)
+    }
+}
+
+/// Pauses that grow, until patience ends.
+struct Pause {
+    until: Instant,
+    next: Duration,
+}
+
+impl Pause {
+    fn new() -> Self {
+        Self { until: Instant::now() + PATIENCE, next: PAUSE }
+    }
+
+    /// Waits; or gives the error back, if it has been waited for long enough.
+    async fn wait(&mut self, error: Error) -> Result<(), Error> {
+        if Instant::now() + self.next > self.until {
+            return Err(error);
+        }
+        tracing::info!(%error, "PostgreSQL is tried again");
+        tokio::time::sleep(self.next).await;
+        self.next = self.next.saturating_mul(2).min(PAUSE_MAX);
+        Ok(())
+    }
+}
+
+/// Whether another try, perhaps with another connection, may end otherwise.
+fn is_transient(error: &Error) -> bool {
+    let source = match error {
+        Error::Slow { .. } => return true,
+        Error::Postgres { source, .. } => source,
+        _ => return false,
+    };
+    let Some(code) = source.code() else {
+        // Of the connection, and not of what was sent or read.
+        return source.is_closed()
+            || std::error::Error::source(source).is_some_and(|source| source.is::<std::io::Error>());
+    };
+    let lost = ["08", "53", "57P"].iter().any(|class| code.code().starts_with(class));
+    let conflict = [SqlState::T_R_SERIALIZATION_FAILURE, SqlState::T_R_DEADLOCK_DETECTED, SqlState::LOCK_NOT_AVAILABLE];
+    // After a failover: the connection is to one that only reads now.
+    lost || conflict.contains(code) || *code == SqlState::READ_ONLY_SQL_TRANSACTION
+}
+
+fn sql(action: &'static str) -> impl Fn(tokio_postgres::Error) -> Error {
+    move |source| match source.code() {
+        Some(code) if *code == SqlState::NUMERIC_VALUE_OUT_OF_RANGE => Error::Overflow,
+        _ => Error::Postgres { action, source },
+    }
+}
+
+async fn migrate(client: &mut Client, migration: Migration) -> Result<(), Error> {
+    let failed = sql("migrating the schema");
+    let transaction = client.transaction().await.map_err(&failed)?;
+    // Two services that start at once migrate one after the other.
+    transaction.execute("SELECT pg_advisory_xact_lock($1)", &[&MIGRATION_LOCK]).await.map_err(&failed)?;
+    let has = "SELECT to_regclass('schema_version') IS NOT NULL";
+    let has: bool = transaction.query_one(has, &[]).await.and_then(|row| row.try_get(0)).map_err(&failed)?;
+    let mut found = 0;
+    if has {
+        let version = "SELECT coalesce(max(version), 0) FROM schema_version";
+        found = transaction.query_one(version, &[]).await.and_then(|row| row.try_get(0)).map_err(&failed)?;
+    }
+    if found > SCHEMA_VERSION {
+        return Err(Error::Newer { found, known: SCHEMA_VERSION });
+    }
+    if found == SCHEMA_VERSION {
+        return Ok(());
+    }
+    if migration == Migration::Refuse {
+        return Err(Error::Older { found, known: SCHEMA_VERSION });
+    }
+    let first = "CREATE TABLE IF NOT EXISTS schema_version (version INTEGER PRIMARY KEY)";
+    transaction.batch_execute(first).await.map_err(&failed)?;
+    for (version, statements) in (1_i32..).zip(MIGRATIONS) {
+        if version > found {
+            transaction.batch_execute(statements).await.map_err(&failed)?;
+            let done = "INSERT INTO schema_version (version) VALUES ($1)";
+            transaction.execute(done, &[&version]).await.map_err(&failed)?;
+        }
+    }
+    transaction.commit().await.map_err(&failed)
+}
+
+async fn put(client: &mut Client, batch: &Batch) -> Result<(Receipt, Vec<RequestId>), Error> {
+    let failed = sql("storing records");
+    let transaction = client.transaction().await.map_err(&failed)?;
+    let forgotten = transaction.query_opt("SELECT before_day FROM forgotten", &[]).await.map_err(&failed)?;
+    let forgotten: Option<i64> = forgotten.map(|row| row.try_get(0)).transpose().map_err(&failed)?;
+    let (kept, forgotten) = batch.kept(forgotten.map(day_start_ms));
+    let stored = insert(&transaction, &kept).await?;
+    let others: BTreeMap<&[u8], &UsageRecord> = kept
+        .iter()
+        .map(|record| (record.opening.id.as_bytes().as_slice(), *record))
+        .filter(|(id, _)| !stored.contains(*id))
+        .collect();
+    let mut differ = Vec::new();
+    if !others.is_empty() {
+        let ids: Vec<&[u8]> = others.keys().copied().collect();
+        let select = format!("SELECT {COLUMNS} FROM records WHERE id = ANY($1)");
+        for row in transaction.query(&select, &[&ids]).await.map_err(&failed)? {
+            let found = flat(&row).map_err(&failed)?;
+            let Some(expected) = others.get(found.id.as_slice()) else { continue };
+            // One that cannot be read is not this one either; and a batch is not to be stuck on it.
+            if !UsageRecord::try_from(found).is_ok_and(|found| found == **expected) {
+                differ.push(expected.opening.id);
+            }
+        }
+    }
+    transaction.commit().await.map_err(&failed)?;
+    differ.sort_unstable();
+    Ok(batch.receipt(stored.len(), forgotten, differ))
+}
+
+/// The ids of those that were not there.
+async fn insert(
+    transaction: &tokio_postgres::Transaction<'_>,
+    records: &[&UsageRecord],
+) -> Result<BTreeSet<Vec<u8>>, Error> {
+    fn column<'r, Out>(records: &[&'r UsageRecord], of: impl Fn(&'r UsageRecord) -> Out) -> Vec<Out> {
+        records.iter().map(|record| of(record)).collect()
+    }
+    let failed = sql("storing records");
+    let statement = format!(
+        "INSERT INTO records ({COLUMNS}, day) SELECT * FROM unnest($1::bytea[], $2::text[], $3::text[], $4::text[], $5::text[], \
+         $6::text[], $7::text[], $8::text[], $9::text[], $10::bigint[], $11::bigint[], $12::boolean[], $13::bigint[], \
+         $14::bigint[], $15::bigint[], $16::text[], $17::bigint[], $18::bigint[]) ON CONFLICT (id) DO NOTHING RETURNING id"
+    );
+    let columns: [Box<dyn ToSql + Sync + Send>; 18] = [
+        Box::new(column(records, |record| record.opening.id.as_bytes().to_vec())),
+        Box::new(column(records, |record| record.opening.tenant.to_string())),
+        Box::new(column(records, |record| record.opening.namespace.to_string())),
+        Box::new(column(records, |record| record.opening.endpoint.to_string())),
+        Box::new(column(records, |record| record.opening.model.to_string())),
+        Box::new(column(records, |record| record.opening.version.to_string())),
+        Box::new(column(records, |record| record.opening.key.to_string())),
+        Box::new(column(records, |record| record.opening.gateway.to_string())),
+        Box::new(column(records, |record| record.opening.replica.to_string())),
+        Box::new(column(records, |record| record.opening.started_ms)),
+        Box::new(column(records, |record| record.ending.ended_ms)),
+        Box::new(column(records, |record| record.opening.stream)),
+        Box::new(column(records, |record| signed(record.ending.tokens.prompt()))),
+        Box::new(column(records, |record| signed(record.ending.tokens.cached()))),
+        Box::new(column(records, |record| signed(record.ending.tokens.completion()))),
+        Box::new(column(records, |record| outcome_text(record.ending.outcome))),
+        Box::new(column(records, |record| i64::from(record.ending.adjusted.bits()))),
+        Box::new(column(records, |record| day_of(record.ending.ended_ms))),
+    ];
+    let values: Vec<&(dyn ToSql + Sync)> = columns.iter().map(|column| &**column as &(dyn ToSql + Sync)).collect();
+    let rows = transaction.query(&statement, &values).await.map_err(&failed)?;
+    rows.iter().map(|row| row.try_get(0).map_err(&failed)).collect()
+}
+
+fn flat(row: &Row) -> Result<Flat, tokio_postgres::Error> {
+    Ok(Flat {
+        id: row.try_get(0)?,
+        names: [
+            row.try_get(1)?,
+            row.try_get(2)?,
+            row.try_get(3)?,
+            row.try_get(4)?,
+            row.try_get(5)?,
+            row.try_get(6)?,
+            row.try_get(7)?,
+            row.try_get(8)?,
+        ],
+        started_ms: row.try_get(9)?,
+        ended_ms: row.try_get(10)?,
+        stream: row.try_get(11)?,
+        tokens: [row.try_get(12)?, row.try_get(13)?, row.try_get(14)?],
+        outcome: row.try_get(15)?,
+        adjusted: row.try_get(16)?,
+    })
+}
+
+async fn query(client: &Client, query: &Query) -> Result<Vec<Row>, tokio_postgres::Error> {
+    let ids: Vec<Option<Vec<u8>>> = query
+        .values
+        .iter()
+        .map(|value| match value {
+            Bound::Id(id) => Some(id.to_vec()),
+            _ => None,
+        })
+        .collect();
+    let values: Vec<&(dyn ToSql + Sync)> = query
+        .values
+        .iter()
+        .zip(&ids)
+        .map(|(value, id)| match value {
+            Bound::Text(text) => text as &(dyn ToSql + Sync),
+            Bound::Number(number) => number,
+            Bound::Id(_) => id,
+        })
+        .collect();
+    client.query(&query.sql, &values).await
+}
+
+async fn usage(client: &mut Client, filter: &Filter, groups: &[Group]) -> Result<Vec<Usage>, Error> {
+    let failed = sql("summing usage");
+    let rows = query(client, &Query::usage(Dialect::Postgres, filter, groups)).await.map_err(&failed)?;
+    let read = |row: Row| {
+        let mut key = GroupKey::default();
+        for (column, group) in groups.iter().enumerate() {
+            let value = match group {
+                Group::Day => row.try_get(column).map(GroupValue::Day),
+                _ => row.try_get(column).map(GroupValue::Name),
+            };
+            key.set(*group, value.map_err(&failed)?);
+        }
+        let mut five = [0; 5];
+        for (offset, sum) in five.iter_mut().enumerate() {
+            *sum = row.try_get(groups.len().saturating_add(offset)).map_err(&failed)?;
+        }
+        Usage::new(key, five)
+    };
+    rows.into_iter().map(read).collect()
+}
+
+async fn records(
+    client: &mut Client,
+    filter: &Filter,
+    after: Option<RequestId>,
+    limit: u32,
+) -> Result<Vec<UsageRecord>, Error> {
+    let failed = sql("reading records");
+    let rows = query(client, &Query::records(Dialect::Postgres, filter, after, limit)).await.map_err(&failed)?;
+    rows.iter().map(|row| flat(row).map_err(&failed).and_then(UsageRecord::try_from)).collect()
+}
+
+async fn remember_forgotten(client: &mut Client, day: i64) -> Result<(), Error> {
+    let remember = "INSERT INTO forgotten (only_row, before_day) VALUES (true, $1) \
+         ON CONFLICT (only_row) DO UPDATE SET before_day = greatest(forgotten.before_day, excluded.before_day)";
+    client.execute(remember, &[&day]).await.map(|_| ()).map_err(sql("remembering what is forgotten"))
+}
+
+/// Deletes some records of the first day that is before `day`: which day, and how many; none if there is no such day.
+async fn forget_some(client: &mut Client, day: i64) -> Result<Option<(i64, u64)>, Error> {
+    let failed = sql("forgetting old days");
+    let first = "SELECT min(ended_ms) FROM records WHERE ended_ms < $1";
+    let first = client.query_one(first, &[&day_start_ms(day)]).await.and_then(|row| row.try_get(0));
+    let first: Option<i64> = first.map_err(&failed)?;
+    let Some(first) = first.map(day_of) else { return Ok(None) };
+    let end_ms = day_start_ms(first).saturating_add(DAY_MS);
+    let delete = "DELETE FROM records WHERE id IN (SELECT id FROM records WHERE ended_ms < $1 LIMIT $2)";
+    let deleted = client.execute(delete, &[&end_ms, &FORGET_AT_ONCE]).await.map_err(&failed)?;
+    Ok(Some((first, deleted)))
+}
+
+async fn check(client: &mut Client) -> Result<Summary, Error> {
+    let failed = sql("counting records");
+    let count = "SELECT count(*), min(ended_ms), max(ended_ms), (SELECT max(version) FROM schema_version) FROM records";
+    let row = client.query_one(count, &[]).await.map_err(&failed)?;
+    let read = || -> Result<_, tokio_postgres::Error> {
+        Ok((row.try_get::<_, i64>(0)?, row.try_get(1)?, row.try_get(2)?, row.try_get(3)?))
+    };
+    let (records, first_ms, last_ms, version) = read().map_err(&failed)?;
+    Ok(Summary { version, records: u64::try_from(records).unwrap_or_default(), first_ms, last_ms })
+}
