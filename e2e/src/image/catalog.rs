@@ -18,6 +18,8 @@ pub const OPERATOR: &str = "localhost/spillway-operator:dev";
 pub const AGENT: &str = "localhost/spillway-agent:dev";
 /// The gateway of hosted models.
 pub const GATEWAY: &str = "localhost/spillway-gateway:dev";
+/// The usage service.
+pub const USAGE: &str = "localhost/spillway-usage:dev";
 /// The command line tool.
 pub const CLI: &str = "localhost/spillway:dev";
 
@@ -54,6 +56,7 @@ pub fn product(binaries: &Path, into: &Path) -> Result<Vec<PathBuf>> {
         (OPERATOR, "spillway-operator", NON_ROOT),
         (AGENT, "spillway-agent", 0),
         (GATEWAY, "spillway-gateway", NON_ROOT),
+        (USAGE, "spillway-usage", NON_ROOT),
         (CLI, "spillway", NON_ROOT),
     ];
     all.into_iter()

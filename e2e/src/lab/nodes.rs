@@ -170,7 +170,7 @@ impl Lab {
         for image in images {
             self.import_image(&image).await?;
         }
-        Ok(vec![catalog::OPERATOR, catalog::AGENT, catalog::GATEWAY, catalog::CLI])
+        Ok(vec![catalog::OPERATOR, catalog::AGENT, catalog::GATEWAY, catalog::USAGE, catalog::CLI])
     }
 
     /// Whether a real node is Ready and offers exactly so many devices.

@@ -43,9 +43,13 @@ async fn a_real_model_is_served_on_what_is_held() -> Result<()> {
     let lab = Lab::start(LabOptions::new(Size::Node).node_label(POOL_LABEL, POOL)).await?;
     let told = tell(&lab).await;
     if told.is_err() {
-        for args in
-            [&["get", "all,me,apikeys,gpures", "-A"][..], &["describe", "pods", "-n", TENANT], &["get", "events", "-A"]]
-        {
+        for args in [
+            &["get", "all,me,apikeys,gpures", "-A"][..],
+            &["describe", "pods", "-n", TENANT],
+            &["get", "events", "-A"],
+            &["logs", "-n", NAMESPACE, "-l", "app.kubernetes.io/component=gateway", "--tail=-1"],
+            &["logs", "-n", TENANT, "-l", "spillway.dev/endpoint=chat", "--tail=200"],
+        ] {
             eprintln!("{}", lab.kubectl(args).await.unwrap_or_default());
         }
     }
@@ -65,6 +69,11 @@ async fn tell(lab: &Lab) -> Result<()> {
         "gateway.enabled=true",
         "gateway.storage.kind=Scratch",
         "gateway.service.type=NodePort",
+        // The lab's pods have no DNS.
+        "usage.enabled=true",
+        "image.usage.tag=dev",
+        "usage.storage.kind=Scratch",
+        "usage.clusterIP=10.96.0.90",
     ];
     let spillway = Spillway::install_with(lab, &values).await?;
     spillway.create_pool(POOL, json!({"sku": "lab-gpu", "nodeCheck": "Agent"})).await?;
@@ -116,7 +125,7 @@ async fn tell(lab: &Lab) -> Result<()> {
     // What the client knows, the engine does not, and the other way round.
     let refused = gateway.chat(json!({"max_tokens": "many"})).await?;
     ensure!(refused.status().as_u16() == 400, "nonsense is {}", refused.status());
-    billed(&spillway, 3, &gateway).await?;
+    billed(&spillway, 3).await?;
 
     // The official client, unmodified, and embeddings beside.
     embed(&spillway, image).await?;
@@ -140,6 +149,7 @@ async fn tell(lab: &Lab) -> Result<()> {
     lab.kubectl(&["scale", "me", "chat", "-n", TENANT, "--replicas=0"]).await?;
     wait_for("nobody to serve", START, || async { Ok(gateway.chat(json!({})).await?.status().as_u16() == 503) })
         .await?;
+    stored(&spillway).await?;
     let status = endpoints.get("chat").await?.status.unwrap_or_default();
     ensure!(
         status.conditions.iter().any(|one| one.reason == "ScaledToZero"),
@@ -195,6 +205,44 @@ async fn read_key(spillway: &Spillway<'_>, secret: &str) -> Result<String> {
     .await
 }
 
+/// What the gateway has billed is stored by the usage service, every token of it, and told by `spillway usage`.
+async fn stored(spillway: &Spillway<'_>) -> Result<()> {
+    let cli = spillway.binaries().cli.clone();
+    let kubeconfig = spillway.lab().kubeconfig();
+    wait_for("every record to be stored", START, || async {
+        Ok(metric(spillway, "spillway_gateway_log_unshipped", "").await? == 0)
+    })
+    .await?;
+    let billed = metric(spillway, "spillway_gateway_tokens_total", "kind=\"completion\"").await?;
+    let requests = metric(spillway, "spillway_gateway_requests_total", "").await?;
+    let output = tokio::process::Command::new(cli)
+        .args(["usage", "--from", "1h", "--by", "reservation", "-o", "json"])
+        .env("KUBECONFIG", kubeconfig)
+        .output()
+        .await
+        .context("running spillway usage")?;
+    ensure!(output.status.success(), "spillway usage: {}", String::from_utf8_lossy(&output.stderr));
+    let usage: Value = serde_json::from_slice(&output.stdout).context("the JSON of spillway usage")?;
+    let rows = usage["tokens"]["rows"].as_array().with_context(|| format!("no tokens in {usage}"))?;
+    let sum = |field: &str| rows.iter().filter_map(|row| row[field].as_u64()).sum::<u64>();
+    ensure!(sum("completionTokens") == billed, "{billed} tokens are billed, and stored are {usage}");
+    ensure!(sum("requests") == requests, "{requests} requests are billed, and stored are {usage}");
+    ensure!(usage["rows"].as_array().is_some_and(|rows| !rows.is_empty()), "no GPU time in {usage}");
+    eprintln!("{}", usage["tokens"]);
+    Ok(())
+}
+
+/// The sum of a metric of the gateway over all its labels but those that lack a text.
+async fn metric(spillway: &Spillway<'_>, name: &str, label: &str) -> Result<u64> {
+    let pods = Api::<Pod>::namespaced(spillway.client(), NAMESPACE);
+    let params = ListParams::default().labels("app.kubernetes.io/component=gateway");
+    let pod = pods.list(&params).await?.items.pop().context("no gateway")?.name_any();
+    let path = format!("/api/v1/namespaces/{NAMESPACE}/pods/{pod}:8080/proxy/metrics");
+    let text = spillway.lab().kubectl(&["get", "--raw", &path]).await?;
+    let lines = text.lines().filter(|line| line.starts_with(name) && line.contains(label));
+    Ok(lines.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum())
+}
+
 /// The gateway's address, and the key.
 async fn find_gateway(spillway: &Spillway<'_>) -> Result<Client> {
     let services = Api::<Service>::namespaced(spillway.client(), NAMESPACE);
@@ -208,26 +256,11 @@ async fn find_gateway(spillway: &Spillway<'_>) -> Result<Client> {
 }
 
 /// That the gateway has billed at least so many requests, as complete, and as many tokens as an engine can have made.
-async fn billed(spillway: &Spillway<'_>, least: u64, gateway: &Client) -> Result<()> {
-    let pods = Api::<Pod>::namespaced(spillway.client(), NAMESPACE);
-    let params = ListParams::default().labels("app.kubernetes.io/component=gateway");
-    let pod = pods.list(&params).await?.items.pop().context("no gateway")?.name_any();
-    let path = format!("/api/v1/namespaces/{NAMESPACE}/pods/{pod}:8080/proxy/metrics");
-    let text = spillway.lab().kubectl(&["get", "--raw", &path]).await?;
-    let value = |name: &str, label: &str| -> u64 {
-        let lines = text.lines().filter(|line| line.starts_with(name) && line.contains(label));
-        lines.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum()
-    };
-    let complete = value("spillway_gateway_requests_total", "outcome=\"complete\"");
-    let (prompt, completion) = (
-        value("spillway_gateway_tokens_total", "kind=\"prompt\""),
-        value("spillway_gateway_tokens_total", "kind=\"completion\""),
-    );
-    ensure!(complete >= least, "{complete} requests are billed as complete: {text}");
-    ensure!(
-        prompt >= complete && (1..=16 * complete).contains(&completion),
-        "{prompt} and {completion} tokens: {text}"
-    );
-    ensure!(!text.contains(&gateway.key), "a key is shown");
+async fn billed(spillway: &Spillway<'_>, least: u64) -> Result<()> {
+    let complete = metric(spillway, "spillway_gateway_requests_total", "outcome=\"complete\"").await?;
+    let prompt = metric(spillway, "spillway_gateway_tokens_total", "kind=\"prompt\"").await?;
+    let completion = metric(spillway, "spillway_gateway_tokens_total", "kind=\"completion\"").await?;
+    ensure!(complete >= least, "{complete} requests are billed as complete");
+    ensure!(prompt >= complete && (1..=16 * complete).contains(&completion), "{prompt} and {completion} tokens");
     Ok(())
 }

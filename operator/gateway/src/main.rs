@@ -15,8 +15,9 @@ use spillway_gateway::catalogue::Catalogue;
 use spillway_gateway::fleet::Fleet;
 use spillway_gateway::proxy::{Gateway, Limits, Parts, Stage};
 use spillway_gateway::routing::{BLOCKS_MAX, Cache, Config, Cost, Peers};
+use spillway_gateway::ship::UsageService;
 use spillway_gateway::wal::{self, Durability, Wal};
-use spillway_gateway::{cluster, file, server};
+use spillway_gateway::{cluster, file, leasing, server, ship};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing_subscriber::EnvFilter;
@@ -52,6 +53,9 @@ struct Arguments {
     /// What a bill survives before the last piece of its answer goes: `disk` the loss of power, `process` the end of this process
     #[arg(long, value_enum, default_value = "disk")]
     durability: LogDurability,
+    /// The usage service, such as http://spillway-usage:8090: what is billed is stored there, and with several gateways limits are kept there
+    #[arg(long, env = "SPILLWAY_USAGE", value_name = "URL")]
+    usage: Option<hyper::Uri>,
     /// How many gateways there are; with more than one, what others send to an engine is reckoned with
     #[arg(long, value_name = "COUNT", default_value_t = 1)]
     gateways: u32,
@@ -137,17 +141,28 @@ async fn main() -> anyhow::Result<()> {
     let (to_stage, stage) = watch::channel(Stage::Serving);
     let (seed, _) = uuid::Uuid::new_v4().as_u64_pair();
     let blocks = u32::try_from(BLOCKS_MAX).unwrap_or(u32::MAX).saturating_mul(16);
+    let shared = arguments.gateways > 1 && arguments.usage.is_some();
+    let mode = if shared { Mode::Leased } else { Mode::Local };
     let peers = if arguments.gateways > 1 { Peers::Any } else { Peers::None };
     let gateway = Gateway::new(Parts {
         name: name.as_str().into(),
         limits: Limits::default(),
         catalogue,
         stage: stage.clone(),
-        admission: Arc::new(Admission::new(Mode::Local)),
+        admission: Arc::new(Admission::new(mode)),
         fleet: Fleet::new(Config { cache: Cache::AtMost(blocks), peers, cost: Cost::default(), seed }),
         wal,
     });
     tokio::spawn(Arc::clone(&gateway).follow());
+    if let Some(base) = arguments.usage.clone() {
+        let service = UsageService::new(base);
+        tokio::spawn(ship::ship(Arc::clone(&gateway), service.clone(), name.as_str().into()));
+        if shared {
+            // One that starts anew holds nothing: it is another gateway to the service.
+            let start = format!("{name}/{}", uuid::Uuid::now_v7());
+            tokio::spawn(leasing::lease(Arc::clone(&gateway), service, start.into()));
+        }
+    }
     let namespace = arguments.namespace.clone();
     let following = tokio::spawn(async move {
         match source {

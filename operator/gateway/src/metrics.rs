@@ -88,7 +88,7 @@ impl Default for Metrics {
         registry.register("log_open", "Requests that are open in the log", metrics.log_open.clone());
         registry.register(
             "log_unshipped",
-            "Records that the usage service has not stored",
+            "Requests that are billed and not stored by the usage service",
             metrics.log_unshipped.clone(),
         );
         registry.register("log_failing", "1 while the log cannot be written", metrics.log_failing.clone());
@@ -135,7 +135,7 @@ impl Metrics {
         self.log_used.set(signed(log.used_bytes.saturating_add(log.reserved_bytes)));
         self.log_limit.set(signed(log.limit_bytes));
         self.log_open.set(i64::try_from(log.open).unwrap_or(i64::MAX));
-        self.log_unshipped.set(signed(log.durable.get().saturating_sub(log.acknowledged.get())));
+        self.log_unshipped.set(i64::try_from(log.unacknowledged).unwrap_or(i64::MAX));
         self.log_failing.set(i64::from(log.failing.is_some()));
         let mut text = String::new();
         // Into a string: there is no way for it to fail.

@@ -18,24 +18,29 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use spillway_metering::tokens::{GatewayName, RequestId};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::admission::{Admission, Ask, Guard};
+use crate::admission::{Admission, Ask, Guard, Retry};
 use crate::budget::{Budget, Share};
 use crate::catalogue::{Catalogue, Served};
 use crate::clock::Clock;
 use crate::error::ApiError;
 use crate::fleet::Fleet;
 use crate::keys::Key;
+use crate::leasing::Bell;
 use crate::metrics::Metrics;
 use crate::request::{self, Bounds, Route, check_content_type, route};
 use crate::routing::BlockShape;
 use crate::wal::Wal;
 
+mod connect;
 mod exchange;
 
+use connect::Connector;
 use exchange::Exchange;
 
 /// Bytes of a block of a prompt, for routing: what [`Cost::default`](crate::routing::Cost) takes 512 tokens to be.
 const BLOCK_BYTES: usize = 2_048;
+/// How long a request waits for a lease of limits.
+const LEASE: Duration = Duration::from_millis(500);
 /// The id of a request, in its answer and at the engine.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Trace context (W3C), which goes on to the engine as it came.
@@ -143,16 +148,17 @@ impl Body for Answer {
 pub struct Gateway {
     name: GatewayName,
     limits: Limits,
-    clock: Clock,
+    pub(crate) clock: Clock,
     catalogue: watch::Receiver<Arc<Catalogue>>,
     stage: watch::Receiver<Stage>,
-    admission: Arc<Admission>,
+    pub(crate) admission: Arc<Admission>,
     fleet: Fleet,
     wal: Wal,
     metrics: Metrics,
-    engines: Client<HttpConnector, Full<Bytes>>,
+    engines: Client<Connector, Full<Bytes>>,
     running: AtomicUsize,
     bodies: Arc<Budget>,
+    pub(crate) bell: Bell,
 }
 
 /// How a connection is ended whose client does not read: put into its requests by who has it.
@@ -195,9 +201,9 @@ impl Gateway {
         connector.set_connect_timeout(Some(limits.connect));
         let engines = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
-            // Shorter than engines have it: some end what is idle for 5 s, and what was sent just then is lost.
+            // Shorter than engines have it: some end what is idle for 5 s.
             .pool_idle_timeout(Duration::from_secs(3))
-            .build(connector);
+            .build(Connector(connector));
         Arc::new(Self {
             name: parts.name,
             limits,
@@ -211,6 +217,7 @@ impl Gateway {
             engines,
             running: AtomicUsize::new(0),
             bodies: Budget::new(limits.bodies, limits.bodies_of_key, limits.requests_of_key),
+            bell: Bell::default(),
         })
     }
 
@@ -297,7 +304,7 @@ impl Gateway {
         if !served.capabilities.contains(&endpoint) {
             return Err(ApiError::NotCapable { path: endpoint.path() });
         }
-        let guard = self.admit(&catalogue, key, served, &request)?;
+        let guard = self.admit(&catalogue, key, served, &request).await?;
         let rates = guard.rates();
         let trace = TRACE.iter().filter_map(|name| Some((name.clone(), head.headers.get(name)?.clone()))).collect();
         let exchange = Exchange {
@@ -334,7 +341,7 @@ impl Gateway {
         Ok(response)
     }
 
-    fn admit(
+    async fn admit(
         &self,
         catalogue: &Catalogue,
         key: &Key,
@@ -351,7 +358,20 @@ impl Gateway {
             max_completion_tokens: request.max_completion_tokens().map(u64::from),
             choices: request.choices(),
         };
-        Ok(self.admission.admit(self.clock.now_ms(), &ask)?)
+        let until = tokio::time::Instant::now() + LEASE;
+        loop {
+            // Before it is asked for, so that no grant is missed.
+            let granted = self.bell.granted.notified();
+            match self.admission.admit(self.clock.now_ms(), &ask) {
+                Err(refusal) if refusal.retry == Retry::Lease => {
+                    self.bell.wanted.notify_one();
+                    if tokio::time::timeout_at(until, granted).await.is_err() {
+                        return Err(refusal.into());
+                    }
+                }
+                admitted => return Ok(admitted?),
+            }
+        }
     }
 
     /// Counts a request as running, if it may.

@@ -17,6 +17,7 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue};
 use hyper::{Request, Response, StatusCode, Uri};
+use hyper_util::client::legacy::connect::capture_connection;
 use spillway_metering::TenantName;
 use spillway_metering::tokens::{
     Adjustments, Bounds, Cause, Ending, Mark, Opening, Outcome, Reported, RequestId, Settled, Tokens, settle,
@@ -24,7 +25,7 @@ use spillway_metering::tokens::{
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout};
 
-use super::{Answer, Gateway, Hangup, REQUEST_ID, Stage, json, whole};
+use super::{Answer, Gateway, Hangup, REQUEST_ID, Stage, connect, json, whole};
 use crate::admission::Guard;
 use crate::budget::Share;
 use crate::catalogue::Served;
@@ -152,9 +153,13 @@ impl Exchange {
                 }
             }
             Reached::Answers(flight, response) => {
+                let (status, replica) = (response.status(), flight.replica.name.clone());
                 // What it says no to may be the request's fault: three of them in a row are no reason to leave an engine alone.
                 flight.end(None, Verdict::Unknown);
-                let refused = response.status().is_client_error();
+                let refused = status.is_client_error();
+                if !refused {
+                    tracing::warn!(id = %self.id, %replica, %status, "an engine answered with an error");
+                }
                 let answer = refusal(response).await;
                 self.close(&Ended::unused(Cause::EngineFailed)).await;
                 if refused {
@@ -187,6 +192,7 @@ impl Exchange {
         let mut stage = gateway.stage.clone();
         let limit = gateway.limits.first_byte;
         let nobody = |retry_after_ms| Reached::Ended(Cause::EngineFailed, Some(ApiError::NoReplica { retry_after_ms }));
+        let mut stale = false;
         for _ in 0..TRIES {
             let flight = match group.send(gateway.clock, &prompt, &tried) {
                 Ok(flight) => flight,
@@ -200,9 +206,10 @@ impl Exchange {
                 return Reached::Ended(Cause::EngineFailed, Some(error));
             }
             *opened = true;
-            let Ok(request) = self.upstream_request(&flight) else {
+            let Ok(mut request) = self.upstream_request(&flight) else {
                 return Reached::Ended(Cause::EngineFailed, Some(ApiError::Upstream));
             };
+            let (connection, sent) = (capture_connection(&mut request), Instant::now());
             let answer = tokio::select! {
                 biased;
                 () = head.closed() => return Reached::Ended(Cause::ClientGone, None),
@@ -219,12 +226,23 @@ impl Exchange {
                 }
                 Ok(Ok(response)) => return Reached::Answers(flight, response),
                 Ok(Err(error)) => {
+                    let told = &error as &dyn std::error::Error;
+                    let replica = flight.replica.name.clone();
+                    // An engine may close an idle connection at any time, also just when something is sent on it.
+                    if !stale && connect::is_older(&connection, sent) {
+                        tracing::debug!(error = told, id = %self.id, %replica, "an engine had closed a connection");
+                        flight.end(None, Verdict::Unknown);
+                        stale = true;
+                        tried.pop();
+                        continue;
+                    }
                     flight.end(None, Verdict::Failed);
-                    tracing::debug!(error = %error, "an engine did not answer");
                     // What it may have begun is not begun again elsewhere.
                     if !error.is_connect() {
+                        tracing::warn!(error = told, id = %self.id, %replica, "an engine went away before it answered");
                         return Reached::Ended(Cause::EngineFailed, Some(ApiError::Upstream));
                     }
+                    tracing::debug!(error = told, id = %self.id, %replica, "an engine cannot be reached");
                 }
                 Err(_) => {
                     let limit_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);

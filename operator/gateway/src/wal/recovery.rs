@@ -54,10 +54,14 @@ pub(super) struct Recovered {
 }
 
 impl Recovered {
+    /// Numbers of the bills that are not acknowledged, in order.
+    pub(super) fn unacknowledged(&self) -> impl Iterator<Item = u64> + '_ {
+        self.closes.iter().copied().filter(|close| *close >= self.acknowledged)
+    }
+
     /// Queues the bills of what was open.
     pub(super) fn bill(mut self, shared: &Shared) -> Result<Recovery, Error> {
-        let acknowledged = self.acknowledged;
-        let unacknowledged = self.closes.iter().filter(|close| **close >= acknowledged).count() + self.open.len();
+        let unacknowledged = self.unacknowledged().count() + self.open.len();
         let crashed: Vec<_> = self.open.into_crashed().collect();
         let mut state = shared.lock();
         for bill in &crashed {

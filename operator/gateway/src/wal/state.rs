@@ -36,8 +36,10 @@ pub struct Stats {
     pub open: usize,
     /// Records that are durable.
     pub durable: Sequence,
-    /// Records whose bills are stored elsewhere.
+    /// Bills before it are stored elsewhere.
     pub acknowledged: Sequence,
+    /// Bills that are durable here and not known to be stored elsewhere.
+    pub unacknowledged: usize,
     /// What the file system last said, while it fails.
     pub failing: Option<String>,
 }
@@ -155,6 +157,8 @@ pub(super) struct State {
     pub(super) durable: u64,
     /// Bills before it are stored elsewhere.
     pub(super) acknowledged: u64,
+    /// Numbers of the bills from then on that are durable, in order.
+    closes: VecDeque<u64>,
     /// Something may be deleted now.
     pub(super) reclaim: bool,
     pub(super) failing: Option<String>,
@@ -255,6 +259,7 @@ impl State {
     /// Settles what became safe with `batch`, in the last segment.
     pub(super) fn settle(&mut self, batch: &Batch, safe_bytes: u64) {
         self.durable = batch.end();
+        self.closes.extend(batch.closings.iter().map(|closing| closing.sequence));
         if let Some(segment) = self.segments.back_mut() {
             (segment.end, segment.safe_bytes) = (batch.end(), safe_bytes);
             segment.last_close = batch.closings.last().map(|closing| closing.sequence).or(segment.last_close);
@@ -281,6 +286,7 @@ impl Shared {
             segments: recovered.segments.clone(),
             durable: recovered.next,
             acknowledged: recovered.acknowledged,
+            closes: recovered.unacknowledged().collect(),
             reclaim: true,
             ..State::default()
         };
@@ -384,6 +390,8 @@ impl Shared {
             return;
         }
         state.acknowledged = up_to;
+        let stored = state.closes.partition_point(|close| *close < up_to);
+        state.closes.drain(..stored);
         state.reclaim = true;
         let payload = up_to.to_le_bytes();
         // Where there is no room to remember it, it is remembered until the end of the process.
@@ -403,6 +411,7 @@ impl Shared {
             open: state.open.len(),
             durable: Sequence(state.durable),
             acknowledged: Sequence(state.acknowledged),
+            unacknowledged: state.closes.len(),
             failing: state.failing.clone(),
         }
     }

@@ -2,8 +2,8 @@
 //! shown on a real cluster.
 
 use std::collections::HashMap;
-use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -26,6 +26,8 @@ pub(crate) struct Script {
     pub(crate) pause: Duration,
     /// After so many tokens the connection breaks.
     pub(crate) breaks_after: Option<u64>,
+    /// Requests of one connection that it answers; at the next one it closes the connection without a word.
+    pub(crate) answers: Option<usize>,
     /// What it says that it used; none: nothing.
     pub(crate) usage: Option<Value>,
     /// The status and body of a refusal.
@@ -42,6 +44,7 @@ impl Default for Script {
             tokens: 5,
             pause: Duration::ZERO,
             breaks_after: None,
+            answers: None,
             usage: Some(usage(7, 5)),
             refuses: None,
             says_done: true,
@@ -91,9 +94,10 @@ impl Engine {
             let mut connections = tokio::task::JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
                 let (script, seen) = shared.clone();
+                let asked = AtomicUsize::new(0);
                 let service = service_fn(move |request| {
                     let script = script.lock().unwrap().clone();
-                    answer(script, Arc::clone(&seen), request)
+                    answer(script, asked.fetch_add(1, Ordering::Relaxed), Arc::clone(&seen), request)
                 });
                 connections.spawn(async move {
                     let _ =
@@ -113,11 +117,19 @@ impl Engine {
     }
 }
 
-async fn answer(script: Script, seen: Arc<Mutex<Seen>>, request: Request<Incoming>) -> Result<Answer, Infallible> {
+async fn answer(
+    script: Script,
+    before: usize,
+    seen: Arc<Mutex<Seen>>,
+    request: Request<Incoming>,
+) -> std::io::Result<Answer> {
     let id = request.headers()["x-request-id"].to_str().unwrap().to_owned();
     let path = request.uri().path().to_owned();
     let body: Value = serde_json::from_slice(&request.into_body().collect().await.unwrap().to_bytes()).unwrap();
     seen.lock().unwrap().bodies.push(body.clone());
+    if script.answers.is_some_and(|answers| before >= answers) {
+        return Err(std::io::Error::other("the engine closes the connection"));
+    }
     if let Some((status, text)) = script.refuses {
         return Ok(response(StatusCode::from_u16(status).unwrap(), "application/json", full(text.to_owned())));
     }

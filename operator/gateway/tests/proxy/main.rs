@@ -11,6 +11,7 @@
 mod engine;
 mod refusals;
 mod stage;
+mod usage;
 
 use std::time::Duration;
 
@@ -134,6 +135,27 @@ async fn an_engine_that_dies_in_mid_stream_is_told_of_and_billed_in_part() {
     let bill = stage.bills(1).await.remove(0);
     assert_eq!(bill.ending.outcome, Outcome::Partial(Cause::EngineFailed));
     assert_eq!(bill.ending.tokens.completion(), 3);
+    stage.at_rest().await;
+}
+
+/// An engine may close an idle connection just when something is sent on it: that is tried again. One that closes a new connection may have been
+/// killed by the request itself, which is not sent elsewhere.
+#[tokio::test]
+async fn a_connection_that_was_closed_meanwhile_costs_nobody_a_request() {
+    let engine = Engine::start(Script { answers: Some(1), ..Script::default() }).await;
+    let stage = Stage::new(&[&engine]).await;
+    for _ in 0..4 {
+        assert_eq!(stage.chat(json!({})).await.status(), StatusCode::OK);
+    }
+    assert!(engine.seen().bodies.len() > 4, "no connection was used twice");
+    let bills = stage.bills(4).await;
+    assert!(bills.iter().all(|bill| bill.ending.outcome == Outcome::Complete), "{bills:?}");
+
+    engine.set(Script { answers: Some(0), ..Script::default() });
+    let before = engine.seen().bodies.len();
+    let other = Stage::new(&[&engine]).await;
+    assert_eq!(other.chat(json!({})).await.status(), StatusCode::BAD_GATEWAY);
+    assert_eq!(engine.seen().bodies.len(), before + 1, "it was sent twice");
     stage.at_rest().await;
 }
 

@@ -46,12 +46,19 @@ pub(crate) struct Setting {
     pub(crate) server: server::Limits,
     pub(crate) key: admission::Limits,
     pub(crate) log_bytes: u64,
+    pub(crate) mode: Mode,
 }
 
 impl Default for Setting {
     fn default() -> Self {
         let limits = Limits { idle: Duration::from_secs(10), first_byte: Duration::from_secs(10), ..Limits::default() };
-        Self { limits, server: server::Limits::default(), key: admission::Limits::default(), log_bytes: 16 << 20 }
+        Self {
+            limits,
+            server: server::Limits::default(),
+            key: admission::Limits::default(),
+            log_bytes: 16 << 20,
+            mode: Mode::Local,
+        }
     }
 }
 
@@ -121,7 +128,7 @@ impl Stage {
         let (catalogue, known) = watch::channel(Arc::new(catalogue(setting.key, &addresses)));
         let (phase, stage) = watch::channel(Phase::Serving);
         let routing = Config { cache: Cache::AtMost(4096), peers: Peers::None, cost: Cost::default(), seed: 1 };
-        let admission = Arc::new(Admission::new(Mode::Local));
+        let admission = Arc::new(Admission::new(setting.mode));
         let gateway = Gateway::new(Parts {
             name: "gateway-0".into(),
             limits: setting.limits,

@@ -1,0 +1,156 @@
+//! What is billed on its way to the usage service: read from the log, posted, and forgotten by the log once it is stored there. At least once; the
+//! store knows a record by its id.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::{Request, StatusCode, Uri};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use spillway_metering::shipping::{Receipt, Shipment as Posted};
+use spillway_metering::tokens::GatewayName;
+
+use crate::proxy::Gateway;
+use crate::wal::{Reader, Shipment};
+
+/// Records of one shipment.
+const RECORDS: usize = 1_000;
+/// How long an answer may take.
+const ANSWER: Duration = Duration::from_secs(30);
+/// Bytes of an answer.
+const ANSWER_BYTES: usize = 4 << 20;
+/// How long is waited after a failure, at first, and at most.
+const PAUSE: Duration = Duration::from_millis(200);
+const PAUSE_MAX: Duration = Duration::from_secs(10);
+/// How long records are waited for, to ship some together.
+const TOGETHER: Duration = Duration::from_millis(200);
+
+/// Why the usage service did not answer as it should.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// What is to be posted makes no request.
+    #[error("it is no request: {0}")]
+    Request(#[from] hyper::http::Error),
+    /// No answer.
+    #[error("no answer: {0}")]
+    Client(#[from] hyper_util::client::legacy::Error),
+    /// No answer in time.
+    #[error("no answer within {} s", ANSWER.as_secs())]
+    Slow,
+    /// Another status than that of an answer.
+    #[error("status {status}: {said}")]
+    Status {
+        /// The status.
+        status: StatusCode,
+        /// What it said, shortened.
+        said: String,
+    },
+    /// An answer that is none.
+    #[error("the answer cannot be read: {0}")]
+    Answer(String),
+}
+
+/// The usage service, as a gateway calls it.
+#[derive(Clone, Debug)]
+pub struct UsageService {
+    base: Uri,
+    client: Client<HttpConnector, Full<Bytes>>,
+}
+
+impl UsageService {
+    /// The service at this address, such as `http://spillway-usage:8090`.
+    pub fn new(base: Uri) -> Self {
+        let mut connector = HttpConnector::new();
+        connector.set_nodelay(true);
+        connector.set_connect_timeout(Some(Duration::from_secs(2)));
+        let client = Client::builder(TokioExecutor::new()).pool_timer(TokioTimer::new()).build(connector);
+        Self { base, client }
+    }
+
+    /// Posts JSON and reads the answer.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`]. Whether what was posted had its effect is not known then.
+    pub async fn post<Answer: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<Answer, Error> {
+        let body = serde_json::to_vec(body).map_err(|error| Error::Answer(error.to_string()))?;
+        let mut parts = self.base.clone().into_parts();
+        parts.path_and_query = Some(path.parse().map_err(hyper::http::Error::from)?);
+        let uri = Uri::from_parts(parts).map_err(hyper::http::Error::from)?;
+        let request = Request::post(uri)
+            .header(CONTENT_TYPE, HeaderValue::from_static("application/json"))
+            .body(Full::new(Bytes::from(body)))?;
+        let asked = async {
+            let response = self.client.request(request).await?;
+            let status = response.status();
+            let body = Limited::new(response.into_body(), ANSWER_BYTES).collect().await;
+            let body = body.map_err(|error| Error::Answer(error.to_string()))?.to_bytes();
+            if !status.is_success() {
+                let said = String::from_utf8_lossy(body.get(..body.len().min(200)).unwrap_or_default()).into_owned();
+                return Err(Error::Status { status, said });
+            }
+            serde_json::from_slice(&body).map_err(|error| Error::Answer(error.to_string()))
+        };
+        tokio::time::timeout(ANSWER, asked).await.map_err(|_| Error::Slow)?
+    }
+}
+
+/// Ships what the log has, now and to come. Runs until the log is closed.
+pub async fn ship(gateway: Arc<Gateway>, service: UsageService, name: GatewayName) {
+    let mut durable = gateway.wal().durable();
+    let mut reader = Some(gateway.wal().reader());
+    let mut pause = PAUSE;
+    loop {
+        let Some((back, shipment)) = read(reader.take()).await else { return };
+        reader = Some(back);
+        let Some(shipment) = shipment else {
+            if durable.changed().await.is_err() {
+                return;
+            }
+            tokio::time::sleep(TOGETHER).await;
+            continue;
+        };
+        let posted = Posted { gateway: name.clone(), records: shipment.records };
+        loop {
+            match service.post::<Receipt>("/v1/records", &posted).await {
+                Ok(receipt) if receipt.total() == posted.records.len() as u64 => break,
+                Ok(receipt) => {
+                    tracing::warn!(
+                        ?receipt,
+                        records = posted.records.len(),
+                        "the usage service did not answer for all records"
+                    );
+                }
+                Err(error) => tracing::warn!(%error, "what is billed is not stored yet; it is shipped again"),
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(PAUSE_MAX);
+        }
+        pause = PAUSE;
+        gateway.wal().acknowledge(shipment.up_to);
+    }
+}
+
+/// Reads the next shipment where that may block.
+async fn read(reader: Option<Reader>) -> Option<(Reader, Option<Shipment>)> {
+    let mut reader = reader?;
+    let read = tokio::task::spawn_blocking(move || {
+        let next = reader.next(RECORDS);
+        (reader, next)
+    });
+    let (reader, next) = read.await.ok()?;
+    match next {
+        Ok(next) => Some((reader, next)),
+        Err(error) => {
+            // What cannot be read is not shipped, and stays: a person must look.
+            tracing::error!(%error, "the log cannot be read; nothing is shipped from here on");
+            None
+        }
+    }
+}
