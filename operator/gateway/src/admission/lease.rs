@@ -4,7 +4,7 @@
 //! that ends ([`Lease::expire`]), by its own clock and counted from when it asked. The service counts from when it answered, which is later, so
 //! that it never counts on what a gateway may still use. Clocks must run alike, not agree.
 //!
-//! What the service must do, for each limited key and tenant (the model in this module's tests does it):
+//! What the service must do, for each limited key and tenant (`leases` of the crate spillway-usage does it, and so does the model in this module's tests):
 //!
 //! 1. *Blocks.* It keeps the one bucket of each limit, and takes a block out of it before it grants the block. It adds what gateways return;
 //!    [`Need::returned`] is a running total, so that a message that comes twice or never does no harm. What a gateway neither used nor

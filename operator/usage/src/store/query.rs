@@ -25,14 +25,14 @@ pub struct Filter {
     pub model: Option<ModelName>,
     /// The key.
     pub key: Option<KeyId>,
-    /// From then on, Unix milliseconds.
+    /// From then on, Unix milliseconds; `i64::MIN` is no bound.
     pub from_ms: i64,
-    /// Before then, Unix milliseconds.
+    /// Before then, Unix milliseconds; `i64::MAX` is no bound.
     pub to_ms: i64,
 }
 
 impl Default for Filter {
-    /// Everything before the end of time.
+    /// Everything.
     fn default() -> Self {
         Self {
             tenant: None,
@@ -201,9 +201,14 @@ pub(super) struct Query {
 
 impl Query {
     fn new(dialect: Dialect, filter: &Filter) -> Self {
-        let mut query = Self { sql: " WHERE ended_ms >= ".to_owned(), values: Vec::new(), dialect };
-        query.bind(Bound::Number(filter.from_ms));
-        query.also("ended_ms <", Bound::Number(filter.to_ms));
+        let mut query = Self { sql: " WHERE 1 = 1".to_owned(), values: Vec::new(), dialect };
+        // A bound that bounds nothing is left out, or it would tempt the store to go by time where it can go by id.
+        if filter.from_ms > i64::MIN {
+            query.also("ended_ms >=", Bound::Number(filter.from_ms));
+        }
+        if filter.to_ms < i64::MAX {
+            query.also("ended_ms <", Bound::Number(filter.to_ms));
+        }
         let names = [
             ("tenant =", filter.tenant.as_ref().map(TenantName::as_str)),
             ("namespace =", filter.namespace.as_ref().map(NamespaceName::as_str)),
@@ -268,4 +273,23 @@ impl Query {
 /// Each group once, in the order of [`Group::ALL`].
 pub(super) fn distinct(groups: &[Group]) -> Vec<Group> {
     Group::ALL.into_iter().filter(|group| groups.contains(group)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_not_in_the_text() {
+        let filter = Filter { tenant: Some("'; --".into()), to_ms: 7, ..Filter::default() };
+        let query = Query::records(Dialect::Postgres, &filter, Some(RequestId::new(1, [0; 10])), 5);
+        let expected = format!(
+            "SELECT {COLUMNS} FROM records WHERE 1 = 1 AND ended_ms < $1 AND tenant = $2 AND id > $3 ORDER BY id LIMIT 5"
+        );
+        assert_eq!((query.sql, query.values.len()), (expected, 3));
+        let query = Query::usage(Dialect::Sqlite, &filter, &[Group::Key, Group::Day]);
+        assert!(query.sql.starts_with("SELECT key_id, day, count(*)"), "{}", query.sql);
+        let end = " FROM records WHERE 1 = 1 AND ended_ms < ?1 AND tenant = ?2 GROUP BY key_id, day LIMIT 100001";
+        assert!(query.sql.ends_with(end), "{}", query.sql);
+    }
 }

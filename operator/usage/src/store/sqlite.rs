@@ -143,7 +143,10 @@ fn connect(path: &Path, migration: Migration) -> Result<Connection, Error> {
     let failed = sql("opening the file");
     let connection = Connection::open_with_flags(path, flags).map_err(&failed)?;
     connection.busy_timeout(BUSY).map_err(&failed)?;
-    connection.pragma_update(None, "journal_mode", "wal").map_err(&failed)?;
+    // It stays with the file. One that is only looked at, such as a backup, is left as it is.
+    if migration == Migration::Apply {
+        connection.pragma_update(None, "journal_mode", "wal").map_err(&failed)?;
+    }
     connection.pragma_update(None, "synchronous", "full").map_err(&failed)?;
     Ok(connection)
 }
@@ -160,7 +163,11 @@ fn version(connection: &Connection) -> Result<i32, Error> {
 
 fn migrate(connection: &mut Connection, migration: Migration) -> Result<(), Error> {
     let failed = sql("migrating the schema");
-    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(&failed)?;
+    let behavior = match migration {
+        Migration::Apply => TransactionBehavior::Immediate,
+        Migration::Refuse => TransactionBehavior::Deferred,
+    };
+    let transaction = connection.transaction_with_behavior(behavior).map_err(&failed)?;
     let found = version(&transaction)?;
     if found > SCHEMA_VERSION {
         return Err(Error::Newer { found, known: SCHEMA_VERSION });

@@ -258,6 +258,45 @@ async fn sums_without_room_are_no_sums(#[values(Kind::Sqlite, Kind::Postgres)] k
     assert!(matches!(error, Error::Overflow), "{error}");
 }
 
+#[rstest]
+#[case::sqlite(
+    Kind::Sqlite,
+    "WITH RECURSIVE numbers (number) AS (SELECT 1 UNION ALL SELECT number + 1 FROM numbers LIMIT 100000) ",
+    "CAST(printf('%016d', number) AS BLOB)",
+    "numbers"
+)]
+#[case::postgres(
+    Kind::Postgres,
+    "",
+    "convert_to(lpad(number::text, 16, '0'), 'UTF8')",
+    "generate_series(1, 100000) AS number"
+)]
+#[tokio::test]
+async fn too_many_rows_are_none(#[case] kind: Kind, #[case] with: &str, #[case] id: &str, #[case] numbers: &str) {
+    let home = Home::new(kind);
+    let store = home.open().await;
+    store.put(records(0..1)).await.unwrap();
+    // Each of a day of its own.
+    let rest = "tenant, namespace, endpoint, model, version, key_id, gateway, replica, started_ms, ended_ms, stream, prompt, cached, \
+                completion, outcome, adjusted";
+    let insert = format!(
+        "{with} INSERT INTO records (id, day, {rest}) SELECT {id}, number, {rest} FROM records, {numbers} WHERE day > 0"
+    );
+    change(&home, &insert);
+    assert_eq!(store.usage(&Filter::default(), &[Group::Tenant]).await.unwrap()[0].requests, 100_001);
+    // The first record's day is among them.
+    assert_eq!(store.usage(&Filter::default(), &[Group::Day]).await.unwrap().len(), 100_000);
+    change(&home, "UPDATE records SET day = -1 WHERE day = 5");
+    change(&home, "UPDATE records SET key_id = 'another' WHERE day = -1");
+    assert_eq!(store.usage(&Filter::default(), &[Group::Day, Group::Key]).await.unwrap().len(), 100_000);
+    change(
+        &home,
+        "UPDATE records SET key_id = 'another' WHERE id IN (SELECT id FROM records WHERE day = 20783 LIMIT 1)",
+    );
+    let error = store.usage(&Filter::default(), &[Group::Day, Group::Key]).await.unwrap_err();
+    assert!(matches!(error, Error::TooMany) && error.is_askers(), "{error}");
+}
+
 /// What somebody else wrote is not taken for a record.
 #[rstest]
 #[case::outcome("UPDATE records SET outcome = 'lost'", "outcome")]
@@ -334,14 +373,14 @@ async fn a_backup_is_one_moment_of_a_store_that_is_written_to() {
         let copied = copy.check().await.unwrap().records;
         assert!(copied >= 100 && copied % 100 == 0, "{copied}: batches are whole");
         drop(copy);
-        for journal in ["copy.db-wal", "copy.db-shm"] {
-            let _ = std::fs::remove_file(folder.path().join(journal));
-        }
     }
     writing.await.unwrap();
     assert_eq!(store.check().await.unwrap().records, 4_000);
     let nowhere = store.backup(folder.path().join("no/copy.db")).await;
     assert!(nowhere.is_err());
+    // One that is looked at is still one file.
+    let files: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|file| file.unwrap().file_name()).collect();
+    assert_eq!(files, ["copy.db"]);
     // It reads on, and writes nothing.
     assert_eq!(all(&store).await.len(), 4_000);
 }

@@ -1,5 +1,6 @@
 //! A real PostgreSQL on loopback, in a folder of its own, that ends with those who use it.
 
+use std::io::{Read as _, Seek as _};
 use std::net::TcpListener;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 use std::path::Path;
@@ -35,17 +36,21 @@ impl Server {
         if is_root() {
             chown(folder.path(), Some(id("-u")), Some(id("-g"))).unwrap();
         }
-        // Free until now; nobody else on this machine is likely to take it within the next second.
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let server = Self { folder, port, databases: AtomicU32::new(0) };
+        let mut server = Self { folder, port: 0, databases: AtomicU32::new(0) };
         let data = server.data();
         run("initdb", &["-D", &data, "-U", "usage", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8"]);
-        let settings = format!(
-            "listen_addresses = '127.0.0.1'\nport = {port}\nunix_socket_directories = ''\nfsync = on\nmax_connections = 100\n"
-        );
-        let file = format!("{data}/postgresql.auto.conf");
-        std::fs::write(&file, settings).unwrap();
-        server.control(&["start"]);
+        server.watch();
+        // A port that is free may be taken by the time that the server has it.
+        let started = (0..5).any(|_| {
+            server.port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+            let settings = format!(
+                "listen_addresses = '127.0.0.1'\nport = {}\nunix_socket_directories = ''\nfsync = on\nmax_connections = 100\n",
+                server.port
+            );
+            std::fs::write(format!("{data}/postgresql.auto.conf"), settings).unwrap();
+            server.try_control(&["start"]).is_ok()
+        });
+        assert!(started, "{}", std::fs::read_to_string(server.folder.path().join("log")).unwrap_or_default());
         server
     }
 
@@ -54,9 +59,28 @@ impl Server {
     }
 
     fn control(&self, what: &[&str]) {
+        self.try_control(what).unwrap();
+    }
+
+    fn try_control(&self, what: &[&str]) -> Result<(), String> {
         let (data, log) = (self.data(), self.folder.path().join("log"));
         let fixed = ["-D", &data, "-l", log.to_str().unwrap(), "-w", "-s", "-t", "60"];
-        run("pg_ctl", &[what, &fixed].concat());
+        try_run("pg_ctl", &[what, &fixed].concat())
+    }
+
+    /// Ends the server, by its id, when this process ends without having done so: by Ctrl-C, say.
+    fn watch(&self) {
+        let script = r#"while kill -0 "$1" 2>/dev/null; do sleep 1; done
+            if pid=$(head -n 1 "$2/data/postmaster.pid" 2>/dev/null); then kill -QUIT "$pid"; sleep 1; rm -rf "$2"; fi"#;
+        let watch = Command::new("setsid")
+            .args(["sh", "-c", script, "sh", &std::process::id().to_string()])
+            .arg(self.folder.path())
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
+        drop(watch.unwrap());
     }
 
     /// As if its machine had lost power, but for its caches; and starts again, which recovers from its log.
@@ -109,6 +133,10 @@ fn id(which: &str) -> u32 {
 
 /// As the user `postgres` where we are root, which PostgreSQL refuses to run as.
 fn run(program: &str, args: &[&str]) {
+    try_run(program, args).unwrap();
+}
+
+fn try_run(program: &str, args: &[&str]) -> Result<(), String> {
     let program = format!("{BIN}/{program}");
     let mut command = if is_root() {
         let mut command = Command::new("setpriv");
@@ -128,13 +156,9 @@ fn run(program: &str, args: &[&str]) {
         .stderr(output.try_clone().unwrap())
         .status()
         .unwrap();
-    let text = || {
-        use std::io::{Read as _, Seek as _};
-        let (mut output, mut text) = (output, String::new());
-        output.rewind().and_then(|()| output.read_to_string(&mut text)).unwrap();
-        text
-    };
-    assert!(status.success(), "{program} {}: {status}\n{}", args.join(" "), text());
+    let (mut output, mut text) = (output, String::new());
+    output.rewind().and_then(|()| output.read_to_string(&mut text)).unwrap();
+    if status.success() { Ok(()) } else { Err(format!("{program} {}: {status}\n{text}", args.join(" "))) }
 }
 
 /// Installs the package where it is missing.
