@@ -123,7 +123,8 @@ def _():
 def _():
     # One request at once: who comes second is told to come again, and does.
     limited = openai.OpenAI(base_url=f"{address}/v1", api_key=strict, max_retries=0, timeout=120)
-    ask = dict(model="chat", messages=question, max_tokens=200)
+    # It goes on to its last token, whatever it has to say.
+    ask = dict(model="chat", messages=question, max_tokens=200, extra_body={"ignore_eos": True})
     first = threading.Thread(target=lambda: limited.chat.completions.create(**ask))
     first.start()
     time.sleep(0.3)
