@@ -67,6 +67,7 @@ async fn tell(lab: &Lab) -> Result<()> {
         "image.gateway.tag=dev",
         "operator.replicas=1",
         "gateway.enabled=true",
+        "gateway.replicas=2",
         "gateway.storage.kind=Scratch",
         "gateway.service.type=NodePort",
         // The lab's pods have no DNS.
@@ -229,18 +230,30 @@ async fn stored(spillway: &Spillway<'_>) -> Result<()> {
     ensure!(sum("requests") == requests, "{requests} requests are billed, and stored are {usage}");
     ensure!(usage["rows"].as_array().is_some_and(|rows| !rows.is_empty()), "no GPU time in {usage}");
     eprintln!("{}", usage["tokens"]);
+    // A copy of the store is whole while the service runs on.
+    let store = |more: &[&'static str]| {
+        let program = ["exec", "-n", NAMESPACE, "spillway-usage-0", "--", "spillway-usage", "--sqlite"];
+        [&program[..], more].concat()
+    };
+    let copy = "/var/lib/spillway-usage/copy.sqlite";
+    spillway.lab().kubectl(&store(&["/var/lib/spillway-usage/usage.sqlite", "backup", "--to", copy])).await?;
+    let checked = spillway.lab().kubectl(&store(&[copy, "check"])).await?;
+    ensure!(checked.contains(&requests.to_string()), "{requests} requests are stored, and the copy has {checked}");
     Ok(())
 }
 
-/// The sum of a metric of the gateway over all its labels but those that lack a text.
+/// The sum of a metric over the gateways and all its labels but those that lack a text.
 async fn metric(spillway: &Spillway<'_>, name: &str, label: &str) -> Result<u64> {
     let pods = Api::<Pod>::namespaced(spillway.client(), NAMESPACE);
     let params = ListParams::default().labels("app.kubernetes.io/component=gateway");
-    let pod = pods.list(&params).await?.items.pop().context("no gateway")?.name_any();
-    let path = format!("/api/v1/namespaces/{NAMESPACE}/pods/{pod}:8080/proxy/metrics");
-    let text = spillway.lab().kubectl(&["get", "--raw", &path]).await?;
-    let lines = text.lines().filter(|line| line.starts_with(name) && line.contains(label));
-    Ok(lines.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum())
+    let mut sum = 0;
+    for pod in pods.list(&params).await?.items {
+        let path = format!("/api/v1/namespaces/{NAMESPACE}/pods/{}:8080/proxy/metrics", pod.name_any());
+        let text = spillway.lab().kubectl(&["get", "--raw", &path]).await?;
+        let lines = text.lines().filter(|line| line.starts_with(name) && line.contains(label));
+        sum += lines.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum::<u64>();
+    }
+    Ok(sum)
 }
 
 /// The gateway's address, and the key.
