@@ -41,7 +41,7 @@ impl Client {
 #[tokio::test]
 async fn a_real_model_is_served_on_what_is_held() -> Result<()> {
     let lab = Lab::start(LabOptions::new(Size::Node).node_label(POOL_LABEL, POOL)).await?;
-    let told = tell(&lab).await;
+    let told = Box::pin(tell(&lab)).await;
     if told.is_err() {
         for args in [
             &["get", "all,me,apikeys,gpures", "-A"][..],
