@@ -13,6 +13,8 @@ use crate::ship::UsageService;
 
 /// How often what is needed is looked at.
 const LOOK: Duration = Duration::from_millis(200);
+/// How long an answer may take: after that the question counts as lost.
+const ANSWER: Duration = Duration::from_secs(1);
 /// Questions of one post.
 const QUESTIONS: usize = 500;
 
@@ -36,7 +38,7 @@ pub async fn lease(gateway: Arc<Gateway>, service: UsageService, name: GatewayNa
         let needs = gateway.needs();
         for some in needs.chunks(QUESTIONS) {
             let questions = Questions { gateway: name.clone(), needs: some.to_vec() };
-            match service.post::<Answers>("/v1/leases", &questions).await {
+            match service.post::<Answers>("/v1/leases", &questions, ANSWER).await {
                 Ok(answers) => {
                     failing = false;
                     for answer in &answers.grants {

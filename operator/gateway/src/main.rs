@@ -97,6 +97,9 @@ enum LogFormat {
     Text,
 }
 
+/// How long what is billed may take to the usage service at the end.
+const SHIPPING: Duration = Duration::from_secs(10);
+
 const EXAMPLES: &str = "\
 Examples:
   # as the StatefulSet does: name and namespace from the pod, the API server from the pod's service account
@@ -220,6 +223,19 @@ async fn main() -> anyhow::Result<()> {
             running = gateway.running(),
             "requests could not be billed: the next start does, at their last marks"
         );
+    }
+    if arguments.usage.is_some() {
+        let stored = async {
+            while gateway.wal().stats().unacknowledged > 0 {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        if tokio::time::timeout(SHIPPING, stored).await.is_err() {
+            tracing::warn!(
+                records = gateway.wal().stats().unacknowledged,
+                "what is billed is not all stored by the usage service: it stays in the log"
+            );
+        }
     }
     tracing::info!("ended");
     Ok(())

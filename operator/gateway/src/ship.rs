@@ -21,7 +21,7 @@ use crate::wal::{Reader, Shipment};
 
 /// Records of one shipment.
 const RECORDS: usize = 1_000;
-/// How long an answer may take.
+/// How long a receipt may take.
 const ANSWER: Duration = Duration::from_secs(30);
 /// Bytes of an answer.
 const ANSWER_BYTES: usize = 4 << 20;
@@ -41,8 +41,11 @@ pub enum Error {
     #[error("no answer: {0}")]
     Client(#[from] hyper_util::client::legacy::Error),
     /// No answer in time.
-    #[error("no answer within {} s", ANSWER.as_secs())]
-    Slow,
+    #[error("no answer within {} s", within.as_secs())]
+    Slow {
+        /// The time.
+        within: Duration,
+    },
     /// Another status than that of an answer.
     #[error("status {status}: {said}")]
     Status {
@@ -78,7 +81,12 @@ impl UsageService {
     /// # Errors
     ///
     /// [`Error`]. Whether what was posted had its effect is not known then.
-    pub async fn post<Answer: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<Answer, Error> {
+    pub async fn post<Answer: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+        within: Duration,
+    ) -> Result<Answer, Error> {
         let body = serde_json::to_vec(body).map_err(|error| Error::Answer(error.to_string()))?;
         let mut parts = self.base.clone().into_parts();
         parts.path_and_query = Some(path.parse().map_err(hyper::http::Error::from)?);
@@ -97,18 +105,29 @@ impl UsageService {
             }
             serde_json::from_slice(&body).map_err(|error| Error::Answer(error.to_string()))
         };
-        tokio::time::timeout(ANSWER, asked).await.map_err(|_| Error::Slow)?
+        tokio::time::timeout(within, asked).await.map_err(|_| Error::Slow { within })?
     }
 }
 
 /// Ships what the log has, now and to come. Runs until the log is closed.
 pub async fn ship(gateway: Arc<Gateway>, service: UsageService, name: GatewayName) {
     let mut durable = gateway.wal().durable();
-    let mut reader = Some(gateway.wal().reader());
+    let mut reader = gateway.wal().reader();
     let mut pause = PAUSE;
     loop {
-        let Some((back, shipment)) = read(reader.take()).await else { return };
-        reader = Some(back);
+        let shipment = match read(reader).await {
+            Ok((back, shipment)) => {
+                reader = back;
+                shipment
+            }
+            Err(why) => {
+                tracing::error!(why, "the log cannot be read: nothing is shipped until it can");
+                tokio::time::sleep(PAUSE_MAX).await;
+                // The old one may be beyond what it could not read.
+                reader = gateway.wal().reader();
+                continue;
+            }
+        };
         let Some(shipment) = shipment else {
             if durable.changed().await.is_err() {
                 return;
@@ -118,7 +137,7 @@ pub async fn ship(gateway: Arc<Gateway>, service: UsageService, name: GatewayNam
         };
         let posted = Posted { gateway: name.clone(), records: shipment.records };
         loop {
-            match service.post::<Receipt>("/v1/records", &posted).await {
+            match service.post::<Receipt>("/v1/records", &posted, ANSWER).await {
                 Ok(receipt) if receipt.total() == posted.records.len() as u64 => break,
                 Ok(receipt) => {
                     tracing::warn!(
@@ -138,19 +157,10 @@ pub async fn ship(gateway: Arc<Gateway>, service: UsageService, name: GatewayNam
 }
 
 /// Reads the next shipment where that may block.
-async fn read(reader: Option<Reader>) -> Option<(Reader, Option<Shipment>)> {
-    let mut reader = reader?;
+async fn read(mut reader: Reader) -> Result<(Reader, Option<Shipment>), String> {
     let read = tokio::task::spawn_blocking(move || {
         let next = reader.next(RECORDS);
-        (reader, next)
+        next.map(|shipment| (reader, shipment))
     });
-    let (reader, next) = read.await.ok()?;
-    match next {
-        Ok(next) => Some((reader, next)),
-        Err(error) => {
-            // What cannot be read is not shipped, and stays: a person must look.
-            tracing::error!(%error, "the log cannot be read; nothing is shipped from here on");
-            None
-        }
-    }
+    read.await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
 }

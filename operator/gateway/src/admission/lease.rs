@@ -57,6 +57,8 @@ pub struct Lease {
     asked_ms: Option<u64>,
     /// Until when the service has nothing.
     dry_until_ms: u64,
+    /// Nothing is asked for before then for want alone.
+    ask_from_ms: u64,
     /// From when on demand was counted.
     since_ms: u64,
     /// Taken since then.
@@ -168,7 +170,7 @@ impl Lease {
         // Half of what is wanted is left, or less.
         let low = self.requests < requests.div_ceil(2) || self.tokens < signed(tokens.div_ceil(2)) || self.tokens < 0;
         let ending = in_flight > 0 && self.until_ms.saturating_sub(now_ms) <= HORIZON_MS;
-        let wanting = (short || low) && now_ms >= self.dry_until_ms;
+        let wanting = (short || low) && now_ms >= self.ask_from_ms;
         if !(wanting || ending || self.returned != self.told) {
             return None;
         }
@@ -177,7 +179,8 @@ impl Lease {
             tokens: u64::try_from(signed(wanted.tokens).saturating_sub(self.tokens)).unwrap_or(0),
         };
         let need = Need {
-            sequence: self.sequence + 1,
+            // Also above those of a lease of this name that was forgotten here, which the service still knows.
+            sequence: self.sequence.max(now_ms) + 1,
             held: self.held(),
             returned: self.returned,
             want: missing(Block { requests, tokens }),
@@ -214,6 +217,8 @@ impl Lease {
         self.tokens = self.tokens.saturating_add(signed(grant.block.tokens));
         self.slots = grant.slots;
         self.dry_until_ms = if grant.retry_after_ms == 0 { 0 } else { now_ms.saturating_add(grant.retry_after_ms) };
+        // What was too little for one request may be enough for others, and comes bit by bit.
+        self.ask_from_ms = self.dry_until_ms.min(now_ms.saturating_add(ANSWER_MS));
         true
     }
 

@@ -1,14 +1,17 @@
 //! Connections to engines, each with the time at which it was made: one that was there before a request may have been closed by its engine meanwhile,
 //! and then the failure says nothing of the request (RFC 9112, section 9.3.1).
 
+use std::error::Error as _;
 use std::future::Future;
-use std::io::{IoSlice, Result};
+use std::io::{ErrorKind, IoSlice, Result};
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use hyper::Uri;
 use hyper::http::Extensions;
 use hyper::rt::{Read, ReadBufCursor, Write};
+use hyper_util::client::legacy as client;
 use hyper_util::client::legacy::connect::{CaptureConnection, Connected, Connection, HttpConnector};
 use tokio::time::Instant;
 use tower_service::Service;
@@ -20,13 +23,36 @@ type Error = <HttpConnector as Service<Uri>>::Error;
 #[derive(Clone, Copy)]
 struct Made(Instant);
 
-/// Whether what a request went out on was there before the request.
-pub(super) fn is_older(connection: &CaptureConnection, sent: Instant) -> bool {
+/// What an engine closed before a request came is noticed at once; what breaks off later had begun with it.
+const AT_ONCE: Duration = Duration::from_secs(1);
+
+/// Whether what a request was sent on had been closed before, as far as can be told: it was there before the request, and broke off at once without
+/// a byte of an answer.
+pub(super) fn was_closed(connection: &CaptureConnection, sent: Instant, error: &client::Error) -> bool {
+    if sent.elapsed() > AT_ONCE || !is_broken(error) {
+        return false;
+    }
     let mut extras = Extensions::new();
     if let Some(connected) = connection.connection_metadata().as_ref() {
         connected.get_extras(&mut extras);
     }
     extras.get::<Made>().is_some_and(|made| made.0 < sent)
+}
+
+/// Whether a connection broke off, rather than that something came on it that is no answer.
+fn is_broken(error: &client::Error) -> bool {
+    let mut source = error.source();
+    while let Some(error) = source {
+        let kind = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+        let http = error.downcast_ref::<hyper::Error>();
+        if matches!(kind, Some(ErrorKind::ConnectionReset | ErrorKind::BrokenPipe))
+            || http.is_some_and(|error| error.is_incomplete_message() || error.is_closed())
+        {
+            return true;
+        }
+        source = error.source();
+    }
+    false
 }
 
 /// Makes them.

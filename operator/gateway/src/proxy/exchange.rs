@@ -229,7 +229,7 @@ impl Exchange {
                     let told = &error as &dyn std::error::Error;
                     let replica = flight.replica.name.clone();
                     // An engine may close an idle connection at any time, also just when something is sent on it.
-                    if !stale && connect::is_older(&connection, sent) {
+                    if !stale && connect::was_closed(&connection, sent, &error) {
                         tracing::debug!(error = told, id = %self.id, %replica, "an engine had closed a connection");
                         flight.end(None, Verdict::Unknown);
                         stale = true;

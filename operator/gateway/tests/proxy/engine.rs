@@ -22,6 +22,8 @@ use tokio::sync::mpsc;
 pub(crate) struct Script {
     /// Tokens of the answer.
     pub(crate) tokens: u64,
+    /// With which each of them begins.
+    pub(crate) says: &'static str,
     /// Before each of them.
     pub(crate) pause: Duration,
     /// After so many tokens the connection breaks.
@@ -42,6 +44,7 @@ impl Default for Script {
     fn default() -> Self {
         Self {
             tokens: 5,
+            says: "",
             pause: Duration::ZERO,
             breaks_after: None,
             answers: None,
@@ -140,7 +143,7 @@ async fn answer(
     }
     if body["stream"] != json!(true) {
         tokio::time::sleep(script.pause).await;
-        let content = "word ".repeat(usize::try_from(script.tokens).unwrap());
+        let content = format!("{}word ", script.says).repeat(usize::try_from(script.tokens).unwrap());
         *seen.lock().unwrap().produced.entry(id).or_default() += script.tokens;
         let text = json!({"id": "x", "object": "chat.completion", "usage": script.usage,
             "choices": [{"index": 0, "message": {"role": "assistant", "content": content}, "finish_reason": "stop"}]});
@@ -180,7 +183,7 @@ async fn produce(
                 () = sender.closed() => true,
             };
         let chunk = json!({"id": "x", "object": "chat.completion.chunk", "usage": null,
-            "choices": [{"index": 0, "delta": {"content": format!("t{token} ")}}]});
+            "choices": [{"index": 0, "delta": {"content": format!("{}t{token} ", script.says)}}]});
         *seen.lock().unwrap().produced.entry(id.clone()).or_default() += u64::from(!gone);
         if gone || sender.send(event(&chunk)).await.is_err() {
             seen.lock().unwrap().cancelled += 1;

@@ -9,6 +9,7 @@
 )]
 
 mod engine;
+mod privacy;
 mod refusals;
 mod stage;
 mod usage;

@@ -37,7 +37,8 @@ pub(crate) struct Stage {
     pub(crate) admission: Arc<Admission>,
     pub(crate) server: tokio::task::JoinHandle<()>,
     client: Client<HttpConnector, Full<Bytes>>,
-    _log: TempDir,
+    /// Where the log is.
+    pub(crate) log: TempDir,
 }
 
 /// What a stage is made with.
@@ -144,7 +145,7 @@ impl Stage {
         let server = tokio::spawn(server::serve(listener, Arc::clone(&gateway), setting.server, stage));
         tokio::task::yield_now().await;
         let client = Client::builder(TokioExecutor::new()).build(HttpConnector::new());
-        Self { gateway, address, catalogue, phase, admission, server, client, _log: log }
+        Self { gateway, address, catalogue, phase, admission, server, client, log }
     }
 
     /// A request with the key.

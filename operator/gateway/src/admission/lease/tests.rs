@@ -64,7 +64,7 @@ fn what_is_left_at_the_end_is_returned() {
     lease.give(block(0, 20));
     assert!(!lease.is_settled());
     let need = lease.need(10_000, 0).expect("something to return");
-    assert_eq!((need.sequence, need.returned), (2, block(1, 50)));
+    assert_eq!((need.sequence, need.returned), (10_001, block(1, 50)));
     assert!(lease.is_settled());
     assert_eq!(lease.need(20_000, 0), None);
 }
@@ -91,7 +91,7 @@ fn a_grant_counts_once() {
 fn it_asks_again_when_no_answer_comes() {
     let (mut lease, _) = asking();
     lease.missing(block(1, 50), ANSWER_MS);
-    assert_eq!(lease.need(ANSWER_MS, 0).map(|need| need.sequence), Some(2));
+    assert_eq!(lease.need(ANSWER_MS, 0).map(|need| need.sequence), Some(ANSWER_MS + 1));
     assert!(!lease.grant(ANSWER_MS + 1, &grant(1, block(2, 80), 1)));
 }
 
@@ -105,6 +105,32 @@ fn it_waits_for_as_long_as_the_service_says() {
     assert!(lease.need(705, 0).is_some());
 }
 
+/// What was too little for a large request is asked for again, for small ones: it comes bit by bit.
+#[test]
+fn one_large_request_does_not_starve_small_ones() {
+    let (mut lease, _) = asking();
+    assert!(lease.grant(5, &Grant { retry_after_ms: 43_000, ..grant(1, block(1, 0), 1) }));
+    assert_eq!(lease.missing(block(1, 50), 1_004), (None, Some(Wait::Ms(42_001))));
+    assert_eq!(lease.need(1_004, 0), None);
+    let need = lease.need(1_005, 0).expect("a need");
+    assert!(lease.grant(1_006, &grant(need.sequence, block(0, 67), 1)));
+    assert_eq!(lease.missing(block(1, 50), 1_006), (None, None));
+}
+
+/// The service still knows the lease of this name that was forgotten here, and answers nothing that is not newer.
+#[test]
+fn a_lease_that_is_made_anew_is_not_taken_for_an_old_question() {
+    let mut last = 0;
+    let mut lease = Lease::default();
+    for now_ms in (0..100_000).step_by(1_000) {
+        lease.missing(block(1, 50), now_ms);
+        last = lease.need(now_ms, 0).expect("a need").sequence;
+    }
+    let mut anew = Lease::default();
+    anew.missing(block(1, 50), 100_000);
+    assert!(anew.need(100_000, 0).expect("a need").sequence > last);
+}
+
 #[test]
 fn a_debt_is_paid_from_the_next_block() {
     let (mut lease, _) = asking();
@@ -114,7 +140,7 @@ fn a_debt_is_paid_from_the_next_block() {
     // The debt alone is reason to ask.
     let need = lease.need(5, 1).expect("a need");
     assert!(need.want.tokens >= 20, "{need:?}");
-    assert!(lease.grant(6, &grant(2, block(0, 50), 1)));
+    assert!(lease.grant(6, &grant(need.sequence, block(0, 50), 1)));
     assert_eq!(lease.held().tokens, 30);
 }
 
