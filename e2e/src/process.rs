@@ -122,6 +122,14 @@ impl ProcessSpec {
 
     /// Starts the process, its output appended to `log`. Unless `detached`, the kernel kills it when this process dies.
     pub fn start(&self, log: &Path, detached: bool) -> Result<Identity> {
+        let child = self.start_child(log, detached)?;
+        let identity = i32::try_from(child.id()).context("a pid").and_then(Identity::of)?;
+        reap(child);
+        Ok(identity)
+    }
+
+    /// The same, for who waits for its end.
+    pub fn start_child(&self, log: &Path, detached: bool) -> Result<Child> {
         let mut argv: Vec<OsString> =
             if detached { vec!["setsid".into()] } else { vec!["setpriv".into(), "--pdeathsig".into(), "KILL".into()] };
         if let Some(pid) = self.join {
@@ -141,10 +149,7 @@ impl ProcessSpec {
             // Ctrl-C in a terminal is for the test alone; it takes the lab down in order.
             command.process_group(0);
         }
-        let child = spawn(command).with_context(|| format!("starting {} ({})", self.name, self.program.display()))?;
-        let identity = i32::try_from(child.id()).context("a pid").and_then(Identity::of)?;
-        reap(child);
-        Ok(identity)
+        spawn(command).with_context(|| format!("starting {} ({})", self.name, self.program.display()))
     }
 }
 

@@ -53,24 +53,15 @@ pub(super) fn of_a_tenant() -> String {
 
 /// A pod of its own, written as a person would, with one more line in its spec if that is wanted.
 pub(super) fn pod(name: &str, gpus: u32, line: &str) -> String {
-    let image = catalog::BUSYBOX;
-    format!(
-        "apiVersion: v1
-kind: Pod
-metadata: {{name: {name}, labels: {{app: {name}}}}}
-spec:
-  containers:
-    - name: work
-      image: {image}
-      command: [sh, -c, 'trap exit TERM; while sleep 0.2; do :; done']
-      resources: {{limits: {{nvidia.com/gpu: {gpus}}}}}
-  {line}
-"
-    )
+    format!("{}  {line}\n", written(name, &format!("nvidia.com/gpu: {gpus}")))
 }
 
 /// The same on a node that is shared, where each container is bounded.
 pub(super) fn pod_of_a_part(name: &str, gpus: u32) -> String {
+    written(name, &format!("nvidia.com/gpu: {gpus}, cpu: 100m, memory: 64Mi"))
+}
+
+fn written(name: &str, limits: &str) -> String {
     let image = catalog::BUSYBOX;
     format!(
         "apiVersion: v1
@@ -81,7 +72,7 @@ spec:
     - name: work
       image: {image}
       command: [sh, -c, 'trap exit TERM; while sleep 0.2; do :; done']
-      resources: {{limits: {{nvidia.com/gpu: {gpus}, cpu: 100m, memory: 64Mi}}}}
+      resources: {{limits: {{{limits}}}}}
 "
     )
 }

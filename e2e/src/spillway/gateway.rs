@@ -1,10 +1,8 @@
 //! A gateway as a process of the test's own.
 
-use std::fs::OpenOptions;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ExitStatus};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -14,7 +12,7 @@ use serde_json::Value;
 
 use super::{GATEWAY_USER, NAMESPACE, Spillway};
 use crate::control_plane::free_port;
-use crate::process;
+use crate::process::ProcessSpec;
 use crate::wait::wait_for_value;
 
 /// Time for a gateway to end by SIGTERM when nothing runs.
@@ -38,28 +36,17 @@ impl Spillway<'_> {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port(Ipv4Addr::LOCALHOST)?));
         let admin = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port(Ipv4Addr::LOCALHOST)?));
         let log = self.lab().log(name);
-        let out = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(&log)
-            .with_context(|| format!("opening {}", log.display()))?;
-        // The kernel kills it when this process dies.
-        let mut command = Command::new("setpriv");
-        command
-            .args(["--pdeathsig", "KILL"])
-            .arg(&self.binaries().gateway)
-            .args(["--namespace", NAMESPACE, "--name", name, "--log-format", "text", "--log-limit", "16"])
-            .arg(format!("--listen={address}"))
-            .arg(format!("--admin={admin}"))
-            .arg("--log-directory")
-            .arg(self.lab().dir().join(format!("{name}-log")))
-            .env("KUBECONFIG", kubeconfig)
-            .env("RUST_LOG", std::env::var("SPILLWAY_GATEWAY_LOG").unwrap_or_else(|_| "info".to_owned()))
-            .stdin(Stdio::null())
-            .stdout(out.try_clone().context("sharing a log")?)
-            .stderr(out)
-            .process_group(0);
-        let child = process::spawn(command).context("starting a gateway")?;
+        let args = ["--namespace", NAMESPACE, "--name", name, "--log-format", "text", "--log-limit", "16"];
+        let mut process = ProcessSpec::new(name, &self.binaries().gateway, args)
+            .env("KUBECONFIG", kubeconfig.to_string_lossy())
+            .env("RUST_LOG", std::env::var("SPILLWAY_GATEWAY_LOG").unwrap_or_else(|_| "info".to_owned()));
+        let directory = self.lab().dir().join(format!("{name}-log"));
+        process.args.extend([
+            format!("--listen={address}"),
+            format!("--admin={admin}"),
+            format!("--log-directory={}", directory.display()),
+        ]);
+        let child = process.start_child(&log, false)?;
         let http = reqwest::Client::builder().timeout(Duration::from_secs(120)).build().context("an HTTP client")?;
         let gateway = Gateway { child, address, admin, log, http };
         wait_for_value("the gateway to serve", Duration::from_secs(30), || async {

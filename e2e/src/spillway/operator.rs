@@ -1,10 +1,8 @@
 //! An operator as a process of the test's own.
 
-use std::fs::OpenOptions;
 use std::net::Ipv4Addr;
-use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ExitStatus};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
@@ -13,7 +11,7 @@ use nix::unistd::Pid;
 
 use super::{NAMESPACE, Spillway};
 use crate::control_plane::free_port;
-use crate::process;
+use crate::process::ProcessSpec;
 use crate::wait::{wait_for, wait_for_value};
 
 /// Time for an operator to end by SIGTERM.
@@ -43,26 +41,15 @@ impl Spillway<'_> {
     fn spawn(&self, program: &Path, identity: &str, env: &[(&str, &str)]) -> Result<Operator> {
         let port = free_port(Ipv4Addr::LOCALHOST)?;
         let log = self.lab().log(identity);
-        let out = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(&log)
-            .with_context(|| format!("opening {}", log.display()))?;
-        // The kernel kills it when this process dies.
-        let mut command = Command::new("setpriv");
-        command
-            .args(["--pdeathsig", "KILL"])
-            .arg(program)
-            .args(["--namespace", NAMESPACE, "--identity", identity, "--log-format", "text"])
-            .arg(format!("--http=127.0.0.1:{port}"))
-            .env("KUBECONFIG", self.operator_kubeconfig())
-            .env("RUST_LOG", std::env::var("SPILLWAY_OPERATOR_LOG").unwrap_or_else(|_| "info".to_owned()))
-            .envs(env.iter().copied())
-            .stdin(Stdio::null())
-            .stdout(out.try_clone().context("sharing a log")?)
-            .stderr(out)
-            .process_group(0);
-        let child = process::spawn(command).with_context(|| format!("starting {}", program.display()))?;
+        let args = ["--namespace", NAMESPACE, "--identity", identity, "--log-format", "text"];
+        let mut process = ProcessSpec::new(identity, program, args)
+            .env("KUBECONFIG", self.operator_kubeconfig().to_string_lossy())
+            .env("RUST_LOG", std::env::var("SPILLWAY_OPERATOR_LOG").unwrap_or_else(|_| "info".to_owned()));
+        process.args.push(format!("--http=127.0.0.1:{port}"));
+        for (key, value) in env {
+            process = process.env(key, *value);
+        }
+        let child = process.start_child(&log, false)?;
         Ok(Operator { identity: identity.to_owned(), child, port, log })
     }
 }

@@ -97,7 +97,9 @@ enum LogFormat {
     Text,
 }
 
-/// How long what is billed may take to the usage service at the end.
+/// How long the bills of what was cut off may take at the end,
+const BILLING: Duration = Duration::from_secs(20);
+/// and what is billed on its way to the usage service.
 const SHIPPING: Duration = Duration::from_secs(10);
 
 const EXAMPLES: &str = "\
@@ -203,42 +205,36 @@ async fn main() -> anyhow::Result<()> {
     tracing::info!(running = gateway.running(), grace_seconds = arguments.grace_seconds, "asked to end");
     to_stage.send_replace(Stage::Draining);
     let grace = Duration::from_secs(arguments.grace_seconds);
-    let drained = async {
-        while gateway.running() > 0 {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    };
-    if tokio::time::timeout(grace, drained).await.is_err() {
+    if !comes(grace, || gateway.running() == 0).await {
         tracing::warn!(running = gateway.running(), "requests are cut off");
     }
     to_stage.send_replace(Stage::Cutting);
     let _ = serving.await;
-    let billed = async {
-        while gateway.running() > 0 {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    if tokio::time::timeout(Duration::from_secs(20), billed).await.is_err() {
+    if !comes(BILLING, || gateway.running() == 0).await {
         tracing::error!(
             running = gateway.running(),
             "requests could not be billed: the next start does, at their last marks"
         );
     }
-    if arguments.usage.is_some() {
-        let stored = async {
-            while gateway.wal().stats().unacknowledged > 0 {
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-        };
-        if tokio::time::timeout(SHIPPING, stored).await.is_err() {
-            tracing::warn!(
-                records = gateway.wal().stats().unacknowledged,
-                "what is billed is not all stored by the usage service: it stays in the log"
-            );
-        }
+    let unstored = || gateway.wal().stats().unacknowledged;
+    if arguments.usage.is_some() && !comes(SHIPPING, || unstored() == 0).await {
+        tracing::warn!(
+            records = unstored(),
+            "what is billed is not all stored by the usage service: it stays in the log"
+        );
     }
     tracing::info!("ended");
     Ok(())
+}
+
+/// Whether something comes true within a time.
+async fn comes(within: Duration, is_true: impl Fn() -> bool) -> bool {
+    let waiting = async {
+        while !is_true() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(within, waiting).await.is_ok()
 }
 
 /// Where what is known comes from.

@@ -333,11 +333,7 @@ impl Gateway {
             drop(running);
         });
         let mut response = answer.await.unwrap_or(Err(ApiError::Upstream))?;
-        for (name, value) in rates.headers() {
-            if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
-                response.headers_mut().insert(name, value);
-            }
-        }
+        insert(response.headers_mut(), rates.headers());
         Ok(response)
     }
 
@@ -445,10 +441,14 @@ fn json(body: String) -> Response<Answer> {
 fn refuse(error: &ApiError) -> Response<Answer> {
     let mut response = json(error.body());
     *response.status_mut() = StatusCode::from_u16(error.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    for (name, value) in error.headers() {
+    insert(response.headers_mut(), error.headers());
+    response
+}
+
+fn insert(headers: &mut HeaderMap, more: impl IntoIterator<Item = (&'static str, String)>) {
+    for (name, value) in more {
         if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
-            response.headers_mut().insert(name, value);
+            headers.insert(name, value);
         }
     }
-    response
 }

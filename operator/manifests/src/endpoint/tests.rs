@@ -25,10 +25,9 @@ fn endpoint(replicas: i32) -> ModelEndpoint {
     .unwrap()
 }
 
-fn laid_out(runtime: &Value, source: &Value) -> Value {
-    let (model, endpoint) = (model(runtime, source), endpoint(2));
-    build_deployment(&Serving {
-        endpoint: &endpoint,
+fn serving<'a>(model: &'a Model, endpoint: &'a ModelEndpoint) -> Serving<'a> {
+    Serving {
+        endpoint,
         namespace: "acme",
         name: "chat",
         model: "smollm2",
@@ -36,7 +35,12 @@ fn laid_out(runtime: &Value, source: &Value) -> Value {
         resource: "nvidia.com/gpu",
         replicas: 2,
         grace_seconds: 60,
-    })
+    }
+}
+
+fn laid_out(runtime: &Value, source: &Value) -> Value {
+    let (model, endpoint) = (model(runtime, source), endpoint(2));
+    build_deployment(&serving(&model, &endpoint))
 }
 
 #[rstest]
@@ -52,16 +56,7 @@ fn deployment(#[case] name: &str, #[case] runtime: Value, #[case] source: Value)
 fn only_gateways_reach_an_engine_and_a_drain_takes_one_at_a_time() {
     let (model, endpoint) =
         (model(&json!({"preset": "LlamaCpp", "image": "llama:1"}), &json!({"path": "/m"})), endpoint(2));
-    let serving = Serving {
-        endpoint: &endpoint,
-        namespace: "acme",
-        name: "chat",
-        model: "smollm2",
-        version: &model.spec.versions[0],
-        resource: "nvidia.com/gpu",
-        replicas: 2,
-        grace_seconds: 60,
-    };
+    let serving = serving(&model, &endpoint);
     insta::assert_yaml_snapshot!("network-policy", build_network_policy(&serving, "spillway-system"));
     insta::assert_yaml_snapshot!("disruption-budget", build_disruption_budget(&serving));
 }
