@@ -37,10 +37,13 @@ pub struct ModelEndpointSpec {
     pub model: ServedModel,
     /// What it is served on.
     pub capacity: Capacity,
-    /// How many replicas are wanted. Left out by GitOps, and written by the autoscaler.
+    /// How many replicas are wanted. With `scaling` it is written by the autoscaler, and left out by GitOps.
     #[serde(default = "default_replicas")]
     #[schemars(range(min = 0, max = 1000))]
     pub replicas: i32,
+    /// How `replicas` follows what is asked. Without it, it stays as it is set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scaling: Option<Scaling>,
     /// Who beside the namespace's own tenant may call it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub access: Option<Access>,
@@ -48,6 +51,69 @@ pub struct ModelEndpointSpec {
 
 fn default_replicas() -> i32 {
     1
+}
+
+/// How the number of replicas follows what is asked of them.
+#[derive(Clone, Debug, Deserialize, Eq, KubeSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = ("self.min <= self.max", "scaling.min must not be above scaling.max"))]
+pub struct Scaling {
+    /// Fewest replicas. 0: none while nobody asks; the first request then waits until one has started.
+    #[serde(default = "default_replicas")]
+    #[schemars(range(min = 0, max = 1000))]
+    pub min: i32,
+    /// Most replicas, as far as devices are held for them.
+    #[schemars(range(min = 1, max = 1000))]
+    pub max: i32,
+    /// What one replica is to have; of several the one that asks for most replicas counts.
+    #[serde(default)]
+    pub target: ScalingTarget,
+    /// With `min` 0: after so long without a request there is no replica any more, as a Go duration from 10s to 168h.
+    #[serde(default = "default_idle_after")]
+    #[schemars(length(min = 2, max = 32), regex(pattern = r"^([0-9]+(\.[0-9]+)?(h|m|s|ms))+$"))]
+    #[x_kube(validation = ("duration(self) >= duration('10s') && duration(self) <= duration('168h')", "scaling.idleAfter must be from 10s to 168h"))]
+    pub idle_after: String,
+    /// For so long fewer replicas must have been enough before there are fewer, but never none, as a Go duration from 0s to 1h.
+    #[serde(default = "default_scale_down_after")]
+    #[schemars(length(min = 2, max = 32), regex(pattern = r"^([0-9]+(\.[0-9]+)?(h|m|s|ms))+$"))]
+    #[x_kube(validation = ("duration(self) >= duration('0s') && duration(self) <= duration('1h')", "scaling.scaleDownAfter must be from 0s to 1h"))]
+    pub scale_down_after: String,
+}
+
+fn default_idle_after() -> String {
+    "10m".to_owned()
+}
+
+fn default_scale_down_after() -> String {
+    "5m".to_owned()
+}
+
+/// What one replica is to have. Left out: 16 requests.
+#[derive(Clone, Debug, Deserialize, Eq, KubeSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = (
+    "has(self.inFlightPerReplica) || has(self.queuedPerReplica) || has(self.tokensPerSecondPerReplica)",
+    "scaling.target names nothing: set inFlightPerReplica, queuedPerReplica or tokensPerSecondPerReplica"
+))]
+pub struct ScalingTarget {
+    /// Requests that run at a replica or wait for one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 10000))]
+    pub in_flight_per_replica: Option<i32>,
+    /// Requests that run and have no first token yet, or wait for a replica.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 10000))]
+    pub queued_per_replica: Option<i32>,
+    /// Tokens of answers a second, over the last half minute.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 10000000))]
+    pub tokens_per_second_per_replica: Option<i32>,
+}
+
+impl Default for ScalingTarget {
+    fn default() -> Self {
+        Self { in_flight_per_replica: Some(16), queued_per_replica: None, tokens_per_second_per_replica: None }
+    }
 }
 
 /// Which version of which model.
@@ -87,7 +153,8 @@ pub struct ModelEndpointStatus {
     /// `metadata.generation` that was looked at.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// `Ready`: it answers. `Reconciling`: replicas are on their way. `Stalled`: a person must help.
+    /// `Ready`: it answers. `Reconciling`: replicas are on their way. `Stalled`: a person must help. `Autoscaling`, with `spec.scaling`: whether
+    /// replicas follow what is asked.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,

@@ -23,7 +23,9 @@ pub mod yaml;
 pub use apikey::{ApiKey, ApiKeySpec, ApiKeyStatus, KeyHash, KeyRecord, ServingLimits};
 pub use condition::{Condition, ConditionStatus};
 pub use duration::{DurationError, parse_duration_ms};
-pub use endpoint::{Access, Capacity, ModelEndpoint, ModelEndpointSpec, ModelEndpointStatus, ServedModel};
+pub use endpoint::{
+    Access, Capacity, ModelEndpoint, ModelEndpointSpec, ModelEndpointStatus, Scaling, ScalingTarget, ServedModel,
+};
 pub use ledger::{
     CapacityLedger, CapacityLedgerPage, CapacityLedgerPageSpec, CapacityLedgerSpec, LedgerPool, PageKind,
 };

@@ -28,6 +28,20 @@ pub struct Replica {
     pub address: SocketAddr,
 }
 
+/// What a request waits for that finds no replica.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Absence {
+    /// A replica, which is on its way, or is when it is called for.
+    #[default]
+    Starts,
+    /// Nothing: its owner wants none.
+    Stopped,
+    /// Nothing: no devices are held for one.
+    NoCapacity,
+    /// Nothing: a person has to mend it first.
+    Stalled,
+}
+
 /// A `ModelEndpoint`, as far as requests need it.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Served {
@@ -51,6 +65,10 @@ pub struct Served {
     pub context_length: u64,
     /// When it was made, in Unix seconds.
     pub created: i64,
+    /// Replicas that are wanted.
+    pub wanted: u32,
+    /// What a request waits for where none answers.
+    pub absence: Absence,
     /// Replicas that answer.
     pub replicas: Vec<Replica>,
 }

@@ -18,12 +18,12 @@ use serde::de::DeserializeOwned;
 use spillway_crds::apikey::{KEY_SHARDS, keys_secret};
 use spillway_crds::key::{KeyId, SecretHash};
 use spillway_crds::names::ENDPOINT_LABEL;
-use spillway_crds::{ApiKey, Capability, KeyRecord, Model, ModelEndpoint, ServingLimits, Tenant};
+use spillway_crds::{ApiKey, Capability, ConditionStatus, KeyRecord, Model, ModelEndpoint, ServingLimits, Tenant};
 use spillway_metering::{NamespaceName, TenantName};
 use tokio::sync::{Notify, watch};
 
 use crate::admission::Limits;
-use crate::catalogue::{Catalogue, FullName, Replica, Served};
+use crate::catalogue::{Absence, Catalogue, FullName, Replica, Served};
 use crate::keys::{AllowedModels, Key, Keyring, Secret as KeySecret};
 use crate::request::Endpoint;
 use crate::routing::EngineId;
@@ -91,8 +91,28 @@ fn serve(endpoint: &ModelEndpoint, name: &FullName, tenant: &TenantName, model: 
         capabilities: model.spec.capabilities.iter().map(capability).collect(),
         context_length: u64::try_from(version.context_length).unwrap_or(0),
         created: endpoint.metadata.creation_timestamp.as_ref().map_or(0, |at| at.0.as_second()),
+        wanted: u32::try_from(endpoint.spec.replicas).unwrap_or(0),
+        absence: absence(endpoint),
         replicas: Vec::new(),
     })
+}
+
+/// What a request waits for where an endpoint has no replica.
+fn absence(endpoint: &ModelEndpoint) -> Absence {
+    let sleeps = endpoint.spec.scaling.as_ref().is_some_and(|scaling| scaling.min == 0);
+    if endpoint.spec.replicas == 0 && !sleeps {
+        return Absence::Stopped;
+    }
+    // Of one that is new nothing is known yet.
+    let Some(status) = endpoint.status.as_ref().filter(|status| status.observed_generation.is_some()) else {
+        return Absence::Starts;
+    };
+    let stalled = status.conditions.iter().find(|one| one.type_ == "Stalled" && one.status == ConditionStatus::True);
+    match stalled {
+        Some(condition) if condition.reason != "NoCapacity" => Absence::Stalled,
+        None if status.bookable_replicas > 0 => Absence::Starts,
+        _ => Absence::NoCapacity,
+    }
 }
 
 /// The path at which a capability is asked for.

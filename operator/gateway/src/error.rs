@@ -11,11 +11,14 @@
 use serde::Serialize;
 
 use crate::admission::{LimitKind, Refusal, Retry, ScopeKind};
+use crate::catalogue::Absence;
 use crate::keys::KeyError;
 use crate::request;
 
 /// Milliseconds after which to try again where nothing says when it will be better.
 const RETRY_MS: u64 = 1_000;
+/// and where somebody has to do something first.
+const ABSENT_MS: u64 = 30_000;
 /// Characters of a model's name that are repeated to who asked for it.
 const SHOWN_MODEL_MAX: usize = 128;
 
@@ -70,11 +73,28 @@ pub enum ApiError {
     /// A limit has no room.
     #[error("{}", limit_message(.0))]
     Limit(Refusal),
-    /// The model has no replica yet.
+    /// The model has no replica yet, and takes longer to start than is waited for.
     #[error("The model is starting: try again in {}.", seconds(*.retry_after_ms))]
     Waking {
         /// Milliseconds until it may serve.
         retry_after_ms: u64,
+    },
+    /// The model has no replica yet, and as many requests wait for it as may.
+    #[error("The model is starting, and too many requests wait for it: try again in {}.", seconds(*.retry_after_ms))]
+    WakingFull {
+        /// Milliseconds until it may serve.
+        retry_after_ms: u64,
+    },
+    /// The model has no replica, and none is on its way.
+    #[error("{}", match .absence {
+        Absence::Starts => "The model is starting: try again.",
+        Absence::Stopped => "The model is stopped: its owner wants no replica of it now (spec.replicas of its ModelEndpoint).",
+        Absence::NoCapacity => "The model cannot start: no devices are held for it. Its owner sees why in the status of its ModelEndpoint.",
+        Absence::Stalled => "The model cannot start until its owner mends it: the status of its ModelEndpoint says how.",
+    })]
+    Absent {
+        /// What is waited for.
+        absence: Absence,
     },
     /// No replica of the model can take a request.
     #[error("No replica of the model can take the request now: try again in {}.", seconds(*.retry_after_ms))]
@@ -213,7 +233,8 @@ impl ApiError {
             Self::Limit(_) => 429,
             Self::HeadersTooLarge { .. } => 431,
             Self::Upstream => 502,
-            Self::Waking { .. } | Self::NoReplica { .. } | Self::Unavailable { .. } | Self::Unrecorded => 503,
+            Self::Waking { .. } | Self::WakingFull { .. } | Self::Absent { .. } => 503,
+            Self::NoReplica { .. } | Self::Unavailable { .. } | Self::Unrecorded => 503,
             Self::UpstreamTimeout { .. } => 504,
         }
     }
@@ -255,7 +276,13 @@ impl ApiError {
             Self::RequestTimeout { .. } => "request_timeout",
             Self::Limit(refusal) if refusal.retry == Retry::Lease => "limits_unavailable",
             Self::Limit(_) => "rate_limit_exceeded",
-            Self::Waking { .. } => "model_starting",
+            Self::Waking { .. } | Self::WakingFull { .. } => "model_starting",
+            Self::Absent { absence } => match absence {
+                Absence::Starts => "model_starting",
+                Absence::Stopped => "model_stopped",
+                Absence::NoCapacity => "model_without_capacity",
+                Absence::Stalled => "model_stalled",
+            },
             Self::NoReplica { .. } => "model_unavailable",
             Self::Unavailable { .. } => "gateway_unavailable",
             Self::Unrecorded => "log_unavailable",
@@ -282,7 +309,10 @@ impl ApiError {
                 Retry::Lease => Some(RETRY_MS),
                 Retry::Never => None,
             },
+            // Who holds devices for it may do so any minute.
+            Self::Absent { .. } => Some(ABSENT_MS),
             Self::Waking { retry_after_ms }
+            | Self::WakingFull { retry_after_ms }
             | Self::NoReplica { retry_after_ms }
             | Self::Unavailable { retry_after_ms } => Some(*retry_after_ms),
             _ => None,
@@ -301,6 +331,8 @@ impl ApiError {
                     headers.push(("x-should-retry", "false".to_owned()));
                 }
             }
+            // Somebody has to do something first.
+            Self::Absent { .. } => headers.push(("x-should-retry", "false".to_owned())),
             // Whoever tried again would pay again.
             Self::Unrecorded | Self::AnswerTooLarge { .. } | Self::UpstreamTimeout { .. } => {
                 headers.push(("x-should-retry", "false".to_owned()));

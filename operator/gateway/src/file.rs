@@ -7,7 +7,7 @@ use serde::Deserialize;
 use spillway_crds::key::{KeyId, SecretHash};
 use spillway_crds::{Capability, ServingLimits};
 
-use crate::catalogue::{Catalogue, FullName, Replica, Served};
+use crate::catalogue::{Absence, Catalogue, FullName, Replica, Served};
 use crate::cluster::{capability, limits, number};
 use crate::keys::{AllowedModels, Key, Secret};
 use crate::routing::EngineId;
@@ -120,6 +120,9 @@ pub fn parse(text: &str) -> Result<Catalogue, Error> {
             capabilities: endpoint.capabilities.iter().map(capability).collect(),
             context_length: endpoint.context_length,
             created: 0,
+            wanted: u32::try_from(endpoint.replicas.len()).unwrap_or(u32::MAX),
+            // None comes by itself.
+            absence: Absence::Stopped,
             replicas: endpoint.replicas.into_iter().map(replica).collect(),
         };
         (name, Arc::new(served))

@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
+use tokio::sync::Notify;
+
 use crate::catalogue::{Catalogue, FullName, Replica};
 use crate::clock::Clock;
 use crate::routing::{Config, EngineId, PrefixAffinity, Prompt, Strategy, Ticket, Usage};
@@ -55,7 +57,11 @@ impl Drop for Flight {
 
 /// The engines of one endpoint.
 #[derive(Debug)]
-pub struct Group(Mutex<State>);
+pub struct Group {
+    state: Mutex<State>,
+    /// Told when there are others.
+    changed: Notify,
+}
 
 #[derive(Debug)]
 struct State {
@@ -64,8 +70,13 @@ struct State {
 }
 
 impl Group {
+    fn new(config: Config) -> Self {
+        let state = State { strategy: PrefixAffinity::new(config), replicas: HashMap::new() };
+        Self { state: Mutex::new(state), changed: Notify::new() }
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Chooses an engine, but none of `tried`, and counts the request as sent to it.
@@ -94,6 +105,24 @@ impl Group {
         Ok(Flight { replica: replica.clone(), group: Arc::clone(self), clock, ticket })
     }
 
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.lock().replicas.is_empty()
+    }
+
+    /// Until there is one.
+    pub async fn arrived(&self) {
+        loop {
+            // Before it is looked, so that none is missed.
+            let mut changed = std::pin::pin!(self.changed.notified());
+            changed.as_mut().enable();
+            if !self.is_empty() {
+                return;
+            }
+            changed.await;
+        }
+    }
+
     fn set_replicas(&self, replicas: &[Replica]) {
         let mut state = self.lock();
         let known = std::mem::take(&mut state.replicas);
@@ -105,6 +134,8 @@ impl Group {
         state.replicas = replicas.iter().map(keep).collect();
         let engines: Vec<EngineId> = replicas.iter().map(|replica| replica.engine).collect();
         state.strategy.set_engines(&engines);
+        drop(state);
+        self.changed.notify_waiters();
     }
 }
 
@@ -127,8 +158,7 @@ impl Fleet {
         groups.retain(|name, _| catalogue.endpoints.contains_key(name));
         for (name, served) in &catalogue.endpoints {
             let new = || {
-                let state = State { strategy: PrefixAffinity::new(self.config), replicas: HashMap::new() };
-                Arc::new(Group(Mutex::new(state)))
+                Arc::new(Group::new(self.config))
             };
             groups.entry(name.clone()).or_insert_with(new).set_replicas(&served.replicas);
         }

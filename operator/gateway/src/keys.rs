@@ -132,6 +132,20 @@ impl Keyring {
         self.check(&PresentedKey::parse(text).ok_or(KeyError::Malformed)?, now_ms)
     }
 
+    /// Whether a key that was good still is, at `now_ms`, Unix milliseconds.
+    ///
+    /// # Errors
+    ///
+    /// Why it is not.
+    pub fn recheck(&self, id: KeyId, now_ms: u64) -> Result<&Key, KeyError> {
+        let key = self.keys.get(&id).ok_or(KeyError::Unknown)?;
+        match key {
+            key if key.revoked => Err(KeyError::Revoked),
+            key if key.expires_at_ms.is_some_and(|end| end <= now_ms) => Err(KeyError::Expired),
+            key => Ok(key),
+        }
+    }
+
     /// The key that was presented, at `now_ms`, Unix milliseconds.
     ///
     /// # Errors

@@ -14,6 +14,7 @@ pub mod fleet;
 pub mod json;
 pub mod keys;
 pub mod leasing;
+pub mod load;
 pub mod metrics;
 pub mod proxy;
 pub mod request;

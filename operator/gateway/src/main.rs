@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use axum::{Router, http::StatusCode, routing::get};
+use axum::{Router, extract::RawQuery, http::StatusCode, routing::get};
 use clap::{Parser, Subcommand, ValueEnum};
 use spillway_crds::key::{ID_BYTES, KeyId, PresentedKey, SECRET_BYTES, mint};
 use spillway_gateway::admission::{Admission, Mode};
@@ -62,6 +62,9 @@ struct Arguments {
     /// Seconds for which requests that run go on after SIGTERM, before they are cut off and billed
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     grace_seconds: u64,
+    /// Seconds for which a request waits for a model that starts
+    #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(..=3600))]
+    hold_seconds: u64,
     /// Form of the log lines on standard error
     #[arg(long, env = "LOG_FORMAT", value_enum, default_value = "json")]
     log_format: LogFormat,
@@ -151,7 +154,7 @@ async fn main() -> anyhow::Result<()> {
     let peers = if arguments.gateways > 1 { Peers::Any } else { Peers::None };
     let gateway = Gateway::new(Parts {
         name: name.as_str().into(),
-        limits: Limits::default(),
+        limits: Limits { hold: Duration::from_secs(arguments.hold_seconds), ..Limits::default() },
         catalogue,
         stage: stage.clone(),
         admission: Arc::new(Admission::new(mode)),
@@ -271,16 +274,25 @@ fn print_key() -> anyhow::Result<()> {
     .context("printing the key")
 }
 
-/// `/metrics`, `/healthz` and `/readyz`.
+/// The answer to `/load?after=CALLS`.
+async fn load(gateway: &Gateway, query: Option<&str>) -> Result<String, (StatusCode, String)> {
+    let after = query.and_then(|query| query.strip_prefix("after=")).unwrap_or("0").parse();
+    let after = after.map_err(|_| (StatusCode::BAD_REQUEST, "after is a number of calls: /load?after=0".to_owned()))?;
+    let report = gateway.load(after).await;
+    serde_json::to_string(&report).map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
+}
+
+/// `/metrics`, `/load`, `/healthz` and `/readyz`.
 async fn serve_admin(
     listener: tokio::net::TcpListener,
     gateway: Arc<Gateway>,
     known: watch::Receiver<bool>,
     stage: watch::Receiver<Stage>,
 ) {
-    let (measured, asked) = (Arc::clone(&gateway), gateway);
+    let (measured, loaded, asked) = (Arc::clone(&gateway), Arc::clone(&gateway), gateway);
     let app = Router::new()
         .route("/metrics", get(move || async move { measured.metrics() }))
+        .route("/load", get(move |RawQuery(query): RawQuery| async move { load(&loaded, query.as_deref()).await }))
         .route("/healthz", get(|| async { "ok" }))
         .route(
             "/readyz",

@@ -39,6 +39,16 @@ struct TokenKind {
     kind: &'static str,
 }
 
+/// How waiting for a replica ended.
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct Waited {
+    /// `served` or `refused`.
+    outcome: &'static str,
+}
+
+/// Buckets of times in which pods start, in seconds.
+const HOLD: [f64; 12] = [0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0];
+
 /// All metrics of a gateway.
 pub struct Metrics {
     registry: Registry,
@@ -47,6 +57,9 @@ pub struct Metrics {
     requests: Family<End, Counter>,
     tokens: Family<TokenKind, Counter>,
     running: Gauge,
+    held: Gauge,
+    hold_seconds: Family<Waited, Histogram, fn() -> Histogram>,
+    wake_seconds: Histogram,
     refused: Gauge,
     dropped: Gauge,
     log_used: Gauge,
@@ -66,6 +79,9 @@ impl Default for Metrics {
             requests: Family::default(),
             tokens: Family::default(),
             running: Gauge::default(),
+            held: Gauge::default(),
+            hold_seconds: Family::new_with_constructor(|| Histogram::new(HOLD)),
+            wake_seconds: Histogram::new(buckets),
             refused: Gauge::default(),
             dropped: Gauge::default(),
             log_used: Gauge::default(),
@@ -81,6 +97,12 @@ impl Default for Metrics {
         registry.register("requests", "Requests that went to an engine, by how they ended", metrics.requests.clone());
         registry.register("tokens", "Tokens that were billed", metrics.tokens.clone());
         registry.register("running", "Requests that run", metrics.running.clone());
+        registry.register("held", "Requests that wait for a replica", metrics.held.clone());
+        let unit = Unit::Seconds;
+        let name = "How long requests waited for a replica, by whether one came";
+        registry.register_with_unit("hold", name, unit.clone(), metrics.hold_seconds.clone());
+        let name = "Time from the first request for a model without replicas until one is wanted";
+        registry.register_with_unit("wake", name, unit, metrics.wake_seconds.clone());
         registry.register("refused", "Requests that a limit refused", metrics.refused.clone());
         registry.register("dropped", "Requests that ended by mistake; should be 0", metrics.dropped.clone());
         registry.register("log_used_bytes", "Bytes of the log, and of what it keeps free", metrics.log_used.clone());
@@ -101,6 +123,17 @@ impl Metrics {
     pub fn answered(&self, status: StatusCode, after: Duration) {
         self.answers.get_or_create(&Status { code: status.as_u16() }).inc();
         self.seconds.observe(after.as_secs_f64());
+    }
+
+    /// A request waited for a replica for so long.
+    pub fn held(&self, came: bool, waited: Duration) {
+        let outcome = if came { "served" } else { "refused" };
+        self.hold_seconds.get_or_create(&Waited { outcome }).observe(waited.as_secs_f64());
+    }
+
+    /// A replica is wanted so long after it was called for.
+    pub fn woken(&self, after: Duration) {
+        self.wake_seconds.observe(after.as_secs_f64());
     }
 
     /// A request is billed.
@@ -127,9 +160,10 @@ impl Metrics {
     }
 
     /// All of them as text, with these as they are now.
-    pub fn render(&self, counts: &Counts, log: &wal::Stats, running: usize) -> String {
+    pub fn render(&self, counts: &Counts, log: &wal::Stats, running: usize, held: u64) -> String {
         let signed = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
         self.running.set(i64::try_from(running).unwrap_or(i64::MAX));
+        self.held.set(signed(held));
         self.refused.set(signed(counts.refused));
         self.dropped.set(signed(counts.dropped));
         self.log_used.set(signed(log.used_bytes.saturating_add(log.reserved_bytes)));

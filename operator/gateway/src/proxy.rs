@@ -15,6 +15,7 @@ use hyper::{Request, Response, StatusCode};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+use spillway_metering::load::LoadReport;
 use spillway_metering::tokens::{GatewayName, RequestId};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -26,12 +27,14 @@ use crate::error::ApiError;
 use crate::fleet::Fleet;
 use crate::keys::Key;
 use crate::leasing::Bell;
+use crate::load::{self, Loads};
 use crate::metrics::Metrics;
 use crate::request::{self, Bounds, Route, check_content_type, route};
 use crate::routing::BlockShape;
 use crate::wal::Wal;
 
 mod connect;
+mod downstream;
 mod exchange;
 
 use connect::Connector;
@@ -65,6 +68,12 @@ pub struct Limits {
     pub bill: Duration,
     /// Bytes of an answer in one piece.
     pub answer_bytes: usize,
+    /// For which a request waits for a replica that starts,
+    pub hold: Duration,
+    /// and between two signs of life for one that streams.
+    pub heartbeat: Duration,
+    /// How many may wait so.
+    pub held: load::Bounds,
     /// Requests at once, of all tenants.
     pub requests: usize,
     /// Bytes of bodies at once, of all tenants, until their engines answer.
@@ -86,6 +95,9 @@ impl Default for Limits {
             slow_client: Duration::from_secs(20),
             bill: Duration::from_secs(30),
             answer_bytes: 64 << 20,
+            hold: Duration::from_secs(300),
+            heartbeat: Duration::from_secs(10),
+            held: load::Bounds { of_endpoint: 512, total: 2_048 },
             requests: 8_192,
             bodies: 512 << 20,
             bodies_of_key: 128 << 20,
@@ -159,6 +171,7 @@ pub struct Gateway {
     running: AtomicUsize,
     bodies: Arc<Budget>,
     pub(crate) bell: Bell,
+    loads: Arc<Loads>,
 }
 
 /// How a connection is ended whose client does not read: put into its requests by who has it.
@@ -204,10 +217,11 @@ impl Gateway {
             // Shorter than engines have it: some end what is idle for 5 s.
             .pool_idle_timeout(Duration::from_secs(3))
             .build(Connector(connector));
+        let clock = Clock::default();
         Arc::new(Self {
             name: parts.name,
             limits,
-            clock: Clock::default(),
+            clock,
             catalogue: parts.catalogue,
             stage: parts.stage,
             admission: parts.admission,
@@ -218,6 +232,7 @@ impl Gateway {
             running: AtomicUsize::new(0),
             bodies: Budget::new(limits.bodies, limits.bodies_of_key, limits.requests_of_key),
             bell: Bell::default(),
+            loads: Loads::new(clock, limits.held),
         })
     }
 
@@ -233,7 +248,13 @@ impl Gateway {
 
     /// What `/metrics` shows.
     pub fn metrics(&self) -> String {
-        self.metrics.render(&self.admission.counts(), &self.wal.stats(), self.running())
+        self.metrics.render(&self.admission.counts(), &self.wal.stats(), self.running(), self.loads.held())
+    }
+
+    /// What each endpoint has to do: when a request calls for a replica after `after` calls, or shortly.
+    pub async fn load(&self, after: u64) -> LoadReport {
+        self.loads.called(after).await;
+        self.loads.report(&self.name)
     }
 
     /// The engines that the catalogue names are those to send to, from now on and whenever it changes. Runs until the catalogue is dropped.
@@ -242,6 +263,9 @@ impl Gateway {
         loop {
             let now = Arc::clone(&catalogue.borrow_and_update());
             self.fleet.take(&now);
+            for called_ms in self.loads.take(&now) {
+                self.metrics.woken(Duration::from_millis(called_ms));
+            }
             self.admission.retain(&now.keys, self.clock.now_ms());
             if catalogue.changed().await.is_err() {
                 return;
@@ -320,6 +344,7 @@ impl Gateway {
             trace,
             hangup: head.extensions.get::<Hangup>().cloned().unwrap_or_default(),
             guard: Some(guard),
+            load: self.loads.begin((served.namespace.clone(), served.name.clone())),
         };
         drop(body);
         // It goes on by itself: what it used is billed whether anybody waits for it or not.

@@ -94,6 +94,7 @@ name!(
 
 pub mod bucket;
 pub mod lease;
+pub mod load;
 pub mod shipping;
 pub mod tokens;
 

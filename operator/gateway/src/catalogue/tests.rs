@@ -28,6 +28,8 @@ fn served(tenant: &str, namespace: &str, name: &str, shared_with: &[&str]) -> (F
         capabilities: BTreeSet::from([Endpoint::ChatCompletions]),
         context_length: 8192,
         created: 1_700_000_000,
+        wanted: 1,
+        absence: Absence::Starts,
         replicas: Vec::new(),
     };
     ((namespace.into(), name.into()), Arc::new(served))

@@ -13,7 +13,7 @@ fn replica(number: u16) -> Replica {
 
 fn group(replicas: &[Replica]) -> Group {
     let config = Config { cache: Cache::AtMost(4096), peers: Peers::None, cost: Cost::default(), seed: 1 };
-    let group = Group(Mutex::new(State { strategy: PrefixAffinity::new(config), replicas: HashMap::new() }));
+    let group = Group::new(config);
     group.set_replicas(replicas);
     group
 }
@@ -72,6 +72,8 @@ fn an_endpoint_that_stays_keeps_what_is_known() {
         capabilities: Default::default(),
         context_length: 1,
         created: 0,
+        wanted: 1,
+        absence: Default::default(),
         replicas: vec![replica(1)],
     };
     catalogue.endpoints.insert(name.clone(), Arc::new(served));

@@ -15,32 +15,32 @@ use bytes::{Bytes, BytesMut};
 use futures::FutureExt as _;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
-use hyper::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue};
+use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue};
 use hyper::{Request, Response, StatusCode, Uri};
 use hyper_util::client::legacy::connect::capture_connection;
 use spillway_metering::TenantName;
 use spillway_metering::tokens::{
     Adjustments, Bounds, Cause, Ending, Mark, Opening, Outcome, Reported, RequestId, Settled, Tokens, settle,
 };
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout};
 
-use super::{Answer, Gateway, Hangup, REQUEST_ID, Stage, connect, json, whole};
+use super::downstream::{Downstream, Head, PIECES};
+use super::{Answer, Gateway, Hangup, REQUEST_ID, Stage, connect, whole};
 use crate::admission::Guard;
 use crate::budget::Share;
-use crate::catalogue::Served;
+use crate::catalogue::{Absence, FullName, Served};
 use crate::error::ApiError;
 use crate::fleet::{Flight, Group, Verdict};
 use crate::keys::KeyId;
+use crate::load::Load;
 use crate::request::{self, Endpoint, PromptSize};
 use crate::routing::{EngineId, Prompt, Usage};
 use crate::sse::{self, EVENT_BYTES_MAX, Event, EventStream, Tally, TokenUsage};
 
 /// Engines that a request is sent to, one after the other, while they cannot be reached or have no room.
 const TRIES: usize = 3;
-/// Pieces of an answer that wait for its client,
-const PIECES: usize = 8;
-/// and bytes of each of them at most.
+/// Bytes of a piece of an answer at most.
 const PIECE_BYTES: usize = 64 << 10;
 /// A mark is made after so many tokens,
 const MARK_TOKENS: u64 = 64;
@@ -50,13 +50,14 @@ const MARK: Duration = Duration::from_secs(1);
 const ERROR_BYTES: usize = 64 << 10;
 /// How long an engine may take to end a stream whose last event has come, so that its connection can be used again.
 const TRAILER: Duration = Duration::from_secs(1);
-/// Milliseconds until a request is worth trying again where no engine took it.
+/// Milliseconds until a request is worth trying again where no engine took it,
 const RETRY_MS: u64 = 1_000;
+/// and where the model takes longer to start than is waited for.
+const WAKING_MS: u64 = 10_000;
+/// How long a request that has waited for a replica leaves it alone where it does not take it.
+const AGAIN: Duration = Duration::from_millis(250);
 /// Reads of an answer that is cut off, to count what the engine has produced and nobody has read.
 const READY: usize = 4_096;
-
-/// Who waits for the head of the answer.
-pub(super) type Head = oneshot::Sender<Result<Response<Answer>, ApiError>>;
 
 /// A request that was let in.
 pub(super) struct Exchange {
@@ -77,6 +78,8 @@ pub(super) struct Exchange {
     pub(super) hangup: Hangup,
     /// Until it is settled.
     pub(super) guard: Option<Guard>,
+    /// That it is there, for who scales.
+    pub(super) load: Load,
 }
 
 /// How far an engine came with a request.
@@ -133,23 +136,18 @@ pub(super) async fn close_by_mistake(gateway: &Gateway, id: RequestId) {
 }
 
 impl Exchange {
-    pub(super) async fn run(mut self, mut head: Head) {
-        let name = (self.served.namespace.clone(), self.served.name.clone());
-        let Some(group) = self.gateway.fleet.group(&name) else {
-            self.refund();
-            let _ = head.send(Err(ApiError::NoReplica { retry_after_ms: RETRY_MS }));
-            return;
-        };
+    pub(super) async fn run(mut self, head: Head) {
+        let mut client = Downstream::Waits(head);
         let mut opened = false;
-        let reached = self.reach(&group, &mut head, &mut opened).await;
+        let reached = self.reach(&mut client, &mut opened).await;
         self.upstream = Bytes::new();
         self.share = None;
         match reached {
             Reached::Answers(flight, response) if response.status().is_success() => {
                 if self.request.stream() {
-                    self.stream(flight, response, head).await;
+                    self.stream(flight, response, client).await;
                 } else {
-                    self.whole(flight, response, head).await;
+                    self.whole(flight, response, client).await;
                 }
             }
             Reached::Answers(flight, response) => {
@@ -167,7 +165,10 @@ impl Exchange {
                 } else {
                     self.refund();
                 }
-                let _ = head.send(answer);
+                match answer {
+                    Ok((status, error)) => client.refuse(status, error),
+                    Err(error) => client.fail(error),
+                }
             }
             Reached::Ended(cause, error) => {
                 if opened {
@@ -178,14 +179,14 @@ impl Exchange {
                     _ => self.refund(),
                 }
                 if let Some(error) = error {
-                    let _ = head.send(Err(error));
+                    client.fail(error);
                 }
             }
         }
     }
 
     /// Sends the request to an engine, and to another one where it was not taken.
-    async fn reach(&self, group: &Arc<Group>, head: &mut Head, opened: &mut bool) -> Reached {
+    async fn reach(&self, client: &mut Downstream, opened: &mut bool) -> Reached {
         let gateway = &self.gateway;
         let prompt = Prompt { tokens: self.request.prompt_size().estimated_tokens(), blocks: &self.blocks };
         let mut tried: Vec<EngineId> = Vec::new();
@@ -193,12 +194,26 @@ impl Exchange {
         let limit = gateway.limits.first_byte;
         let nobody = |retry_after_ms| Reached::Ended(Cause::EngineFailed, Some(ApiError::NoReplica { retry_after_ms }));
         let mut stale = false;
-        for _ in 0..TRIES {
+        let (mut tries, mut until) = (0, None);
+        // Who has waited for a replica is not turned away by the first that comes.
+        while tries < TRIES || until.is_some() {
+            let Some(group) = gateway.fleet.group(&self.name()) else { return nobody(RETRY_MS) };
             let flight = match group.send(gateway.clock, &prompt, &tried) {
                 Ok(flight) => flight,
+                Err(_) if group.is_empty() => match self.hold(&group, client, &mut until).await {
+                    Ok(()) => continue,
+                    Err((cause, error)) => return Reached::Ended(cause, error),
+                },
+                // One that has just come may have no room for all who waited for it, or be out of reach for a moment.
+                Err(wait) if until.is_some_and(|until| Instant::now() < until) && !client.is_closed() => {
+                    tokio::time::sleep(AGAIN.max(Duration::from_millis(wait.unwrap_or(0)))).await;
+                    (tries, tried) = (0, Vec::new());
+                    continue;
+                }
                 Err(wait) if tried.is_empty() => return nobody(wait.unwrap_or(RETRY_MS)),
                 Err(_) => break,
             };
+            tries += 1;
             tried.push(flight.replica.engine);
             if let Err(error) = gateway.wal.open_request(&self.opening(&flight)) {
                 tracing::warn!(%error, "a request is refused, for it could not be billed");
@@ -212,7 +227,7 @@ impl Exchange {
             let (connection, sent) = (capture_connection(&mut request), Instant::now());
             let answer = tokio::select! {
                 biased;
-                () = head.closed() => return Reached::Ended(Cause::ClientGone, None),
+                () = client.closed() => return Reached::Ended(Cause::ClientGone, None),
                 () = cutting(&mut stage) => {
                     let error = ApiError::Unavailable { retry_after_ms: RETRY_MS };
                     return Reached::Ended(Cause::Shutdown, Some(error));
@@ -253,6 +268,73 @@ impl Exchange {
         nobody(RETRY_MS)
     }
 
+    fn name(&self) -> FullName {
+        (self.served.namespace.clone(), self.served.name.clone())
+    }
+
+    /// Waits for a replica, if there is to be one: until there is, or why it is not waited for any longer. `until`: when all waiting ends.
+    async fn hold(
+        &self,
+        group: &Group,
+        client: &mut Downstream,
+        until: &mut Option<Instant>,
+    ) -> Result<(), (Cause, Option<ApiError>)> {
+        let gateway = &self.gateway;
+        let limits = gateway.limits;
+        let until = *until.get_or_insert_with(|| Instant::now() + limits.hold);
+        let refused = |error| Err((Cause::EngineFailed, Some(error)));
+        let (name, begun) = (self.name(), gateway.clock.now_ns());
+        let (mut catalogue, mut stage) = (gateway.catalogue.clone(), gateway.stage.clone());
+        let mut beats = tokio::time::interval_at(Instant::now() + limits.heartbeat, limits.heartbeat);
+        let mut held = None;
+        let ended = loop {
+            let served = catalogue.borrow_and_update().endpoints.get(&name).cloned();
+            let Some(served) = served else { break refused(ApiError::model_not_found(self.request.model())) };
+            if served.absence != Absence::Starts && group.is_empty() {
+                break refused(ApiError::Absent { absence: served.absence });
+            }
+            if held.is_none() {
+                held = self.load.hold(served.wanted == 0);
+                if held.is_none() {
+                    break refused(ApiError::WakingFull { retry_after_ms: WAKING_MS });
+                }
+            }
+            tokio::select! {
+                biased;
+                () = client.closed() => break Err((Cause::ClientGone, None)),
+                () = cutting(&mut stage) => {
+                    let error = ApiError::Unavailable { retry_after_ms: RETRY_MS };
+                    break Err((Cause::Shutdown, Some(error)));
+                }
+                () = group.arrived() => break self.still_good(),
+                // Who could tell is gone with the process.
+                Ok(()) = catalogue.changed() => {}
+                _ = beats.tick(), if self.request.stream() => client.beat(),
+                () = tokio::time::sleep_until(until) => break refused(ApiError::Waking { retry_after_ms: WAKING_MS }),
+            }
+        };
+        gateway.metrics.held(ended.is_ok(), Duration::from_nanos(gateway.clock.now_ns().saturating_sub(begun)));
+        ended
+    }
+
+    /// Whether what was let in would still be, after it waited.
+    fn still_good(&self) -> Result<(), (Cause, Option<ApiError>)> {
+        let refused = |error| Err((Cause::EngineFailed, Some(error)));
+        let catalogue = Arc::clone(&self.gateway.catalogue.borrow());
+        let key = match catalogue.keys.recheck(self.key, self.gateway.clock.unix_ms()) {
+            Ok(key) => key,
+            Err(error) => return refused(error.into()),
+        };
+        match catalogue.resolve(key, self.request.model()) {
+            None => refused(ApiError::model_not_found(self.request.model())),
+            // The body names another model than the engine knows.
+            Some(served) if served.version != self.served.version || served.served_name != self.served.served_name => {
+                refused(ApiError::Waking { retry_after_ms: RETRY_MS })
+            }
+            Some(_) => Ok(()),
+        }
+    }
+
     fn opening(&self, flight: &Flight) -> Opening {
         Opening {
             id: self.id,
@@ -289,13 +371,13 @@ impl Exchange {
     }
 
     /// An answer in one piece: it goes when it is billed.
-    async fn whole(&mut self, flight: Flight, response: Response<Incoming>, mut head: Head) {
+    async fn whole(&mut self, flight: Flight, response: Response<Incoming>, mut client: Downstream) {
         let (parts, body) = response.into_parts();
         let limits = self.gateway.limits;
         let mut stage = self.gateway.stage.clone();
         let read = tokio::select! {
             biased;
-            () = head.closed() => Err(Cause::ClientGone),
+            () = client.closed() => Err(Cause::ClientGone),
             () = cutting(&mut stage) => Err(Cause::Shutdown),
             read = read_all(body, limits.answer_bytes, limits.idle) => Ok(read),
         };
@@ -322,15 +404,11 @@ impl Exchange {
         self.settle_guard(&ended);
         let body = match body {
             Ok(body) if durable => body,
-            Ok(_) => {
-                let _ = head.send(Err(ApiError::Unrecorded));
-                return;
-            }
-            Err(error) => {
-                let _ = head.send(Err(error));
-                return;
-            }
+            Ok(_) => return client.fail(ApiError::Unrecorded),
+            Err(error) => return client.fail(error),
         };
+        // No stream was begun where none is asked for.
+        let Downstream::Waits(head) = client else { return };
         let json = HeaderValue::from_static("application/json");
         let content_type = parts.headers.get(CONTENT_TYPE).cloned().unwrap_or(json);
         if body.len() <= PIECE_BYTES {
@@ -347,17 +425,9 @@ impl Exchange {
     }
 
     /// An answer as it comes.
-    async fn stream(&mut self, flight: Flight, response: Response<Incoming>, head: Head) {
+    async fn stream(&mut self, flight: Flight, response: Response<Incoming>, client: Downstream) {
         let (parts, mut body) = response.into_parts();
-        let (pieces, receiver) = mpsc::channel(PIECES);
-        let events = HeaderValue::from_static("text/event-stream; charset=utf-8");
-        let content_type = parts.headers.get(CONTENT_TYPE).cloned().unwrap_or(events);
-        let mut answer = Response::new(Answer::Stream(receiver));
-        answer.headers_mut().insert(CONTENT_TYPE, content_type);
-        answer.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-        // Who is gone already is found so below.
-        let _ = head.send(Ok(answer));
-
+        let pieces = client.stream(parts.headers.get(CONTENT_TYPE).cloned());
         let limits = self.gateway.limits;
         let mut stage = self.gateway.stage.clone();
         let mut reading = Reading::new(&self.request);
@@ -379,6 +449,7 @@ impl Exchange {
             };
             let Ok(forward) = reading.take(&data) else { break Some(Cause::Bound) };
             flight.token();
+            self.load.began();
             if let Some(guard) = &mut self.guard {
                 guard.progress(produced(&reading.tally()));
             }
@@ -465,7 +536,7 @@ impl Exchange {
     }
 
     /// Marks what was used so far, where that is due.
-    fn mark(&self, reading: &Reading, (tokens, at): &mut (u64, Instant)) {
+    fn mark(&mut self, reading: &Reading, (tokens, at): &mut (u64, Instant)) {
         let tally = reading.tally();
         let now = produced(&tally);
         let more = now.saturating_sub(*tokens);
@@ -473,6 +544,7 @@ impl Exchange {
             return;
         }
         (*tokens, *at) = (now, Instant::now());
+        self.load.produced(now);
         let used = self.settle(&Ended::cut(Cause::Crash, tally, reading.begun)).tokens;
         // Without it a crash is billed at the mark before.
         let _ = self.gateway.wal.mark(&Mark { id: self.id, at_ms: self.unix_ms(), tokens: used });
@@ -506,8 +578,9 @@ impl Exchange {
     }
 
     /// Bills the answer; whether that is durable.
-    async fn close(&self, ended: &Ended) -> bool {
+    async fn close(&mut self, ended: &Ended) -> bool {
         let settled = self.settle(ended);
+        self.load.produced(settled.tokens.completion());
         let ending = Ending {
             ended_ms: self.unix_ms(),
             tokens: settled.tokens,
@@ -641,7 +714,7 @@ async fn read_all(mut body: Incoming, most: usize, idle: Duration) -> Read {
 }
 
 /// What a client is told where the engine refuses its request: the engine's own words, in OpenAI's form.
-async fn refusal(response: Response<Incoming>) -> Result<Response<Answer>, ApiError> {
+async fn refusal(response: Response<Incoming>) -> Result<(StatusCode, String), ApiError> {
     let status = response.status();
     // What only an operator could mend is no fault of the client's key.
     if !status.is_client_error() || matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
@@ -651,7 +724,5 @@ async fn refusal(response: Response<Incoming>) -> Result<Response<Answer>, ApiEr
         Read::Whole(body) => body,
         Read::TooLarge(_) | Read::Broken => Bytes::new(),
     };
-    let mut answer = json(ApiError::engine_refusal(&body));
-    *answer.status_mut() = status;
-    Ok(answer)
+    Ok((status, ApiError::engine_refusal(&body)))
 }

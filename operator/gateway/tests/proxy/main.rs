@@ -9,6 +9,7 @@
 )]
 
 mod engine;
+mod hold;
 mod privacy;
 mod refusals;
 mod stage;

@@ -12,7 +12,7 @@ use hyper_util::client::legacy::{Client, connect::HttpConnector};
 use hyper_util::rt::TokioExecutor;
 use serde_json::{Value, json};
 use spillway_gateway::admission::{self, Admission, Mode};
-use spillway_gateway::catalogue::{Catalogue, Replica, Served};
+use spillway_gateway::catalogue::{Absence, Catalogue, Replica, Served};
 use spillway_gateway::fleet::Fleet;
 use spillway_gateway::keys::{AllowedModels, Key, KeyId, Keyring, PresentedKey, Secret, mint};
 use spillway_gateway::proxy::{Gateway, Limits, Parts, Stage as Phase};
@@ -102,6 +102,8 @@ pub(crate) fn served(name: &str, capabilities: &[Endpoint], engines: &[SocketAdd
         capabilities: capabilities.iter().copied().collect(),
         context_length: 4_096,
         created: 1_700_000_000,
+        wanted: 1,
+        absence: Absence::Stopped,
         replicas: (0..).zip(engines).map(replica).collect(),
     }
 }

@@ -1,0 +1,43 @@
+//! What a gateway tells the operator of the load of its endpoints (docs/adr/0012-scaling-of-endpoints.md).
+
+use serde::{Deserialize, Serialize};
+
+use crate::NamespaceName;
+use crate::tokens::{EndpointName, GatewayName};
+
+/// Milliseconds until a question is answered though nothing calls.
+pub const PATIENCE_MS: u64 = 1_000;
+
+/// The answer to `GET /load?after=N`, which comes at once when there were more than `N` calls, and after [`PATIENCE_MS`] otherwise.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LoadReport {
+    /// Who tells.
+    pub gateway: GatewayName,
+    /// Milliseconds since it began. An endpoint that is not named here had no request for so long.
+    pub up_ms: u64,
+    /// Calls since then: times at which a request began to wait for a replica where none waited.
+    pub calls: u64,
+    /// The endpoints that had a request since then.
+    pub endpoints: Vec<EndpointLoad>,
+}
+
+/// The load of one endpoint at one gateway.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EndpointLoad {
+    /// Its namespace.
+    pub namespace: NamespaceName,
+    /// Its name.
+    pub endpoint: EndpointName,
+    /// Requests that were let in and have not ended, whether they run or wait.
+    pub in_flight: u64,
+    /// Of these, requests of whose answer nothing has come yet.
+    pub queued: u64,
+    /// Of these, requests that wait for a replica.
+    pub held: u64,
+    /// Milliseconds since the last request ended; 0 while there is one.
+    pub idle_ms: u64,
+    /// Tokens of answers since the gateway began.
+    pub tokens: u64,
+}
