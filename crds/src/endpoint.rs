@@ -44,6 +44,12 @@ pub struct ModelEndpointSpec {
     /// How `replicas` follows what is asked. Without it, it stays as it is set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scaling: Option<Scaling>,
+    /// For so long a replica that is told to go serves what it has, as a Go duration from 5s to 1h. Its engine is told to stop after that, and it
+    /// keeps its devices until then. Pods may be given only so long to stop as the cluster's cap allows.
+    #[serde(default = "default_drain")]
+    #[schemars(length(min = 2, max = 32), regex(pattern = r"^([0-9]+(\.[0-9]+)?(h|m|s|ms))+$"))]
+    #[x_kube(validation = ("duration(self) >= duration('5s') && duration(self) <= duration('1h')", "drain must be from 5s to 1h"))]
+    pub drain: String,
     /// Who beside the namespace's own tenant may call it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub access: Option<Access>,
@@ -51,6 +57,10 @@ pub struct ModelEndpointSpec {
 
 fn default_replicas() -> i32 {
     1
+}
+
+fn default_drain() -> String {
+    "30s".to_owned()
 }
 
 /// How the number of replicas follows what is asked of them.
@@ -68,10 +78,10 @@ pub struct Scaling {
     /// What one replica is to have; of several the one that asks for most replicas counts.
     #[serde(default)]
     pub target: ScalingTarget,
-    /// With `min` 0: after so long without a request there is no replica any more, as a Go duration from 10s to 168h.
+    /// With `min` 0: after so long without a request there is no replica any more, as a Go duration from 1s to 168h.
     #[serde(default = "default_idle_after")]
     #[schemars(length(min = 2, max = 32), regex(pattern = r"^([0-9]+(\.[0-9]+)?(h|m|s|ms))+$"))]
-    #[x_kube(validation = ("duration(self) >= duration('10s') && duration(self) <= duration('168h')", "scaling.idleAfter must be from 10s to 168h"))]
+    #[x_kube(validation = ("duration(self) >= duration('1s') && duration(self) <= duration('168h')", "scaling.idleAfter must be from 1s to 168h"))]
     pub idle_after: String,
     /// For so long fewer replicas must have been enough before there are fewer, but never none, as a Go duration from 0s to 1h.
     #[serde(default = "default_scale_down_after")]

@@ -71,6 +71,14 @@ pub const SELFTEST_USER: &str = "spillway:selftest";
 pub const SELFTEST_SERVICE_ACCOUNT: &str = "nobody";
 /// Deployment of the operator: a release without it is being uninstalled.
 pub const OPERATOR_DEPLOYMENT: &str = "spillway-operator";
+/// Service by which gateways are found and asked for their load, Ready or not.
+pub const GATEWAY_LOAD_SERVICE: &str = "spillway-gateway-load";
+/// Service before the operator's metrics API.
+pub const METRICS_API_SERVICE: &str = "spillway-metrics-api";
+/// Secret in the operator's namespace with the certificate of its metrics API.
+pub const METRICS_TLS_SECRET: &str = "spillway-metrics-tls";
+/// Name of the `APIService` of external metrics: one adapter of a cluster has it.
+pub const EXTERNAL_METRICS_APISERVICE: &str = "v1beta1.external.metrics.k8s.io";
 /// Annotation of a mirror pod: the kubelet's picture of a static pod.
 pub const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
 /// Pod Security label that the operator sets on namespaces it lists.

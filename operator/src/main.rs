@@ -36,6 +36,9 @@ struct Arguments {
     /// Address of /metrics, /healthz and /readyz
     #[arg(long, default_value = "0.0.0.0:8080")]
     http: SocketAddr,
+    /// Address of external.metrics.k8s.io, which the autoscalers of endpoints ask; left out, it is not served
+    #[arg(long, value_name = "ADDRESS")]
+    metrics_api: Option<SocketAddr>,
     /// Form of the log
     #[arg(long, default_value = "json", value_parser = ["json", "text"])]
     log_format: String,
@@ -61,6 +64,7 @@ async fn main() -> anyhow::Result<()> {
         device_prefixes: arguments.device_prefixes,
         grace_cap_seconds: arguments.grace_cap_seconds,
         http: arguments.http,
+        metrics_api: arguments.metrics_api,
     };
     let mut kube_config =
         kube::Config::infer().await.context("finding the API server: is there a kubeconfig, or a service account?")?;

@@ -108,3 +108,8 @@ spec: {policyName: {{ .name }}}
 {{- define "spillway.mutatingPolicies" -}}
 [spillway-infrastructure-daemonset, spillway-node, spillway-owner-daemonset, spillway-owner-pod, spillway-reservation-finalizer, spillway-tenant-daemonset, spillway-tenant-pod]
 {{- end -}}
+
+{{- define "spillway.metricsApi" -}}
+{{- /* Only where somebody would be behind it. */ -}}
+{{- and .Values.autoscaling.externalMetrics .Values.gateway.enabled .Values.policies.enforce (gt (int .Values.operator.replicas) 0) -}}
+{{- end -}}

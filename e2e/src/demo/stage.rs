@@ -73,6 +73,8 @@ async fn start_kubernetes(teller: &mut Teller, keep: bool) -> Result<Lab> {
     let mut options = LabOptions::new(Size::Node).named(LAB);
     options.gpus_per_node = REAL_GPUS;
     options.keep = keep;
+    // For who looks on; 15 s are the default.
+    options.controller_manager_args.push("--horizontal-pod-autoscaler-sync-period=2s".to_owned());
     let lab = Lab::start(options).await?;
     let version = lab.kubectl(&["get", "--raw", "/version"]).await?;
     let version: Value = serde_json::from_str(&version).context("the API server's version")?;
@@ -99,8 +101,15 @@ impl Stage {
 
         let socket = format!("agent.criSocket={}", self.lab.containerd_socket(0).display());
         let mut helm = vec!["helm", "install", "spillway", "charts/spillway", "-n", NAMESPACE, "--create-namespace"];
-        helm.extend(["--set", "image.operator.tag=dev,image.agent.tag=dev,image.gateway.tag=dev", "--set", &socket]);
+        helm.extend([
+            "--set",
+            "image.operator.tag=dev,image.agent.tag=dev,image.gateway.tag=dev,image.usage.tag=dev",
+            "--set",
+            &socket,
+        ]);
         helm.extend(["--set", "gateway.enabled=true,gateway.storage.kind=Scratch,gateway.service.type=NodePort"]);
+        // Its address is fixed, for the lab's pods have no DNS.
+        helm.extend(["--set", "usage.enabled=true,usage.storage.kind=Scratch,usage.clusterIP=10.96.0.90"]);
         helm.extend(helm_args.iter().map(String::as_str));
         teller.command(&helm.join(" "), "");
         let real: Vec<&str> = helm.iter().map(|word| if *word == "charts/spillway" { CHART } else { word }).collect();

@@ -5,6 +5,7 @@
 #![allow(clippy::indexing_slicing, reason = "a field that a JSON value lacks reads as null")]
 
 mod keys;
+mod scale;
 mod serve;
 
 use std::time::Duration;

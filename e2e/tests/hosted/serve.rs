@@ -1,6 +1,7 @@
 //! A real model in real pods, on devices that a reservation holds, behind a real gateway: asked, answered, scaled and billed.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -14,14 +15,14 @@ use spillway_lab::pip;
 use spillway_lab::spillway::{Binaries, NAMESPACE, Spillway};
 use spillway_lab::{Lab, LabOptions, Size, wait_for, wait_for_value};
 
-use crate::{TENANT, create};
+use crate::{TENANT, create, scale};
 
 /// Longest time until a pod serves that loads a model, on a machine that does other things as well.
-const START: Duration = Duration::from_secs(120);
+pub(crate) const START: Duration = Duration::from_secs(120);
 const POOL: &str = "real";
 
 /// A gateway, as its clients see it.
-struct Client {
+pub(crate) struct Client {
     http: reqwest::Client,
     address: SocketAddr,
     key: String,
@@ -36,11 +37,31 @@ impl Client {
         let url = format!("http://{}/v1/chat/completions", self.address);
         self.http.post(url).bearer_auth(&self.key).json(&body).send().await.context("asking the gateway")
     }
+
+    /// Whether it lists a model.
+    pub(crate) async fn lists(&self, model: &str) -> Result<bool> {
+        let url = format!("http://{}/v1/models/{model}", self.address);
+        Ok(self.http.get(url).bearer_auth(&self.key).send().await?.status().is_success())
+    }
+
+    /// Asks a model, and finds the answer whole.
+    pub(crate) async fn ask(&self, model: &str, stream: bool) -> Result<()> {
+        let answer = self.chat(json!({"model": model, "stream": stream, "max_tokens": 24})).await?;
+        let status = answer.status();
+        let text = answer.text().await.context("reading an answer")?;
+        ensure!(status.is_success(), "an answer is {status}: {text}");
+        let whole = if stream { text.ends_with("data: [DONE]\n\n") } else { text.contains("\"usage\"") };
+        ensure!(whole && !text.contains("\"error\""), "an answer is cut: {text}");
+        Ok(())
+    }
 }
 
 #[tokio::test]
 async fn a_real_model_is_served_on_what_is_held() -> Result<()> {
-    let lab = Lab::start(LabOptions::new(Size::Node).node_label(POOL_LABEL, POOL)).await?;
+    let mut options = LabOptions::new(Size::Node).node_label(POOL_LABEL, POOL);
+    // As often as a test has patience for; 15 s are the default.
+    options.controller_manager_args.push("--horizontal-pod-autoscaler-sync-period=1s".to_owned());
+    let lab = Lab::start(options).await?;
     let told = Box::pin(tell(&lab)).await;
     if told.is_err() {
         for args in [
@@ -94,7 +115,8 @@ async fn tell(lab: &Lab) -> Result<()> {
     let model = json!({"metadata": {"name": "smollm2"}, "spec": {"capabilities": ["Chat", "Completions"], "versions": [version]}});
     create::<Model>(&Api::all(client.clone()), model).await?;
     let endpoints: Api<ModelEndpoint> = Api::namespaced(client.clone(), TENANT);
-    let spec = json!({"model": {"name": "smollm2", "version": "q4"}, "capacity": {"reservation": "base"}});
+    let spec =
+        json!({"model": {"name": "smollm2", "version": "q4"}, "capacity": {"reservation": "base"}, "drain": "5s"});
     let begun = Instant::now();
     create(&endpoints, json!({"metadata": {"name": "chat"}, "spec": spec})).await?;
     let keys: Api<ApiKey> = Api::namespaced(client.clone(), TENANT);
@@ -105,7 +127,7 @@ async fn tell(lab: &Lab) -> Result<()> {
     lab.kubectl(&["wait", "--for=condition=Ready", "me/chat", "-n", TENANT, "--timeout=120s"]).await?;
     eprintln!("the model answers {:.1?} after its endpoint was made", begun.elapsed());
     lab.kubectl(&["rollout", "status", "statefulset/spillway-gateway", "-n", NAMESPACE, "--timeout=90s"]).await?;
-    let gateway = find_gateway(&spillway).await?;
+    let gateway = Arc::new(find_gateway(&spillway).await?);
 
     // Asked in one piece, and as a stream.
     wait_for("the gateway to know the replica", START, || async {
@@ -150,6 +172,8 @@ async fn tell(lab: &Lab) -> Result<()> {
     lab.kubectl(&["scale", "me", "chat", "-n", TENANT, "--replicas=0"]).await?;
     wait_for("nobody to serve", START, || async { Ok(gateway.chat(json!({})).await?.status().as_u16() == 503) })
         .await?;
+    scale::cycles(&spillway, &gateway).await?;
+    scale::lifted(&spillway).await?;
     stored(&spillway).await?;
     let status = endpoints.get("chat").await?.status.unwrap_or_default();
     ensure!(
@@ -157,7 +181,7 @@ async fn tell(lab: &Lab) -> Result<()> {
         "its conditions: {:?}",
         status.conditions
     );
-    Ok(())
+    scale::leaves_nothing_behind(&spillway).await
 }
 
 /// Another model of the same weights, which makes vectors of texts.
@@ -170,7 +194,8 @@ async fn embed(spillway: &Spillway<'_>, image: &str) -> Result<()> {
     let model =
         json!({"metadata": {"name": "vectors"}, "spec": {"capabilities": ["Embeddings"], "versions": [version]}});
     create::<Model>(&Api::all(spillway.client()), model).await?;
-    let spec = json!({"model": {"name": "vectors", "version": "q4"}, "capacity": {"reservation": "base"}});
+    let spec =
+        json!({"model": {"name": "vectors", "version": "q4"}, "capacity": {"reservation": "base"}, "drain": "5s"});
     let endpoints: Api<ModelEndpoint> = Api::namespaced(spillway.client(), TENANT);
     create(&endpoints, json!({"metadata": {"name": "embed"}, "spec": spec})).await?;
     let wait = ["wait", "--for=condition=Ready", "me/embed", "-n", TENANT, "--timeout=120s"];
@@ -243,17 +268,23 @@ async fn stored(spillway: &Spillway<'_>) -> Result<()> {
 }
 
 /// The sum of a metric over the gateways and all its labels but those that lack a text.
-async fn metric(spillway: &Spillway<'_>, name: &str, label: &str) -> Result<u64> {
+pub(crate) async fn metric(spillway: &Spillway<'_>, name: &str, label: &str) -> Result<u64> {
+    let texts = metrics(spillway).await?;
+    let lines = texts.iter().flat_map(|text| text.lines());
+    let lines = lines.filter(|line| line.starts_with(name) && line.contains(label));
+    Ok(lines.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum())
+}
+
+/// The metrics of each gateway.
+pub(crate) async fn metrics(spillway: &Spillway<'_>) -> Result<Vec<String>> {
     let pods = Api::<Pod>::namespaced(spillway.client(), NAMESPACE);
     let params = ListParams::default().labels("app.kubernetes.io/component=gateway");
-    let mut sum = 0;
+    let mut texts = Vec::new();
     for pod in pods.list(&params).await?.items {
         let path = format!("/api/v1/namespaces/{NAMESPACE}/pods/{}:8080/proxy/metrics", pod.name_any());
-        let text = spillway.lab().kubectl(&["get", "--raw", &path]).await?;
-        let lines = text.lines().filter(|line| line.starts_with(name) && line.contains(label));
-        sum += lines.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum::<u64>();
+        texts.push(spillway.lab().kubectl(&["get", "--raw", &path]).await?);
     }
-    Ok(sum)
+    Ok(texts)
 }
 
 /// The gateway's address, and the key.

@@ -24,4 +24,6 @@ pub struct Config {
     pub grace_cap_seconds: u32,
     /// Address of `/metrics`, `/healthz` and `/readyz`.
     pub http: std::net::SocketAddr,
+    /// Address of `external.metrics.k8s.io`, if it is served.
+    pub metrics_api: Option<std::net::SocketAddr>,
 }

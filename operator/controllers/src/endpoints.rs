@@ -5,7 +5,10 @@ use std::{fmt::Debug, sync::Arc, time::Duration};
 use jiff::Timestamp;
 use k8s_openapi::{
     NamespaceResourceScope,
-    api::{apps::v1::Deployment, core::v1::Service, networking::v1::NetworkPolicy, policy::v1::PodDisruptionBudget},
+    api::{
+        apps::v1::Deployment, autoscaling::v2::HorizontalPodAutoscaler, core::v1::Service,
+        networking::v1::NetworkPolicy, policy::v1::PodDisruptionBudget,
+    },
 };
 use kube::{
     Api, Resource, ResourceExt,
@@ -16,24 +19,24 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use spillway_crds::{
     ModelEndpoint, ModelVersion,
-    names::{ENDPOINT_LABEL, FIELD_MANAGER, ROLE_LABEL, ROLE_OWNER},
+    names::{ENDPOINT_LABEL, EXTERNAL_METRICS_APISERVICE, FIELD_MANAGER, ROLE_LABEL, ROLE_OWNER},
+    parse_duration_ms,
 };
 use spillway_manifests::endpoint::{
-    Facts, Serving, build_deployment, build_disruption_budget, build_network_policy, build_service, build_status,
-    deployment_name, find_version,
+    ASLEEP, Facts, STOP_SECONDS, Serving, build_autoscaler, build_deployment, build_disruption_budget,
+    build_network_policy, build_service, build_status, deployment_name, find_version,
 };
 use spillway_planner::{Booking, ReservationUid};
 
 use crate::{
     context::Context,
     error::{Error, call},
+    external::Registration,
     status,
 };
 
 /// An endpoint in which nothing happens is looked at again after so long.
 const RESYNC: Duration = Duration::from_secs(300);
-/// Seconds in which a replica that is told to go ends what it is answering; the cluster's cap if that is less.
-const GRACE_SECONDS: u32 = 60;
 
 /// What an endpoint can be laid out from.
 struct Found {
@@ -43,6 +46,8 @@ struct Found {
     bookable: i32,
     /// Why these are fewer than could be.
     missing: Option<String>,
+    /// Seconds for which a replica that goes serves what it has.
+    drain_seconds: u32,
 }
 
 /// Looks at an endpoint.
@@ -72,16 +77,21 @@ pub async fn reconcile(object: Arc<ModelEndpoint>, context: Arc<Context>) -> Res
                 version: &found.version,
                 resource: &found.resource,
                 replicas: object.spec.replicas.min(found.bookable),
-                grace_seconds: GRACE_SECONDS.min(context.config.grace_cap_seconds.max(1)),
+                drain_seconds: found.drain_seconds,
             };
             facts.problem = apply(&context, &serving).await?;
             if facts.problem.is_none() {
-                prune(&context, &namespace, &name, &deployment_name(&name, &found.version.name)).await?;
+                prune(&context, &serving).await?;
             }
         }
         // What serves goes on: a model or reservation that cannot be found may be on its way back.
-        Err(problem) => facts.problem = Some(problem),
+        Err(problem) => {
+            let known = object.status.as_ref().map_or(0, |status| status.bookable_replicas);
+            facts.bookable = if problem.0 == "NoCapacity" { 0 } else { known };
+            facts.problem = Some(problem);
+        }
     }
+    facts.autoscaling = autoscaling(&context, &object, &namespace, &name);
     facts.replicas = count(&context, &namespace, &name);
     let status = build_status(&object, &facts, Timestamp::now());
     let api: Api<ModelEndpoint> = Api::namespaced(context.client.clone(), &namespace);
@@ -129,7 +139,18 @@ fn fetch(context: &Context, object: &ModelEndpoint, namespace: &str) -> Result<F
             version.needs.devices
         )
     });
-    Ok(Found { version, resource: pool.spec.devices.resource.clone(), bookable, missing })
+    let cap = context.config.grace_cap_seconds;
+    let drain = parse_duration_ms(&object.spec.drain).unwrap_or(30_000).div_euclid(1_000);
+    let drain_seconds = u32::try_from(drain).unwrap_or(u32::MAX);
+    let longest = cap.saturating_sub(STOP_SECONDS);
+    if drain_seconds > longest {
+        let message = format!(
+            "spec.drain is {}, and pods may take {cap} s to stop here (graceCapSeconds of the chart), of which {STOP_SECONDS} are the engine's: set it to {longest}s at most.",
+            object.spec.drain
+        );
+        return Err(("DrainTooLong", message));
+    }
+    Ok(Found { version, drain_seconds, resource: pool.spec.devices.resource.clone(), bookable, missing })
 }
 
 /// Devices that a booking has on each of its nodes, of those that were handed over.
@@ -151,12 +172,18 @@ fn fits(booking: &Booking, devices: i32) -> i32 {
 async fn apply(context: &Context, serving: &Serving<'_>) -> Result<Option<(&'static str, String)>, Error> {
     let deployment = deployment_name(serving.name, &serving.version.name);
     // In this order: nobody comes by before the policy, and the Service is there before who is behind it.
-    let all = [
+    let mut all = vec![
         ("NetworkPolicy", serving.name, build_network_policy(serving, &context.config.namespace)),
         ("Service", serving.name, build_service(serving)),
         ("PodDisruptionBudget", serving.name, build_disruption_budget(serving)),
         ("Deployment", deployment.as_str(), build_deployment(serving)),
     ];
+    if context.hosted.registration() == Registration::Ours
+        && let Some(autoscaler) = build_autoscaler(serving)
+    {
+        // Before the Deployment, whose generation is what is kept of all.
+        all.insert(0, ("HorizontalPodAutoscaler", serving.name, autoscaler));
+    }
     let key = format!("{}/{}", serving.namespace, serving.name);
     let print = json!(all.iter().map(|(.., object)| object).collect::<Vec<_>>()).to_string();
     let mut there = deployments(context, serving.namespace, serving.name).filter(|one| one.name_any() == deployment);
@@ -169,6 +196,9 @@ async fn apply(context: &Context, serving: &Serving<'_>) -> Result<Option<(&'sta
         let applied = match kind {
             "NetworkPolicy" => apply_one::<NetworkPolicy>(context, serving.namespace, name, &object).await,
             "Service" => apply_one::<Service>(context, serving.namespace, name, &object).await,
+            "HorizontalPodAutoscaler" => {
+                apply_one::<HorizontalPodAutoscaler>(context, serving.namespace, name, &object).await
+            }
             "PodDisruptionBudget" => apply_one::<PodDisruptionBudget>(context, serving.namespace, name, &object).await,
             _ => apply_one::<Deployment>(context, serving.namespace, name, &object).await,
         };
@@ -211,18 +241,86 @@ fn deployments(context: &Context, namespace: &str, name: &str) -> impl Iterator<
     })
 }
 
-/// Deletes the Deployments of an endpoint that its spec does not ask for any more.
-async fn prune(context: &Context, namespace: &str, name: &str, wanted: &str) -> Result<(), Error> {
-    let api: Api<Deployment> = Api::namespaced(context.client.clone(), namespace);
+/// Deletes what an endpoint has and its spec does not ask for any more.
+async fn prune(context: &Context, serving: &Serving<'_>) -> Result<(), Error> {
+    let (namespace, name) = (serving.namespace, serving.name);
+    let wanted = deployment_name(name, &serving.version.name);
     for old in deployments(context, namespace, name).filter(|one| one.name_any() != wanted) {
-        let preconditions = Some(Preconditions { uid: old.uid(), resource_version: None });
-        let params = DeleteParams { preconditions, ..DeleteParams::background() };
-        match call("deleting a Deployment that is not asked for", api.delete(&old.name_any(), &params)).await {
-            Err(error) if !error.is_not_found() && !error.is_conflict() => return Err(error),
-            _ => {}
-        }
+        delete(context, namespace, &*old).await?;
+    }
+    // One that asks another adapter for our metrics would be told nothing good. While it is not known who has the API, what there is stays.
+    let lost = matches!(context.hosted.registration(), Registration::Another | Registration::Nobody);
+    if (serving.endpoint.spec.scaling.is_none() || lost)
+        && let Some(old) = autoscaler(context, namespace, name)
+    {
+        delete(context, namespace, &*old).await?;
     }
     Ok(())
+}
+
+/// Deletes an object of an endpoint, if it is still that one.
+async fn delete<K>(context: &Context, namespace: &str, old: &K) -> Result<(), Error>
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Debug,
+{
+    let api: Api<K> = Api::namespaced(context.client.clone(), namespace);
+    let preconditions = Some(Preconditions { uid: old.uid(), resource_version: None });
+    let params = DeleteParams { preconditions, ..DeleteParams::background() };
+    match call("deleting what an endpoint does not ask for", api.delete(&old.name_any(), &params)).await {
+        Err(error) if !error.is_not_found() && !error.is_conflict() => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// The autoscaler of an endpoint, if there is one.
+fn autoscaler(context: &Context, namespace: &str, name: &str) -> Option<Arc<HorizontalPodAutoscaler>> {
+    let found = context.hosted.autoscalers.get(&ObjectRef::new(name).within(namespace))?;
+    found.labels().get(ENDPOINT_LABEL).is_some_and(|of| of == name).then_some(found)
+}
+
+/// Whether replicas follow what is asked, and why not.
+fn autoscaling(
+    context: &Context,
+    endpoint: &ModelEndpoint,
+    namespace: &str,
+    name: &str,
+) -> Option<(bool, &'static str, String)> {
+    let scaling = endpoint.spec.scaling.as_ref()?;
+    let nobody = "set autoscaling.externalMetrics to true in the chart's values, and replicas follow what is asked.";
+    match context.hosted.registration() {
+        Registration::Unknown => return None,
+        Registration::Nobody => {
+            let message = format!("There is no APIService {EXTERNAL_METRICS_APISERVICE}: {nobody}");
+            return Some((false, "MetricsNotRegistered", message));
+        }
+        Registration::Another => {
+            let message = format!(
+                "Another adapter has APIService {EXTERNAL_METRICS_APISERVICE}, and a cluster has one: between none and one replica is scaled, above that it is not. Take that adapter away and {nobody}"
+            );
+            return Some((false, "AnotherAdapter", message));
+        }
+        Registration::Ours => {}
+    }
+    if endpoint.spec.replicas == 0 {
+        let message =
+            if scaling.min == 0 { "The first request starts a replica." } else { "It is stopped: spec.replicas is 0." };
+        return Some((scaling.min == 0, if scaling.min == 0 { ASLEEP } else { "Stopped" }, message.to_owned()));
+    }
+    let found = autoscaler(context, namespace, name)?;
+    let conditions = found.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    let active = conditions.into_iter().find(|one| one.type_ == "ScalingActive");
+    match active {
+        // It stands still at none, and says so until it looks again.
+        Some(one) if one.status == "False" && one.reason.as_deref() != Some("ScalingDisabled") => {
+            let why = one.message.clone().unwrap_or_default();
+            Some((false, "MetricsMissing", format!("The HorizontalPodAutoscaler {name} changes nothing: {why}")))
+        }
+        Some(one) if one.status == "True" => {
+            let message = format!("From {} to {} replicas.", scaling.min, scaling.max);
+            Some((true, "FollowsLoad", message))
+        }
+        _ => None,
+    }
 }
 
 /// Replicas that there are, and those that answer.

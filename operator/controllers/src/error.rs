@@ -47,6 +47,9 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+    /// A certificate could not be made.
+    #[error(transparent)]
+    Certificate(#[from] crate::external::CertificateError),
     /// A task ended that must not end.
     #[error("task {0} ended")]
     TaskEnded(&'static str),

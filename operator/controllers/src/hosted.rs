@@ -2,18 +2,20 @@
 
 use std::{
     collections::HashMap,
+    fmt::Debug,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
-use k8s_openapi::api::{apps::v1::Deployment, core::v1::Secret};
+use k8s_openapi::api::{apps::v1::Deployment, autoscaling::v2::HorizontalPodAutoscaler, core::v1::Secret};
 use kube::{
-    Api, Client, ResourceExt,
+    Api, Client, Resource, ResourceExt,
     runtime::{
         reflector::{ObjectRef, Store},
         watcher,
     },
 };
+use serde::de::DeserializeOwned;
 use spillway_crds::{
     ApiKey, Model, ModelEndpoint,
     apikey::{KEY_SHARDS, keys_secret},
@@ -21,6 +23,7 @@ use spillway_crds::{
     names::ENDPOINT_LABEL,
 };
 
+use crate::external::Registration;
 use crate::watches::{Feed, Queue, Synced, object, slim, watch};
 
 /// The watched objects, and the queue of endpoints to look at.
@@ -32,6 +35,10 @@ pub struct Hosted {
     pub endpoints: Store<ModelEndpoint>,
     /// The Deployments of endpoints.
     pub deployments: Store<Deployment>,
+    /// The autoscalers of endpoints.
+    pub autoscalers: Store<HorizontalPodAutoscaler>,
+    /// Who has the metrics API.
+    registration: tokio::sync::watch::Receiver<Registration>,
     /// Keys.
     pub keys: Store<ApiKey>,
     /// What is kept of keys: one Secret each. They are watched one by one, for no others may be read.
@@ -56,6 +63,7 @@ impl Hosted {
         model_queue: Queue<Model>,
         endpoint_queue: Queue<ModelEndpoint>,
         key_queue: &Queue<ApiKey>,
+        registration: tokio::sync::watch::Receiver<Registration>,
     ) -> (Self, Vec<Feed>) {
         let any = || watcher::Config::default().streaming_lists();
         // Nobody waits for these lists.
@@ -86,17 +94,8 @@ impl Hosted {
             }
         });
 
-        let labelled = any().labels(ENDPOINT_LABEL);
-        let e = endpoint_queue.clone();
-        let (deployments, deployment_feed) =
-            watch::<Deployment, _, _>(Api::all(client.clone()), labelled, slim, &synced, move |event| {
-                let e = e.clone();
-                async move {
-                    if let Some((of, namespace)) = object(&event).and_then(endpoint_of) {
-                        e.push_in(&namespace, &of).await;
-                    }
-                }
-            });
+        let (deployments, deployment_feed) = watch_owned::<Deployment>(client, &endpoint_queue, &synced);
+        let (autoscalers, autoscaler_feed) = watch_owned::<HorizontalPodAutoscaler>(client, &endpoint_queue, &synced);
         let k = key_queue.clone();
         let (keys, key_feed) = watch::<ApiKey, _, _>(Api::all(client.clone()), any(), slim, &synced, move |event| {
             let k = k.clone();
@@ -107,7 +106,13 @@ impl Hosted {
             }
         });
 
-        let mut feeds = vec![endpoint_feed, model_feed, deployment_feed, key_feed];
+        let mut feeds = vec![endpoint_feed, model_feed, deployment_feed, autoscaler_feed, key_feed];
+        let (e, known, mut told) = (endpoint_queue.clone(), endpoints.clone(), registration.clone());
+        feeds.push(Box::pin(async move {
+            while told.changed().await.is_ok() {
+                push(&e, &known, |endpoint| endpoint.spec.scaling.is_some()).await;
+            }
+        }));
         let mut shards = Vec::new();
         for shard in 0..KEY_SHARDS {
             let one = any().fields(&format!("metadata.name={}", keys_secret(shard)));
@@ -140,6 +145,8 @@ impl Hosted {
                 models,
                 endpoints,
                 deployments,
+                autoscalers,
+                registration,
                 keys,
                 shards,
                 namespace,
@@ -148,6 +155,11 @@ impl Hosted {
             },
             feeds,
         )
+    }
+
+    /// Who has the metrics API.
+    pub fn registration(&self) -> Registration {
+        *self.registration.borrow()
     }
 
     /// Whether just this was applied of an endpoint a short while ago.
@@ -189,8 +201,22 @@ impl Hosted {
     }
 }
 
-fn endpoint_of(deployment: &Deployment) -> Option<(String, String)> {
-    Some((deployment.labels().get(ENDPOINT_LABEL)?.clone(), deployment.namespace()?))
+/// Watches what endpoints own, by our label.
+fn watch_owned<K>(client: &Client, queue: &Queue<ModelEndpoint>, synced: &Synced) -> (Store<K>, Feed)
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
+{
+    let config = watcher::Config::default().streaming_lists().labels(ENDPOINT_LABEL);
+    let queue = queue.clone();
+    watch::<K, _, _>(Api::all(client.clone()), config, slim, synced, move |event| {
+        let queue = queue.clone();
+        let of = object(&event).and_then(|one| Some((one.namespace()?, one.labels().get(ENDPOINT_LABEL)?.clone())));
+        async move {
+            if let Some((namespace, endpoint)) = of {
+                queue.push_in(&namespace, &endpoint).await;
+            }
+        }
+    })
 }
 
 async fn push(queue: &Queue<ModelEndpoint>, known: &Store<ModelEndpoint>, which: impl Fn(&ModelEndpoint) -> bool) {

@@ -31,6 +31,13 @@ pub struct TestResult {
     pub result: &'static str,
 }
 
+/// Why an endpoint went to or from no replica.
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+pub struct ScaleChange {
+    /// `wake`, `sleep` or `lift`.
+    pub change: &'static str,
+}
+
 /// All metrics.
 pub struct Metrics {
     registry: Registry,
@@ -82,6 +89,8 @@ pub struct Metrics {
     pub audit_deleted: Counter,
     /// 1 while the audit's brake is on.
     pub audit_brake: Gauge,
+    /// Endpoints that went to or from no replica.
+    pub scaled: Family<ScaleChange, Counter>,
 }
 
 fn seconds() -> Histogram {
@@ -116,6 +125,7 @@ impl Default for Metrics {
             audit_illegal: Gauge::default(),
             audit_deleted: Counter::default(),
             audit_brake: Gauge::default(),
+            scaled: Family::default(),
         };
         metrics.doubt.set(1);
         metrics.registered()
@@ -187,6 +197,7 @@ impl Metrics {
         );
         registry.register("audit_deleted_pods", "Pods that the audit deleted", self.audit_deleted.clone());
         registry.register("audit_brake", "1 while the brake of the audit stops sales", self.audit_brake.clone());
+        registry.register("endpoints_scaled", "Endpoints that were scaled to and from none", self.scaled.clone());
         self
     }
 
@@ -196,6 +207,11 @@ impl Metrics {
         // Writing into a String cannot fail.
         let _ = encode(&mut text, &self.registry);
         text
+    }
+
+    /// Counts an endpoint that went to or from no replica.
+    pub fn scaled(&self, change: &'static str) {
+        self.scaled.get_or_create(&ScaleChange { change }).inc();
     }
 
     /// Counts a look at an object.

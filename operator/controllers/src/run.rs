@@ -38,14 +38,16 @@ use crate::{
     endpoints,
     engine::Engine,
     error::Error,
+    external::{self, Registration},
     fence::{Fence, Pulse},
+    gateways::Gateways,
     guards::{self, Guards},
     hosted::Hosted,
     http, leader,
     metrics::Metrics,
     models, nodes,
     pods::{self, PodIndex},
-    pools, reservations, snapshot, tenants,
+    pools, reservations, scaling, snapshot, tenants,
     view::View,
     watches::{self, Queue, Synced, object, slim, slim_node, watch},
     written::Written,
@@ -60,6 +62,16 @@ pub async fn run(client: Client, config: Config, mut shutdown: watch::Receiver<b
     let ready = Arc::new(AtomicBool::new(false));
     let mut tasks: JoinSet<Result<(), Error>> = JoinSet::new();
     tasks.spawn(http::serve(config.http, Arc::clone(&metrics), Arc::clone(&ready)));
+    // Load is known to all replicas: each of them may be asked for metrics.
+    let gateways = Arc::new(Gateways::default());
+    let following = Arc::clone(&gateways).follow(client.clone(), config.namespace.clone());
+    tasks.spawn(async move {
+        following.await;
+        Err(Error::TaskEnded("gateways"))
+    });
+    if let Some(address) = config.metrics_api {
+        tasks.spawn(external::serve(client.clone(), config.namespace.clone(), address, Arc::clone(&gateways)));
+    }
     let (mut leading, election) = leader::campaign(client.clone(), &config).await?;
     tasks.spawn(async move { election.await.unwrap_or(Err(Error::TaskEnded("lease"))) });
     ready.store(true, Ordering::Release);
@@ -71,7 +83,7 @@ pub async fn run(client: Client, config: Config, mut shutdown: watch::Receiver<b
     }
     tracing::info!("this process leads");
     metrics.leader.set(1);
-    start(client, config, metrics, &mut tasks);
+    start(client, config, metrics, gateways, &mut tasks);
     tokio::select! {
         () = leader::wait_until_deposed(&mut leading) => {
             tracing::warn!("another process leads: this one ends");
@@ -86,7 +98,13 @@ pub async fn run(client: Client, config: Config, mut shutdown: watch::Receiver<b
 }
 
 /// Starts watches, engine and controllers.
-fn start(client: Client, config: Config, metrics: Arc<Metrics>, tasks: &mut JoinSet<Result<(), Error>>) {
+fn start(
+    client: Client,
+    config: Config,
+    metrics: Arc<Metrics>,
+    gateways: Arc<Gateways>,
+    tasks: &mut JoinSet<Result<(), Error>>,
+) {
     let wake = Arc::new(Notify::new());
     let (node_queue, node_stream) = Queue::<Node>::new();
     let (reservation_queue, reservation_stream) = Queue::<GpuReservation>::new();
@@ -103,7 +121,9 @@ fn start(client: Client, config: Config, metrics: Arc<Metrics>, tasks: &mut Join
     let (model_queue, model_stream) = Queue::<Model>::new();
     let (endpoint_queue, endpoint_stream) = Queue::<ModelEndpoint>::new();
     let (key_queue, key_stream) = Queue::<ApiKey>::new();
-    let (hosted, hosted_feeds) = Hosted::watch(&client, &config.namespace, model_queue, endpoint_queue, &key_queue);
+    let (register, registration) = watch::channel(Registration::default());
+    let (hosted, hosted_feeds) =
+        Hosted::watch(&client, &config.namespace, model_queue, endpoint_queue, &key_queue, registration);
     let (publish, view) = watch::channel(Arc::new(View::default()));
     let pods = Arc::new(PodIndex::default());
     let synced = Synced::default();
@@ -185,6 +205,12 @@ fn start(client: Client, config: Config, metrics: Arc<Metrics>, tasks: &mut Join
     tasks.spawn(async move {
         sweeping.await;
         Err(Error::TaskEnded("sweeping"))
+    });
+    let (scaling, keeping) =
+        (scaling::run(Arc::clone(&context), gateways), external::keep(Arc::clone(&context), register));
+    tasks.spawn(async move {
+        tokio::join!(scaling, keeping);
+        Err(Error::TaskEnded("scaling"))
     });
     control("endpoints", &context, endpoint_store, endpoint_stream, 4, endpoints::reconcile, tasks);
     control("assignments", &context, namespace_store, namespace_stream, 8, assignments::reconcile, tasks);

@@ -28,7 +28,7 @@ use crate::keys::{AllowedModels, Key, Keyring, Secret as KeySecret};
 use crate::request::Endpoint;
 use crate::routing::EngineId;
 
-/// Changes within this time are taken in together.
+/// Changes within this time of the one before are taken in together.
 const TOGETHER: Duration = Duration::from_millis(50);
 /// Label of an `EndpointSlice` with the name of its Service.
 const SERVICE_LABEL: &str = "kubernetes.io/service-name";
@@ -278,8 +278,9 @@ pub async fn follow(
         loop {
             publish.send_replace(Arc::new(build(&watched.objects())));
             ready.send_replace(true);
-            changed.notified().await;
+            // The first change counts at once; what comes right after it is taken in together.
             tokio::time::sleep(TOGETHER).await;
+            changed.notified().await;
         }
     };
     tokio::select! {

@@ -157,9 +157,7 @@ impl Fleet {
         let mut groups = self.groups.write().unwrap_or_else(PoisonError::into_inner);
         groups.retain(|name, _| catalogue.endpoints.contains_key(name));
         for (name, served) in &catalogue.endpoints {
-            let new = || {
-                Arc::new(Group::new(self.config))
-            };
+            let new = || Arc::new(Group::new(self.config));
             groups.entry(name.clone()).or_insert_with(new).set_replicas(&served.replicas);
         }
     }

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use spillway_crds::{
-    Model, ModelEndpoint, ModelEndpointStatus, ModelVersion, Preset, Source,
+    ConditionStatus, Model, ModelEndpoint, ModelEndpointStatus, ModelVersion, Preset, Source,
     names::{ENDPOINT_LABEL, MODEL_LABEL, RESERVATION_LABEL, VERSION_LABEL},
     parse_duration_ms,
 };
@@ -17,8 +17,18 @@ use crate::conditions::{Wanted, merge};
 
 /// Where the volume with a model's weights is mounted.
 const MODELS: &str = "/models";
-/// Seconds that an endpoint is taken out of the Service before its engine is told to stop, so that nothing new is on its way.
-const DRAIN_SECONDS: u32 = 5;
+/// Seconds that an engine has to end when it is told to, after its drain.
+pub const STOP_SECONDS: u32 = 10;
+/// Reason of an endpoint that has no replica because nobody asks.
+pub const ASLEEP: &str = "Asleep";
+/// Metric of requests that run or wait.
+pub const METRIC_IN_FLIGHT: &str = "spillway-in-flight";
+/// Metric of requests that have no first token yet.
+pub const METRIC_QUEUED: &str = "spillway-queued";
+/// Metric of tokens of answers a second.
+pub const METRIC_TOKENS: &str = "spillway-tokens-per-second";
+/// The condition that says whether replicas follow what is asked.
+const AUTOSCALING: &str = "Autoscaling";
 /// Seconds between two startup probes.
 const STARTUP_PERIOD: i64 = 2;
 
@@ -39,8 +49,8 @@ pub struct Serving<'a> {
     pub resource: &'a str,
     /// Replicas that are laid out: those that are wanted and for which devices are held.
     pub replicas: i32,
-    /// Seconds in which a replica that is told to go ends what it is answering.
-    pub grace_seconds: u32,
+    /// Seconds for which a replica that is told to go serves what it has.
+    pub drain_seconds: u32,
 }
 
 /// How an engine is started and asked.
@@ -181,7 +191,7 @@ pub fn build_deployment(serving: &Serving<'_>) -> Value {
         "readinessProbe": {"httpGet": probe, "periodSeconds": 5, "timeoutSeconds": 5, "failureThreshold": 2},
         // An engine that is busy with one long prompt must not be restarted for it.
         "livenessProbe": {"httpGet": probe, "periodSeconds": 15, "timeoutSeconds": 15, "failureThreshold": 8},
-        "lifecycle": {"preStop": {"sleep": {"seconds": DRAIN_SECONDS}}},
+        "lifecycle": {"preStop": {"sleep": {"seconds": serving.drain_seconds}}},
         "securityContext": {
             "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": {"drop": ["ALL"]},
         },
@@ -211,7 +221,7 @@ pub fn build_deployment(serving: &Serving<'_>) -> Value {
                 "spec": {
                     "automountServiceAccountToken": false,
                     "enableServiceLinks": false,
-                    "terminationGracePeriodSeconds": serving.grace_seconds,
+                    "terminationGracePeriodSeconds": serving.drain_seconds.saturating_add(STOP_SECONDS),
                     "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}},
                     "containers": [container],
                     "volumes": volumes,
@@ -247,6 +257,36 @@ pub fn build_disruption_budget(serving: &Serving<'_>) -> Value {
             "selector": {"matchLabels": selector(serving.name)},
         },
     })
+}
+
+/// The HorizontalPodAutoscaler of the endpoint, for server-side apply, if it scales. From and to no replica is the operator's own.
+pub fn build_autoscaler(serving: &Serving<'_>) -> Option<Value> {
+    let scaling = serving.endpoint.spec.scaling.as_ref()?;
+    let target = &scaling.target;
+    let metrics = [
+        (METRIC_IN_FLIGHT, target.in_flight_per_replica),
+        (METRIC_QUEUED, target.queued_per_replica),
+        (METRIC_TOKENS, target.tokens_per_second_per_replica),
+    ];
+    let metric = |(name, target): (&str, Option<i32>)| {
+        Some(json!({"type": "External", "external": {
+            "metric": {"name": name, "selector": {"matchLabels": selector(serving.name)}},
+            "target": {"type": "AverageValue", "averageValue": target?.to_string()},
+        }}))
+    };
+    let window = parse_duration_ms(&scaling.scale_down_after).unwrap_or(300_000).div_euclid(1_000);
+    Some(json!({
+        "apiVersion": "autoscaling/v2",
+        "kind": "HorizontalPodAutoscaler",
+        "metadata": metadata(serving),
+        "spec": {
+            "scaleTargetRef": {"apiVersion": "spillway.dev/v1alpha1", "kind": "ModelEndpoint", "name": serving.name},
+            "minReplicas": scaling.min.max(1),
+            "maxReplicas": scaling.max,
+            "metrics": metrics.into_iter().filter_map(metric).collect::<Vec<_>>(),
+            "behavior": {"scaleDown": {"stabilizationWindowSeconds": window}},
+        },
+    }))
 }
 
 /// The NetworkPolicy of the replicas, for server-side apply: only the gateways of this namespace reach the engines, which ask for no key. In force where
@@ -293,6 +333,8 @@ pub struct Facts {
     pub bookable: i32,
     /// Why devices are missing, if they are.
     pub missing: Option<String>,
+    /// Whether replicas follow what is asked: a word and a sentence. None: it is not known yet.
+    pub autoscaling: Option<(bool, &'static str, String)>,
 }
 
 /// The status that says what is known.
@@ -303,9 +345,15 @@ pub fn build_status(endpoint: &ModelEndpoint, facts: &Facts, now: Timestamp) -> 
         endpoint.metadata.namespace.as_deref().unwrap_or_default(),
     );
     let wanted = endpoint.spec.replicas;
+    let may_sleep = endpoint.spec.scaling.as_ref().is_some_and(|scaling| scaling.min == 0);
+    let slept = previous.conditions.iter().any(|one| one.type_ == "Ready" && one.reason == ASLEEP);
     let (there, ready) = facts.replicas;
     let (is_ready, stalled, reason, message) = match &facts.problem {
         Some((reason, message)) => (false, true, *reason, message.clone()),
+        // One that slept sleeps until it is woken or lifted, whatever its spec says meanwhile: what was not stopped by a person is not taken for it.
+        None if wanted == 0 && (may_sleep || slept) => {
+            (true, false, ASLEEP, "Nobody asks: the first request starts a replica.".to_owned())
+        }
         None if wanted == 0 => (true, false, "ScaledToZero", "No replica is wanted.".to_owned()),
         None if facts.bookable < wanted => {
             let why = facts.missing.clone().unwrap_or_default();
@@ -319,16 +367,23 @@ pub fn build_status(endpoint: &ModelEndpoint, facts: &Facts, now: Timestamp) -> 
         None => (true, false, "Serving", format!("{ready} of {wanted} replicas answer.")),
     };
     let reconciling = !stalled && (ready < wanted || there > wanted);
-    let conditions = merge(
-        &previous.conditions,
-        vec![
-            Wanted::new("Ready", is_ready, reason, message.clone()),
-            Wanted::new("Reconciling", reconciling, reason, message.clone()),
-            Wanted::new("Stalled", stalled, reason, message),
-        ],
-        endpoint.metadata.generation,
-        now,
-    );
+    let mut conditions = vec![
+        Wanted::new("Ready", is_ready, reason, message.clone()),
+        Wanted::new("Reconciling", reconciling, reason, message.clone()),
+        Wanted::new("Stalled", stalled, reason, message),
+    ];
+    let known = previous.conditions.iter().find(|one| one.type_ == AUTOSCALING);
+    if endpoint.spec.scaling.is_some() {
+        conditions.extend(match (&facts.autoscaling, known) {
+            (Some((holds, reason, message)), _) => Some(Wanted::new(AUTOSCALING, *holds, *reason, message)),
+            (None, Some(known)) => {
+                let holds = known.status == ConditionStatus::True;
+                Some(Wanted::new(AUTOSCALING, holds, &known.reason, &known.message))
+            }
+            (None, None) => None,
+        });
+    }
+    let conditions = merge(&previous.conditions, conditions, endpoint.metadata.generation, now);
     let selector: Vec<String> = selector(name).iter().map(|(key, value)| format!("{key}={value}")).collect();
     ModelEndpointStatus {
         observed_generation: endpoint.metadata.generation,

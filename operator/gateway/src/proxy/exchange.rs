@@ -290,7 +290,7 @@ impl Exchange {
         let ended = loop {
             let served = catalogue.borrow_and_update().endpoints.get(&name).cloned();
             let Some(served) = served else { break refused(ApiError::model_not_found(self.request.model())) };
-            if served.absence != Absence::Starts && group.is_empty() {
+            if served.absence != Absence::Starts && served.replicas.is_empty() {
                 break refused(ApiError::Absent { absence: served.absence });
             }
             if held.is_none() {

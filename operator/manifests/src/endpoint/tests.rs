@@ -34,7 +34,7 @@ fn serving<'a>(model: &'a Model, endpoint: &'a ModelEndpoint) -> Serving<'a> {
         version: &model.spec.versions[0],
         resource: "nvidia.com/gpu",
         replicas: 2,
-        grace_seconds: 60,
+        drain_seconds: 30,
     }
 }
 
@@ -91,6 +91,51 @@ fn status(#[case] replicas: i32, #[case] facts: Facts, #[case] reason: &str, #[c
     assert_eq!([holds("Ready"), holds("Reconciling"), holds("Stalled")], expected);
     assert_eq!(status.selector.as_deref(), Some("spillway.dev/endpoint=chat"));
     assert_eq!(status.address.as_deref(), Some("chat.acme.svc:80"));
+}
+
+fn scaling(endpoint: ModelEndpoint, scaling: &Value) -> ModelEndpoint {
+    let mut endpoint = endpoint;
+    endpoint.spec.scaling = Some(serde_json::from_value(scaling.clone()).unwrap());
+    endpoint
+}
+
+#[test]
+fn an_endpoint_that_scales_has_an_autoscaler() {
+    let model = model(&json!({"preset": "LlamaCpp", "image": "llama:1"}), &json!({"path": "/m"}));
+    let plain = endpoint(2);
+    assert_eq!(build_autoscaler(&serving(&model, &plain)), None);
+    let target = json!({"inFlightPerReplica": 4, "tokensPerSecondPerReplica": 500});
+    let scales = scaling(endpoint(0), &json!({"min": 0, "max": 8, "target": target, "scaleDownAfter": "90s"}));
+    insta::assert_yaml_snapshot!("autoscaler", build_autoscaler(&serving(&model, &scales)).unwrap());
+    let default = scaling(endpoint(0), &json!({"max": 8}));
+    let autoscaler = build_autoscaler(&serving(&model, &default)).unwrap();
+    assert_eq!(autoscaler["spec"]["minReplicas"], 1);
+    assert_eq!(autoscaler["spec"]["metrics"].as_array().map(Vec::len), Some(1));
+    assert_eq!(autoscaler["spec"]["metrics"][0]["external"]["target"]["averageValue"], "16");
+    assert_eq!(autoscaler["spec"]["behavior"]["scaleDown"]["stabilizationWindowSeconds"], 300);
+}
+
+#[test]
+fn whether_replicas_follow_is_told_and_kept_while_it_is_not_known() {
+    let told = |endpoint: &ModelEndpoint, autoscaling| {
+        let facts = Facts { autoscaling, ..facts((0, 0), 2) };
+        let status = build_status(endpoint, &facts, Timestamp::UNIX_EPOCH);
+        let found = status.conditions.iter().find(|one| one.type_ == "Autoscaling").cloned();
+        (status, found.map(|one| (one.status == ConditionStatus::True, one.reason)))
+    };
+    let plain = endpoint(0);
+    assert_eq!(told(&plain, Some((true, "FollowsLoad", String::new()))).1, None);
+    let mut scales = scaling(endpoint(0), &json!({"min": 0, "max": 8}));
+    assert_eq!(told(&scales, None).1, None);
+    let (status, found) = told(&scales, Some((false, "AnotherAdapter", "another".to_owned())));
+    assert_eq!(found, Some((false, "AnotherAdapter".to_owned())));
+    assert!(status.conditions.iter().any(|one| one.type_ == "Ready" && one.reason == ASLEEP));
+    scales.status = Some(status);
+    assert_eq!(told(&scales, None).1, Some((false, "AnotherAdapter".to_owned())));
+    // It is still asleep, and not stopped, when it may not sleep any more.
+    scales.spec.scaling = None;
+    let (status, _) = told(&scales, None);
+    assert!(status.conditions.iter().any(|one| one.type_ == "Ready" && one.reason == ASLEEP));
 }
 
 fn facts(replicas: (i32, i32), bookable: i32) -> Facts {

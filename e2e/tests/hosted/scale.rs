@@ -1,0 +1,206 @@
+//! An endpoint that nobody asks has no replica; the first request starts one, load starts another, and when nobody asks any more there is none again. Real
+//! pods, a real HPA, and the metrics API that the operator serves.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, ensure};
+use k8s_openapi::kube_aggregator::pkg::apis::apiregistration::v1::APIService;
+use kube::ResourceExt as _;
+use kube::api::{Api, Patch, PatchParams};
+use serde_json::{Value, json};
+use spillway_crds::ModelEndpoint;
+use spillway_lab::spillway::{NAMESPACE, Spillway};
+use spillway_lab::wait_for;
+use tokio::task::JoinSet;
+
+use crate::serve::{Client, START, metric};
+use crate::{TENANT, create};
+
+/// Clients at once: more than one replica is to have.
+const CLIENTS: u32 = 6;
+
+/// So many cycles: `SPILLWAY_SCALE_CYCLES`, 20 in `make soak`.
+fn count() -> Result<u32> {
+    std::env::var("SPILLWAY_SCALE_CYCLES").map_or(Ok(5), |count| count.parse().context("SPILLWAY_SCALE_CYCLES"))
+}
+
+/// From none to two and back under load, again and again, without a request that is refused or cut.
+pub(crate) async fn cycles(spillway: &Spillway<'_>, gateway: &Arc<Client>) -> Result<()> {
+    let api: Api<ModelEndpoint> = Api::namespaced(spillway.client(), TENANT);
+    let scaling = json!({
+        "min": 0, "max": 2, "target": {"inFlightPerReplica": 2}, "idleAfter": "2s", "scaleDownAfter": "1s",
+    });
+    let spec = json!({
+        "model": {"name": "smollm2", "version": "q4"}, "capacity": {"reservation": "base"},
+        "replicas": 0, "drain": "5s", "scaling": scaling,
+    });
+    create(&api, json!({"metadata": {"name": "sleeper"}, "spec": spec})).await?;
+    let status = |endpoint: ModelEndpoint| endpoint.status.unwrap_or_default();
+    wait_for("the endpoint to sleep", START, || async {
+        let conditions = status(api.get("sleeper").await?).conditions;
+        let is = |type_: &str| conditions.iter().any(|one| one.type_ == type_ && one.reason == "Asleep");
+        Ok(is("Ready") && is("Autoscaling"))
+    })
+    .await?;
+    registered(spillway).await?;
+    // Gateways hear of it by watch.
+    wait_for("the gateways to know it", START, || async { gateway.lists("sleeper").await }).await?;
+
+    let begun = Instant::now();
+    let mut served = 0;
+    for cycle in 1..=count()? {
+        served += once(&api, gateway, cycle).await.with_context(|| format!("cycle {cycle}"))?;
+    }
+    let (count, sum) = (metric(spillway, "spillway_gateway_wake_seconds_count", "").await?, wakes(spillway).await?);
+    ensure!(count > 0, "no wake was measured");
+    eprintln!(
+        "{served} requests in {:.1?}, none refused or cut; {count} wakes were decided in {sum} s together",
+        begun.elapsed()
+    );
+    api.delete("sleeper", &Default::default()).await.context("deleting the endpoint")?;
+    Ok(())
+}
+
+/// One cycle; gives how many requests were served.
+async fn once(api: &Api<ModelEndpoint>, gateway: &Arc<Client>, cycle: u32) -> Result<u64> {
+    // From none: one that streams, and one that does not, by both of which it is woken once.
+    let begun = Instant::now();
+    let mut first = JoinSet::new();
+    for stream in [true, false] {
+        let gateway = Arc::clone(gateway);
+        first.spawn(async move { gateway.ask("sleeper", stream).await });
+    }
+    let mut served = 0;
+    while let Some(one) = first.join_next().await {
+        one.context("a request from none")??;
+        served += 1;
+    }
+    let woken = begun.elapsed();
+
+    // Load, until there are two replicas and as long as it takes.
+    let over = Arc::new(AtomicBool::new(false));
+    let mut clients = JoinSet::new();
+    for number in 0..CLIENTS {
+        let (gateway, over) = (Arc::clone(gateway), Arc::clone(&over));
+        clients.spawn(async move {
+            let mut served = 0;
+            while !over.load(Ordering::Acquire) {
+                gateway.ask("sleeper", number % 2 == 0).await?;
+                served += 1;
+            }
+            anyhow::Ok(served)
+        });
+    }
+    let grown = wait_for("a second replica", START, || async {
+        Ok(api.get("sleeper").await?.status.is_some_and(|status| status.ready_replicas == 2))
+    })
+    .await;
+    let doubled = begun.elapsed();
+    over.store(true, Ordering::Release);
+    while let Some(one) = clients.join_next().await {
+        served += one.context("a client")?.context("under load")?;
+    }
+    grown?;
+    // Nobody asks: none, while what was answered was answered.
+    wait_for("no replica to be wanted", START, || async {
+        let endpoint = api.get("sleeper").await?;
+        Ok(endpoint.spec.replicas == 0 && endpoint.status.is_some_and(|status| status.replicas == 0))
+    })
+    .await?;
+    eprintln!(
+        "cycle {cycle}: the first answers after {woken:.1?}, two replicas after {doubled:.1?}, none after {:.1?}, {served} requests",
+        begun.elapsed()
+    );
+    Ok(served)
+}
+
+/// The APIService is available, and answers by the API server alone.
+async fn registered(spillway: &Spillway<'_>) -> Result<()> {
+    let services: Api<APIService> = Api::all(spillway.client());
+    wait_for("the metrics API", START, || async {
+        let found = services.get("v1beta1.external.metrics.k8s.io").await?;
+        let conditions = found.status.and_then(|status| status.conditions).unwrap_or_default();
+        Ok(conditions.iter().any(|one| one.type_ == "Available" && one.status == "True"))
+    })
+    .await?;
+    let path = format!("/apis/external.metrics.k8s.io/v1beta1/namespaces/{TENANT}/spillway-in-flight");
+    let select = "labelSelector=spillway.dev%2Fendpoint%3Dsleeper";
+    let told = spillway.lab().kubectl(&["get", "--raw", &format!("{path}?{select}")]).await?;
+    let told: Value = serde_json::from_str(&told).context("a list of metrics")?;
+    ensure!(told["items"][0]["value"] == "0", "the metrics API answers {told}");
+    // Whoever comes without the API server's certificate is not let in.
+    let pods: Api<k8s_openapi::api::core::v1::Pod> = Api::namespaced(spillway.client(), NAMESPACE);
+    let params = kube::api::ListParams::default().labels("app.kubernetes.io/component=operator");
+    let pod = pods.list(&params).await?.items.pop().context("no pod of the operator")?;
+    let address = pod.status.and_then(|status| status.pod_ip).context("no address of the operator")?;
+    let curl = tokio::process::Command::new("curl")
+        .args(["-sk", "--max-time", "5", &format!("https://{address}:6443{path}?{select}")])
+        .output()
+        .await
+        .context("running curl")?;
+    ensure!(!curl.status.success() && curl.stdout.is_empty(), "anybody is let in: {curl:?}");
+    Ok(())
+}
+
+async fn wakes(spillway: &Spillway<'_>) -> Result<String> {
+    // A sum with decimals: told, not judged.
+    let texts = crate::serve::metrics(spillway).await?;
+    let sums: Vec<String> = texts
+        .iter()
+        .flat_map(|text| text.lines())
+        .filter_map(|line| line.strip_prefix("spillway_gateway_wake_seconds_sum "))
+        .map(str::to_owned)
+        .collect();
+    Ok(sums.join(" + "))
+}
+
+/// With nobody behind the metrics API no namespace can be deleted, and the release takes it away first.
+pub(crate) async fn leaves_nothing_behind(spillway: &Spillway<'_>) -> Result<()> {
+    let lab = spillway.lab();
+    lab.kubectl(&["scale", "deployment", "spillway-operator", "-n", NAMESPACE, "--replicas=0"]).await?;
+    let services: Api<APIService> = Api::all(spillway.client());
+    wait_for("the metrics API to be away", START, || async {
+        let found = services.get("v1beta1.external.metrics.k8s.io").await?;
+        let conditions = found.status.and_then(|status| status.conditions).unwrap_or_default();
+        Ok(conditions.iter().any(|one| one.type_ == "Available" && one.status == "False"))
+    })
+    .await?;
+    lab.kubectl(&["create", "namespace", "passing"]).await?;
+    lab.kubectl(&["delete", "namespace", "passing", "--wait=false"]).await?;
+    let spaces: Api<k8s_openapi::api::core::v1::Namespace> = Api::all(spillway.client());
+    wait_for("its deletion to be stuck", START, || async {
+        let found = spaces.get("passing").await?;
+        let conditions = found.status.and_then(|status| status.conditions).unwrap_or_default();
+        Ok(conditions.iter().any(|one| one.type_ == "NamespaceDeletionDiscoveryFailure" && one.status == "True"))
+    })
+    .await?;
+    lab.helm(&["uninstall", "spillway", "-n", NAMESPACE, "--wait=false"]).await?;
+    wait_for("the namespace to go", START, || async { Ok(spaces.get_opt("passing").await?.is_none()) }).await?;
+    ensure!(services.get_opt("v1beta1.external.metrics.k8s.io").await?.is_none(), "the APIService is left");
+    Ok(())
+}
+
+/// An endpoint whose owner raises `min` while it sleeps is lifted; another adapter's API is said, and its autoscaler goes.
+pub(crate) async fn lifted(spillway: &Spillway<'_>) -> Result<()> {
+    let api: Api<ModelEndpoint> = Api::namespaced(spillway.client(), TENANT);
+    let spec = json!({
+        "model": {"name": "smollm2", "version": "q4"}, "capacity": {"reservation": "base"},
+        "replicas": 0, "drain": "5s", "scaling": {"min": 0, "max": 2},
+    });
+    create(&api, json!({"metadata": {"name": "lifted"}, "spec": spec})).await?;
+    wait_for("it to sleep", START, || async {
+        let conditions = api.get("lifted").await?.status.unwrap_or_default().conditions;
+        Ok(conditions.iter().any(|one| one.reason == "Asleep"))
+    })
+    .await?;
+    let min = json!({"spec": {"scaling": {"min": 1}}});
+    api.patch("lifted", &PatchParams::default(), &Patch::Merge(&min)).await.context("raising min")?;
+    wait_for("it to be lifted", START, || async { Ok(api.get("lifted").await?.spec.replicas == 1) }).await?;
+    let endpoint = api.get("lifted").await?;
+    let managers = endpoint.managed_fields().iter().filter_map(|one| one.manager.clone()).collect::<Vec<_>>();
+    ensure!(managers.iter().any(|one| one == "spillway-scaling"), "who scaled it: {managers:?}");
+    api.delete("lifted", &Default::default()).await.context("deleting the endpoint")?;
+    Ok(())
+}

@@ -1,0 +1,294 @@
+//! `external.metrics.k8s.io`: what the HPAs of endpoints ask (docs/adr/0012-scaling-of-endpoints.md). Every replica serves it; the leader keeps its
+//! certificate and the CA in its `APIService`.
+
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::{Method, Request, Response, body::Incoming, header::CONTENT_TYPE, service::service_fn};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto,
+};
+use jiff::Timestamp;
+use k8s_openapi::{
+    ByteString,
+    api::core::v1::{ConfigMap, Secret},
+    kube_aggregator::pkg::apis::apiregistration::v1::APIService,
+};
+use kube::{
+    Api, Client, ResourceExt,
+    api::{Patch, PatchParams, PostParams},
+};
+use rustls::ServerConfig;
+use serde_json::json;
+use spillway_crds::names::{EXTERNAL_METRICS_APISERVICE, METRICS_API_SERVICE, METRICS_TLS_SECRET};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{Semaphore, watch},
+};
+use tokio_rustls::TlsAcceptor;
+
+use crate::{
+    context::Context,
+    error::{Error, call},
+    gateways::Gateways,
+};
+
+mod api;
+mod certificate;
+mod tls;
+
+pub use certificate::Error as CertificateError;
+use certificate::Identity;
+use tls::Callers;
+
+/// How often certificate and callers are read again, and the `APIService` looked at,
+const LOOK: Duration = Duration::from_secs(30);
+/// and while something is missing.
+const MISSING: Duration = Duration::from_secs(2);
+/// How long a caller may take to show who it is,
+const HANDSHAKE: Duration = Duration::from_secs(5);
+/// and to send the head of a request.
+const HEAD: Duration = Duration::from_secs(5);
+/// Connections at once: the API servers' are few.
+const CONNECTIONS: usize = 256;
+
+/// Who has `external.metrics.k8s.io`.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Registration {
+    /// It has not been looked at.
+    #[default]
+    Unknown,
+    /// We have.
+    Ours,
+    /// Nobody has.
+    Nobody,
+    /// Another adapter has.
+    Another,
+}
+
+/// What connections are taken with.
+struct Serving {
+    acceptor: TlsAcceptor,
+    callers: Callers,
+}
+
+/// Serves the metrics, as soon as there is a certificate, and never ends by itself.
+///
+/// # Errors
+/// When the address cannot be bound.
+pub async fn serve(
+    client: Client,
+    namespace: String,
+    address: SocketAddr,
+    gateways: Arc<Gateways>,
+) -> Result<(), Error> {
+    let listener = TcpListener::bind(address).await.map_err(|source| Error::Http { address, source })?;
+    let (publish, serving) = watch::channel(None::<Arc<Serving>>);
+    let reading = read(client, namespace, publish);
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let accepting = async {
+        loop {
+            // Closed it is never.
+            let place = Arc::clone(&places).acquire_owned().await.ok();
+            let Ok((stream, _)) = listener.accept().await else {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            };
+            // Without a certificate there is nothing to say.
+            let Some(now) = serving.borrow().clone() else { continue };
+            let gateways = Arc::clone(&gateways);
+            tokio::spawn(async move {
+                connection(stream, now, gateways).await;
+                drop(place);
+            });
+        }
+    };
+    tokio::select! {
+        () = reading => {}
+        () = accepting => {}
+    }
+    Err(Error::TaskEnded("external metrics"))
+}
+
+/// Reads the certificate and who may call, again and again.
+async fn read(client: Client, namespace: String, publish: watch::Sender<Option<Arc<Serving>>>) {
+    let mut known: Option<(Identity, Callers)> = None;
+    let mut told = String::new();
+    loop {
+        let wait = match read_once(&client, &namespace).await {
+            Ok(Some(now)) if known.as_ref() == Some(&now) => LOOK,
+            Ok(Some((identity, callers))) => match tls::config(&identity, &callers) {
+                Ok(config) => {
+                    tracing::info!("the metrics API has a certificate");
+                    publish.send_replace(Some(Arc::new(new_serving(config, callers.clone()))));
+                    known = Some((identity, callers));
+                    LOOK
+                }
+                Err(error) => complain(&mut told, &error.to_string()),
+            },
+            // The leader makes it.
+            Ok(None) => MISSING,
+            Err(error) => complain(&mut told, &error),
+        };
+        tokio::time::sleep(wait).await;
+    }
+}
+
+fn new_serving(config: ServerConfig, callers: Callers) -> Serving {
+    Serving { acceptor: TlsAcceptor::from(Arc::new(config)), callers }
+}
+
+/// Says once what is wrong.
+fn complain(told: &mut String, error: &str) -> Duration {
+    if told != error {
+        tracing::warn!(error, "the metrics API cannot be served as it should; it is tried again");
+        error.clone_into(told);
+    }
+    MISSING
+}
+
+async fn read_once(client: &Client, namespace: &str) -> Result<Option<(Identity, Callers)>, String> {
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
+    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), "kube-system");
+    let secret = call("reading the certificate of the metrics API", secrets.get_opt(METRICS_TLS_SECRET)).await;
+    let Some(identity) = secret.map_err(|error| error.to_string())?.as_ref().and_then(identity) else {
+        return Ok(None);
+    };
+    let map = call("reading who calls the metrics API", maps.get("extension-apiserver-authentication")).await;
+    let data = map.map_err(|error| error.to_string())?.data.unwrap_or_default();
+    let callers = Callers::parse(|name| data.get(name).map(String::as_str)).map_err(|error| error.to_string())?;
+    Ok(Some((identity, callers)))
+}
+
+/// Serves one connection to its end.
+async fn connection(stream: TcpStream, serving: Arc<Serving>, gateways: Arc<Gateways>) {
+    let stream = match tokio::time::timeout(HANDSHAKE, serving.acceptor.accept(stream)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => return tracing::debug!(%error, "a caller of the metrics API was not let in"),
+        Err(_) => return,
+    };
+    let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+    if !serving.callers.may(certificate) {
+        return tracing::warn!(
+            "a caller of the metrics API has a certificate of the front-proxy CA and no allowed name"
+        );
+    }
+    let service = service_fn(move |request: Request<Incoming>| {
+        let answer = answer(&gateways, &request);
+        async move { Ok::<_, std::convert::Infallible>(answer) }
+    });
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD);
+    builder.http2().timer(TokioTimer::new()).keep_alive_interval(LOOK);
+    if let Err(error) = builder.serve_connection(TokioIo::new(stream), service).await {
+        tracing::debug!(error, "a connection of the metrics API ended");
+    }
+}
+
+fn answer(gateways: &Gateways, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    let (code, body) = match *request.method() {
+        Method::GET => {
+            let (path, query) = (request.uri().path(), request.uri().query());
+            api::answer(&gateways.loads(), path, query, gateways.now_ms(), Timestamp::now())
+        }
+        _ => api::failure(405, "MethodNotAllowed", "metrics are read by GET"),
+    };
+    let mut response = Response::new(Full::from(body.to_string()));
+    *response.status_mut() = hyper::StatusCode::from_u16(code).unwrap_or_default();
+    response.headers_mut().insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static("application/json"));
+    response
+}
+
+/// What is in the Secret.
+fn identity(secret: &Secret) -> Option<Identity> {
+    let data = secret.data.as_ref()?;
+    let text = |name: &str| String::from_utf8(data.get(name)?.0.clone()).ok();
+    Some(Identity {
+        authority: text("ca.crt")?,
+        authority_key: text("ca.key")?,
+        certificate: text("tls.crt")?,
+        key: text("tls.key")?,
+    })
+}
+
+/// Keeps the certificate and the `APIService`, and tells who has it. The leader's; never ends by itself.
+pub async fn keep(context: Arc<Context>, publish: watch::Sender<Registration>) {
+    loop {
+        let wait = match keep_once(&context).await {
+            Ok(registration) => {
+                publish.send_if_modified(|known| std::mem::replace(known, registration) != registration);
+                LOOK
+            }
+            Err(error) if error.is_conflict() => MISSING,
+            Err(error) => {
+                tracing::warn!(%error, "the metrics API is not registered as it should; it is tried again");
+                MISSING
+            }
+        };
+        tokio::time::sleep(wait).await;
+    }
+}
+
+async fn keep_once(context: &Context) -> Result<Registration, Error> {
+    let services: Api<APIService> = Api::all(context.client.clone());
+    let found = call("reading the APIService", services.get_opt(EXTERNAL_METRICS_APISERVICE)).await?;
+    let Some(found) = found else { return Ok(Registration::Nobody) };
+    let namespace = context.config.namespace.as_str();
+    let service = found.spec.as_ref().and_then(|spec| spec.service.clone()).unwrap_or_default();
+    let ours = service.name.as_deref() == Some(METRICS_API_SERVICE) && service.namespace.as_deref() == Some(namespace);
+    if !ours {
+        return Ok(Registration::Another);
+    }
+    let identity = keep_identity(context).await?;
+    let known = found.spec.as_ref().and_then(|spec| spec.ca_bundle.as_ref());
+    if known.is_none_or(|known| known.0 != identity.authority.as_bytes()) {
+        let bundle = ByteString(identity.authority.into_bytes());
+        let patch = json!({
+            "metadata": {"resourceVersion": found.resource_version()},
+            "spec": {"caBundle": bundle},
+        });
+        let params = PatchParams::default();
+        let patch = Patch::Merge(&patch);
+        let patching = services.patch(EXTERNAL_METRICS_APISERVICE, &params, &patch);
+        call("writing the CA of the metrics API", patching).await?;
+    }
+    Ok(Registration::Ours)
+}
+
+/// The certificate, as it is or made anew.
+async fn keep_identity(context: &Context) -> Result<Identity, Error> {
+    let namespace = context.config.namespace.as_str();
+    let secrets: Api<Secret> = Api::namespaced(context.client.clone(), namespace);
+    let name = format!("{METRICS_API_SERVICE}.{namespace}.svc");
+    let found = call("reading the certificate of the metrics API", secrets.get_opt(METRICS_TLS_SECRET)).await?;
+    let old = found.as_ref().and_then(identity);
+    let now = Timestamp::now();
+    if let Some(old) = old.as_ref().filter(|old| !certificate::is_due(old, &name, now)) {
+        return Ok(old.clone());
+    }
+    let made = certificate::make(old.as_ref(), &name, now)?;
+    let bytes = |text: &str| ByteString(text.as_bytes().to_vec());
+    let data: BTreeMap<String, ByteString> = [
+        ("ca.crt".to_owned(), bytes(&made.authority)),
+        ("ca.key".to_owned(), bytes(&made.authority_key)),
+        ("tls.crt".to_owned(), bytes(&made.certificate)),
+        ("tls.key".to_owned(), bytes(&made.key)),
+    ]
+    .into();
+    let mut secret = found.clone().unwrap_or_default();
+    secret.metadata.name = Some(METRICS_TLS_SECRET.to_owned());
+    secret.data = Some(data);
+    let params = PostParams::default();
+    match found {
+        // With the resourceVersion that was read.
+        Some(_) => {
+            let replacing = secrets.replace(METRICS_TLS_SECRET, &params, &secret);
+            call("replacing the certificate of the metrics API", replacing).await?
+        }
+        None => call("creating the certificate of the metrics API", secrets.create(&params, &secret)).await?,
+    };
+    tracing::info!("the metrics API has a new certificate");
+    Ok(made)
+}

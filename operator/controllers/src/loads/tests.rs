@@ -1,0 +1,108 @@
+use spillway_metering::tokens::GatewayName;
+
+use super::*;
+
+fn address(number: u8) -> SocketAddr {
+    SocketAddr::from(([10, 0, 0, number], 8080))
+}
+
+fn named(numbers: &[(u8, bool)]) -> Vec<Address> {
+    numbers.iter().map(|&(number, ready)| Address { address: address(number), ready }).collect()
+}
+
+fn chat() -> FullName {
+    ("acme".into(), "chat".into())
+}
+
+fn load(in_flight: u64, held: u64, idle_ms: u64, tokens: u64) -> EndpointLoad {
+    let (namespace, endpoint) = chat();
+    EndpointLoad { namespace, endpoint, in_flight, queued: held, held, idle_ms, tokens }
+}
+
+fn report(up_ms: u64, endpoints: Vec<EndpointLoad>) -> LoadReport {
+    LoadReport { gateway: GatewayName::from("gateway"), up_ms, calls: 0, endpoints }
+}
+
+#[test]
+fn sums_are_over_gateways_that_were_heard() {
+    let mut loads = Loads::default();
+    assert_eq!(loads.in_flight(&chat(), 0), Err(Unknown::NoGateway));
+    loads.set_gateways(&named(&[(1, true), (2, true)]), 0);
+    loads.note(address(1), report(60_000, vec![load(3, 1, 0, 0)]), 0);
+    assert_eq!(loads.in_flight(&chat(), 2_000), Err(Unknown::Silent { address: address(2), seconds: 2 }));
+    loads.note(address(2), report(50_000, vec![]), 1_000);
+    assert_eq!(loads.in_flight(&chat(), 2_000), Ok(3));
+    assert_eq!(loads.queued(&chat(), 2_000), Ok(1));
+    assert_eq!(loads.in_flight(&("acme".into(), "another".into()), 2_000), Ok(0));
+    // Neither is heard for a while.
+    assert!(matches!(loads.in_flight(&chat(), 6_001), Err(Unknown::Silent { .. })));
+    // Who is not Ready counts as long as it is heard, and is not waited for where it had nothing.
+    loads.set_gateways(&named(&[(1, true), (2, false)]), 6_000);
+    loads.note(address(1), report(66_000, vec![load(4, 0, 0, 0)]), 6_000);
+    assert_eq!(loads.in_flight(&chat(), 7_000), Ok(4));
+    loads.note(address(2), report(56_000, vec![load(5, 0, 0, 0)]), 7_000);
+    assert_eq!(loads.in_flight(&chat(), 7_000), Ok(9));
+}
+
+#[test]
+fn a_gateway_that_goes_while_it_is_busy_is_missed() {
+    let mut loads = Loads::default();
+    loads.set_gateways(&named(&[(1, true), (2, true)]), 0);
+    loads.note(address(2), report(0, vec![load(1, 0, 0, 0)]), 0);
+    loads.set_gateways(&named(&[(1, true)]), 1_000);
+    for now_ms in [1_000, 60_000, 119_000] {
+        loads.note(address(1), report(now_ms, vec![]), now_ms);
+        let known = loads.idle_ms(&chat(), now_ms);
+        // Just after it was heard it is known to be busy, later nothing is.
+        assert!(if now_ms == 1_000 { known == Ok(0) } else { known.is_err() }, "{known:?} at {now_ms}");
+    }
+    loads.note(address(1), report(121_000, vec![]), 121_000);
+    assert_eq!(loads.idle_ms(&chat(), 121_000), Ok(121_000));
+    // And forgotten with the next change.
+    loads.set_gateways(&named(&[(1, true)]), 121_000);
+    assert_eq!(loads.gateways.len(), 1);
+    // One that was idle is not missed at all.
+    loads.set_gateways(&[], 121_000);
+    assert!(loads.gateways.is_empty());
+}
+
+#[test]
+fn an_endpoint_is_idle_for_as_long_as_all_say() {
+    let mut loads = Loads::default();
+    loads.set_gateways(&named(&[(1, true), (2, true)]), 0);
+    loads.note(address(1), report(500_000, vec![load(0, 0, 400_000, 9)]), 0);
+    loads.note(address(2), report(300_000, vec![]), 0);
+    // The second began a while ago, and has had no request since.
+    assert_eq!(loads.idle_ms(&chat(), 0), Ok(300_000));
+    loads.note(address(1), report(501_000, vec![load(1, 0, 0, 9)]), 0);
+    assert_eq!(loads.idle_ms(&chat(), 0), Ok(0));
+}
+
+#[test]
+fn who_waits_is_heard_though_another_gateway_is_silent() {
+    let mut loads = Loads::default();
+    loads.set_gateways(&named(&[(1, true), (2, true)]), 0);
+    assert!(!loads.is_held(&chat(), 0));
+    loads.note(address(1), report(0, vec![load(1, 1, 0, 0)]), 0);
+    assert!(loads.is_held(&chat(), 5_000));
+    assert!(!loads.is_held(&chat(), 5_001));
+}
+
+#[test]
+fn a_rate_is_known_when_it_was_counted_for_long_enough() {
+    let mut loads = Loads::default();
+    loads.set_gateways(&named(&[(1, true)]), 0);
+    for second in 0..=60_u64 {
+        loads.note(address(1), report(second * 1_000, vec![load(1, 0, 0, second * 20)]), second * 1_000);
+        let rate = loads.milli_tokens_per_second(&chat(), second * 1_000);
+        if second < 25 {
+            assert_eq!(rate, Err(Unknown::Young { known_ms: second * 1_000 }));
+        } else {
+            assert_eq!(rate, Ok(20_000), "after {second} s");
+        }
+    }
+    assert!(loads.gateways[&address(1)].tokens.len() <= 32);
+    // It begins anew: what it counted before is not taken from what it counts now.
+    loads.note(address(1), report(10, vec![load(1, 0, 0, 5)]), 61_000);
+    assert_eq!(loads.milli_tokens_per_second(&chat(), 61_000), Err(Unknown::Young { known_ms: 0 }));
+}
