@@ -20,14 +20,15 @@ POLICY ?= dual
 TRACE ?=
 # More arguments for bench-operator (--nodes, --reservations, --tenants, --rate), bench-scale (--nodes, --nodes-per-booking, --tenants,
 # --heartbeat-seconds, --seconds), bench-recovery (--nodes, --bookings, --tenants, --kills, --step, --stopped, --pause-seconds),
-# bench-planner (NODES BOOKINGS WAITING SAMPLES as numbers) and bench-routing (--engines, --blocks, --load, --gateways, --untold-blocks).
+# bench-planner (NODES BOOKINGS WAITING SAMPLES as numbers), bench-routing (--engines, --blocks, --load, --gateways, --untold-blocks) and bench-gateway
+# (--rounds, --seconds, --peers).
 BENCH_ARGS ?=
 # More arguments for `helm install`, such as --set image.operator.repository=... with an existing cluster.
 HELM_ARGS ?=
 # How often `make soak` kills the operator.
 KILLS ?= 1000
 
-.PHONY: help demo test lint unit e2e soak bench-packing bench-operator bench-scale bench-recovery bench-planner bench-routing advisories generate docs images clean-lab
+.PHONY: help demo test lint unit e2e soak bench-packing bench-operator bench-scale bench-recovery bench-planner bench-routing bench-gateway advisories generate docs images clean-lab
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -68,6 +69,9 @@ bench-planner: ## How long the planner takes for one arrival, end and loss in 10
 
 bench-packing: ## How much of a cluster's GPUs a list of tasks fills, as JSON: NODES=nodes.csv TASKS=tasks.csv [SEEDS=42-51]
 	@e2e/test.sh bench-packing --nodes '$(NODES)' --tasks '$(TASKS)' --seeds '$(SEEDS)' --policy '$(POLICY)'
+
+bench-gateway: ## What the gateway costs beside routers of others before one engine, as JSON
+	@e2e/test.sh bench-gateway $(BENCH_ARGS)
 
 bench-routing: ## How well the gateway spreads requests over engines, by simulation, as JSON: TRACE=file.jsonl
 	@e2e/test.sh bench-routing --trace '$(TRACE)' $(BENCH_ARGS)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What the targets of the Makefile do, step by step: e2e/test.sh test|lint|unit|e2e|soak|bench-packing|bench-operator|bench-scale|bench-recovery|bench-planner|bench-routing|advisories|docs|images|demo|clean-lab
+# What the targets of the Makefile do, step by step: e2e/test.sh test|lint|unit|e2e|soak|bench-packing|bench-operator|bench-scale|bench-recovery|bench-planner|bench-routing|bench-gateway|advisories|docs|images|demo|clean-lab
 #
 # - Every Cargo command selects the whole workspace and the same features, or dependencies would be compiled once more with
 #   the features of a smaller choice. `--test NAME` and the like choose what runs.
@@ -14,7 +14,7 @@ logs=$target/test-logs
 workspace=(--workspace --locked --features spillway-operator/kill-points)
 # Tests on a real Kubernetes run in lanes side by side, for most of what they do is waiting: those that need real nodes one after the
 # other, for only one lab of that size fits on the machine; chaos by itself, which is long; and the rest. Within a lane the quick and telling ones first.
-real_nodes=(lab sale hosted demo)
+real_nodes=(lab sale serving demo)
 long=(chaos)
 order=(attacks chart guards)
 # No Kubernetes, so they run with `make lint`.
@@ -288,6 +288,9 @@ case $command in
         export SPILLWAY_BAD_INPUTS=${SPILLWAY_BAD_INPUTS:-2000}
         export SPILLWAY_GATEWAY_KILLS=${SPILLWAY_GATEWAY_KILLS:-100}
         step "soak: $SPILLWAY_GATEWAY_KILLS kills of a gateway" cargo test "${workspace[@]}" --test crash -- --nocapture
+        export SPILLWAY_SCALE_CYCLES=${SPILLWAY_SCALE_CYCLES:-20}
+        step "soak: $SPILLWAY_SCALE_CYCLES times from none to two replicas and back" \
+            cargo test "${workspace[@]}" --test serving -- --test-threads=1 --nocapture
         step "soak: $SPILLWAY_BAD_INPUTS bad inputs" cargo test "${workspace[@]}" --test badinput -- --test-threads=1 --nocapture
         finish
         ;;
@@ -298,6 +301,11 @@ case $command in
         cargo build --release --locked -p spillway-planner --example scale >&2 && exec "$target/release/examples/scale" "$@"
         ;;
     bench-routing) bench_routing "$@" ;;
+    bench-gateway)
+        need_cc >&2
+        cargo build --release --locked -p spillway-gateway -p spillway-lab --bins >&2 || exit 1
+        exec "$target/release/bench" gateway "$@"
+        ;;
     advisories) deny check advisories ;;
     docs)
         # The book is Markdown first; whoever has mdBook installed gets by with that.

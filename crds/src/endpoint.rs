@@ -145,6 +145,34 @@ pub struct Capacity {
     /// Name of a `GpuReservation` of the endpoint's namespace, on whose devices the replicas run.
     #[schemars(length(min = 1, max = 63))]
     pub reservation: String,
+    /// What more replicas run on than the reservation has devices for: a reservation of its own for each of them, which the operator makes, and ends
+    /// with its replica.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub burst: Option<Burst>,
+}
+
+/// Replicas beyond the named reservation.
+#[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Burst {
+    /// Most replicas beyond the named reservation. Quotas of the tenant count for them as for all reservations.
+    #[schemars(range(min = 1, max = 64))]
+    pub max_replicas: i32,
+    /// The `GpuPool` to take their devices from; without it that of the named reservation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63))]
+    pub pool: Option<String>,
+    /// On which terms.
+    #[serde(default)]
+    pub tier: BurstTier,
+}
+
+/// Terms of replicas beyond the named reservation.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+pub enum BurstTier {
+    /// Open-ended, with no promise to start.
+    #[default]
+    OnDemand,
 }
 
 /// Who may call an endpoint.
@@ -176,7 +204,7 @@ pub struct ModelEndpointStatus {
     #[serde(default)]
     #[schemars(range(min = 0))]
     pub ready_replicas: i32,
-    /// Replicas for which devices are booked.
+    /// Replicas for which devices are booked, or, by `spec.capacity.burst`, may be.
     #[serde(default)]
     #[schemars(range(min = 0))]
     pub bookable_replicas: i32,

@@ -24,7 +24,8 @@ pub use apikey::{ApiKey, ApiKeySpec, ApiKeyStatus, KeyHash, KeyRecord, ServingLi
 pub use condition::{Condition, ConditionStatus};
 pub use duration::{DurationError, parse_duration_ms};
 pub use endpoint::{
-    Access, Capacity, ModelEndpoint, ModelEndpointSpec, ModelEndpointStatus, Scaling, ScalingTarget, ServedModel,
+    Access, Burst, BurstTier, Capacity, ModelEndpoint, ModelEndpointSpec, ModelEndpointStatus, Scaling, ScalingTarget,
+    ServedModel,
 };
 pub use ledger::{
     CapacityLedger, CapacityLedgerPage, CapacityLedgerPageSpec, CapacityLedgerSpec, LedgerPool, PageKind,

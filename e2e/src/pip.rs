@@ -28,18 +28,23 @@ const OPENAI: [&str; 13] = [
 
 /// A folder for `PYTHONPATH` with OpenAI's client, from the cache or installed by pip.
 pub fn openai() -> Result<PathBuf> {
+    site("openai-3.57.0", &OPENAI)
+}
+
+/// A folder for `PYTHONPATH` with these packages, from the cache under this name, or installed by pip.
+pub fn site(name: &str, packages: &[&str]) -> Result<PathBuf> {
     let sites = cache_dir()?.join("python");
-    let site = sites.join("openai-3.57.0");
+    let site = sites.join(name);
     if site.is_dir() {
         return Ok(site);
     }
     std::fs::create_dir_all(&sites).with_context(|| format!("creating {}", sites.display()))?;
-    let step = Step::begin("fetching OpenAI's client");
+    let step = Step::begin(format!("fetching {name} from PyPI"));
     let scratch = tempfile::tempdir_in(&sites).context("creating a folder for packages")?;
     let target = scratch.path().join("site");
     let target_text = target.to_string_lossy();
     let mut arguments = vec!["install", "--quiet", "--only-binary", ":all:", "--target", &target_text];
-    arguments.extend(OPENAI);
+    arguments.extend(packages);
     pip(&arguments, scratch.path())?;
     match std::fs::rename(&target, &site) {
         // Somebody else was as fast.

@@ -74,7 +74,8 @@ async fn a_key_is_made_used_rotated_and_taken_back() -> Result<()> {
     spillway.reserve(TENANT, "base", json!({"devices": {"count": 4}, "exclusiveNodes": false})).await?;
     spillway.wait_phase(TENANT, "base", Phase::Active, BOUND).await?;
     let endpoints: Api<ModelEndpoint> = Api::namespaced(client.clone(), TENANT);
-    let spec = json!({"model": {"name": "m", "version": "q4"}, "capacity": {"reservation": "base"}});
+    // It wants no replica, and says so to who asks.
+    let spec = json!({"model": {"name": "m", "version": "q4"}, "capacity": {"reservation": "base"}, "replicas": 0});
     create(&endpoints, json!({"metadata": {"name": "chat"}, "spec": spec})).await?;
     let gateway = spillway.start_gateway("gateway-0").await?;
     let keys = Keys {
@@ -92,7 +93,7 @@ async fn a_key_is_made_used_rotated_and_taken_back() -> Result<()> {
     ensure!(list["data"][0]["id"] == "chat" && list["data"][0]["owned_by"] == TENANT, "the list is {list}");
     let question = json!({"model": "chat", "messages": [{"role": "user", "content": "Hello"}]});
     let (status, answer) = gateway.post("/v1/chat/completions", &first, &question).await?;
-    ensure!(status == 503 && answer.contains("model_unavailable"), "without a replica: {status} {answer}");
+    ensure!(status == 503 && answer.contains("model_stopped"), "without a replica: {status} {answer}");
     let prefix = keys.keys.get("ci").await?.status.and_then(|status| status.prefix).context("no prefix")?;
     ensure!(first.starts_with(&prefix), "the status names another key than {prefix}");
 

@@ -1,12 +1,9 @@
 //! Hosted models on a real API server and controller manager: what an endpoint is laid out as, and what it says of itself. There is no kubelet here, so
 //! no replica ever answers; the test says that one does where it must.
 
-#![expect(clippy::print_stderr, reason = "a test tells how long things took")]
 #![allow(clippy::indexing_slicing, reason = "a field that a JSON value lacks reads as null")]
 
 mod keys;
-mod scale;
-mod serve;
 
 use std::time::Duration;
 
@@ -16,7 +13,7 @@ use k8s_openapi::api::core::v1::Service;
 use kube::ResourceExt as _;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
-use spillway_crds::{ConditionStatus, Model, ModelEndpoint, Phase};
+use spillway_crds::{ConditionStatus, GpuReservation, Model, ModelEndpoint, Phase};
 use spillway_lab::spillway::Spillway;
 use spillway_lab::{Lab, LabOptions, Size, wait_for};
 
@@ -73,14 +70,40 @@ impl Stage<'_> {
 
     /// Waits until exactly this Deployment is there, with so many replicas.
     async fn wait_deployed(&self, name: &str, replicas: i32) -> Result<Deployment> {
-        wait_for(&format!("{name} to be the one Deployment, of {replicas} replicas"), BOUND, || async {
+        self.wait_all_deployed(&[(name, replicas)]).await?;
+        self.deployments.get(name).await.context("reading the Deployment")
+    }
+
+    /// Waits until exactly these Deployments are there, with so many replicas.
+    async fn wait_all_deployed(&self, wanted: &[(&str, i32)]) -> Result<()> {
+        wait_for(&format!("the Deployments to be {wanted:?}"), BOUND, || async {
             let all = self.deployments.list(&ListParams::default()).await?.items;
             let there: Vec<_> =
                 all.iter().map(|one| (one.name_any(), one.spec.as_ref().and_then(|spec| spec.replicas))).collect();
-            Ok(there == [(name.to_owned(), Some(replicas))])
+            Ok(there.iter().map(|(name, replicas)| (name.as_str(), replicas.unwrap_or(1))).eq(wanted.iter().copied()))
         })
-        .await?;
-        self.deployments.get(name).await.context("reading the Deployment")
+        .await
+    }
+
+    /// So many replicas of a Deployment answer; there is no kubelet that would say so.
+    async fn answer(&self, name: &str, replicas: i32) -> Result<()> {
+        let ready = json!({"status": {"replicas": replicas, "readyReplicas": replicas, "availableReplicas": replicas}});
+        let patch = Patch::Merge(ready);
+        self.deployments
+            .patch_status(name, &PatchParams::default(), &patch)
+            .await
+            .context("saying that it answers")
+            .map(drop)
+    }
+
+    /// Waits until exactly these reservations are there.
+    async fn wait_reservations(&self, wanted: &[&str]) -> Result<()> {
+        let api: Api<GpuReservation> = Api::namespaced(self.spillway.client(), TENANT);
+        wait_for(&format!("the reservations to be {wanted:?}"), BOUND, || async {
+            let all = api.list(&ListParams::default()).await?.items;
+            Ok(all.iter().map(kube::ResourceExt::name_any).eq(wanted.iter().map(|name| (*name).to_owned())))
+        })
+        .await
     }
 }
 
@@ -105,10 +128,10 @@ async fn an_endpoint_is_laid_out_on_what_its_reservation_holds() -> Result<()> {
     });
     create(&stage.endpoints, endpoint).await?;
     stage.wait_reason("ModelNotFound", false, "There is no Model smollm2").await?;
-    let versions = [version("q4", 2), version("q8", 3)];
+    let versions = [version("q4", 2), version("q6", 2), version("q8", 3)];
     create(&models, json!({"metadata": {"name": "smollm2"}, "spec": {"capabilities": ["Chat"], "versions": versions}}))
         .await?;
-    stage.wait_reason("VersionNotFound", false, "set spec.model.version to one of q4, q8").await?;
+    stage.wait_reason("VersionNotFound", false, "set spec.model.version to one of q4, q6, q8").await?;
     stage.change(json!({"model": {"version": "q4"}})).await?;
     stage.wait_reason("ReservationNotFound", false, "There is no GpuReservation base").await?;
 
@@ -124,12 +147,16 @@ async fn an_endpoint_is_laid_out_on_what_its_reservation_holds() -> Result<()> {
     stage.wait_deployed("chat-q4", 2).await?;
     lab.kubectl(&["scale", "me", "chat", "-n", TENANT, "--replicas=1"]).await?;
     stage.wait_deployed("chat-q4", 1).await?;
-    let ready = json!({"status": {"replicas": 1, "readyReplicas": 1, "availableReplicas": 1}});
-    stage.deployments.patch_status("chat-q4", &PatchParams::default(), &Patch::Merge(ready)).await?;
+    stage.answer("chat-q4", 1).await?;
     stage.wait_reason("Serving", true, "1 of 1 replicas answer").await?;
     lab.kubectl(&["wait", "--for=condition=Ready", "me/chat", "-n", TENANT, "--timeout=10s"]).await?;
 
-    // Another version takes the place of the first.
+    one_at_a_time(&stage).await?;
+    beyond_the_reservation(&stage).await?;
+
+    // A version with other needs takes the place of the one before.
+    lab.kubectl(&["scale", "me", "chat", "-n", TENANT, "--replicas=1"]).await?;
+    stage.wait_deployed("chat-q6", 1).await?;
     stage.change(json!({"model": {"version": "q8"}})).await?;
     stage.wait_deployed("chat-q8", 1).await?;
 
@@ -149,6 +176,49 @@ async fn an_endpoint_is_laid_out_on_what_its_reservation_holds() -> Result<()> {
     stage.spillway.verify_settled("0s").await?.ensure_clean()?;
     operator.stop().await?;
     lab.stop()
+}
+
+/// Another version takes the place of the first, one replica at a time, for there is no device to spare.
+async fn one_at_a_time(stage: &Stage<'_>) -> Result<()> {
+    stage.change(json!({"replicas": 2})).await?;
+    stage.wait_deployed("chat-q4", 2).await?;
+    stage.answer("chat-q4", 2).await?;
+    stage.change(json!({"model": {"version": "q6"}})).await?;
+    stage.wait_all_deployed(&[("chat-q4", 1), ("chat-q6", 1)]).await?;
+    // Until the new one answers nothing more goes.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    stage.wait_all_deployed(&[("chat-q4", 1), ("chat-q6", 1)]).await?;
+    stage.answer("chat-q6", 1).await?;
+    stage.wait_deployed("chat-q6", 2).await?;
+    stage.answer("chat-q6", 2).await
+}
+
+/// Replicas beyond the named reservation have a reservation each, which ends with its replica.
+async fn beyond_the_reservation(stage: &Stage<'_>) -> Result<()> {
+    stage.change(json!({"replicas": 5, "capacity": {"burst": {"maxReplicas": 2}}})).await?;
+    stage.wait_reservations(&["base", "chat-burst-0", "chat-burst-1"]).await?;
+    stage.wait_all_deployed(&[("chat-q6", 2), ("chat-q6-burst-0", 1), ("chat-q6-burst-1", 1)]).await?;
+    let burst = stage.deployments.get("chat-q6-burst-1").await?;
+    let labels = burst.spec.and_then(|spec| spec.template.metadata).and_then(|meta| meta.labels).unwrap_or_default();
+    ensure!(labels.get("spillway.dev/reservation").is_some_and(|name| name == "chat-burst-1"), "labels are {labels:?}");
+    stage.wait_reason("CapacityMissing", true, "devices are held for 4").await?;
+    let status = stage.endpoints.get("chat").await?.status.unwrap_or_default();
+    ensure!(status.bookable_replicas == 4, "{} can be booked", status.bookable_replicas);
+
+    stage.answer("chat-q6-burst-0", 1).await?;
+    stage.answer("chat-q6-burst-1", 1).await?;
+    stage.change(json!({"replicas": 3})).await?;
+    stage.wait_reservations(&["base", "chat-burst-0"]).await?;
+    stage.wait_all_deployed(&[("chat-q6", 2), ("chat-q6-burst-0", 1)]).await?;
+    // What is taken out of the spec goes.
+    stage.change(json!({"capacity": {"burst": null}})).await?;
+    stage.wait_reservations(&["base"]).await?;
+    stage.wait_deployed("chat-q6", 2).await?;
+    // It comes again, and goes when it is not wanted.
+    stage.change(json!({"capacity": {"burst": {"maxReplicas": 2}}})).await?;
+    stage.wait_reservations(&["base", "chat-burst-0"]).await?;
+    stage.change(json!({"replicas": 2})).await?;
+    stage.wait_reservations(&["base"]).await
 }
 
 /// What makes a replica land on what is held, and go with its endpoint.

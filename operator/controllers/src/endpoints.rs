@@ -19,14 +19,19 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use spillway_crds::{
     ModelEndpoint, ModelVersion,
-    names::{ENDPOINT_LABEL, EXTERNAL_METRICS_APISERVICE, FIELD_MANAGER, ROLE_LABEL, ROLE_OWNER},
+    names::{
+        ENDPOINT_LABEL, EXTERNAL_METRICS_APISERVICE, FIELD_MANAGER, RESERVATION_LABEL, ROLE_LABEL, ROLE_OWNER,
+        VERSION_LABEL,
+    },
     parse_duration_ms,
 };
 use spillway_manifests::endpoint::{
-    ASLEEP, Facts, STOP_SECONDS, Serving, build_autoscaler, build_deployment, build_disruption_budget,
-    build_network_policy, build_service, build_status, deployment_name, find_version,
+    ASLEEP, Facts, Place, Replicas, STOP_SECONDS, Serving, build_autoscaler, build_deployment, build_disruption_budget,
+    build_network_policy, build_service, build_status, burst_name, deployment_name, find_version, shift,
 };
 use spillway_planner::{Booking, ReservationUid};
+
+mod burst;
 
 use crate::{
     context::Context,
@@ -42,10 +47,12 @@ const RESYNC: Duration = Duration::from_secs(300);
 struct Found {
     version: ModelVersion,
     resource: String,
-    /// Replicas for which devices are held.
-    bookable: i32,
-    /// Why these are fewer than could be.
-    missing: Option<String>,
+    /// The pool of burst reservations.
+    pool: String,
+    /// Replicas for which the named reservation holds devices.
+    held: i32,
+    /// Why these are no more.
+    missing: String,
     /// Seconds for which a replica that goes serves what it has.
     drain_seconds: u32,
 }
@@ -67,8 +74,6 @@ pub async fn reconcile(object: Arc<ModelEndpoint>, context: Arc<Context>) -> Res
     let mut facts = Facts::default();
     match fetch(&context, &object, &namespace) {
         Ok(found) => {
-            facts.bookable = found.bookable;
-            facts.missing = found.missing;
             let serving = Serving {
                 endpoint: &object,
                 namespace: &namespace,
@@ -76,13 +81,10 @@ pub async fn reconcile(object: Arc<ModelEndpoint>, context: Arc<Context>) -> Res
                 model: &object.spec.model.name,
                 version: &found.version,
                 resource: &found.resource,
-                replicas: object.spec.replicas.min(found.bookable),
+                pool: &found.pool,
                 drain_seconds: found.drain_seconds,
             };
-            facts.problem = apply(&context, &serving).await?;
-            if facts.problem.is_none() {
-                prune(&context, &serving).await?;
-            }
+            lay_out(&context, &serving, &found, &mut facts).await?;
         }
         // What serves goes on: a model or reservation that cannot be found may be on its way back.
         Err(problem) => {
@@ -97,6 +99,84 @@ pub async fn reconcile(object: Arc<ModelEndpoint>, context: Arc<Context>) -> Res
     let api: Api<ModelEndpoint> = Api::namespaced(context.client.clone(), &namespace);
     status::write("writing an endpoint's status", &api, &*object, object.status.as_ref(), &status).await?;
     Ok(Action::requeue(RESYNC))
+}
+
+/// Makes, changes and ends what an endpoint is laid out as.
+async fn lay_out(context: &Context, serving: &Serving<'_>, found: &Found, facts: &mut Facts) -> Result<(), Error> {
+    let most = serving.endpoint.spec.capacity.burst.as_ref().map_or(0, |burst| burst.max_replicas);
+    let beyond = serving.endpoint.spec.replicas.saturating_sub(found.held).clamp(0, most);
+    let bursts = burst::known(context, serving.endpoint);
+    let (more, waits) = burst::bookable(&bursts, most);
+    facts.bookable = found.held.saturating_add(more);
+    facts.missing = Some(waits.unwrap_or_else(|| found.missing.clone()));
+    facts.problem = burst::create(context, serving, &bursts, beyond).await?;
+    if facts.problem.is_some() {
+        return Ok(());
+    }
+    let there: Vec<Arc<Deployment>> = deployments(context, serving.namespace, serving.name).collect();
+    let plan = Plan::new(serving, found.held, &burst::usable(&bursts, serving.version.needs.devices, beyond), &there);
+    facts.problem = apply(context, serving, &plan).await?;
+    if facts.problem.is_none() {
+        prune(context, serving, &plan, &there).await?;
+        burst::end(context, serving, &bursts, beyond, &there).await?;
+    }
+    Ok(())
+}
+
+/// Which Deployments there are to be.
+struct Plan {
+    /// Of the version that is asked for.
+    places: Vec<Place>,
+    /// Of versions before, which go as others come: with so many replicas.
+    old: Vec<(Arc<Deployment>, i32)>,
+}
+
+impl Plan {
+    fn new(serving: &Serving<'_>, held: i32, usable: &[i32], there: &[Arc<Deployment>]) -> Self {
+        let version = serving.version.name.as_str();
+        let is_old = |one: &Deployment| one.labels().get(VERSION_LABEL).is_some_and(|of| of != version);
+        let named = serving.endpoint.spec.capacity.reservation.as_str();
+        let on = |one: &Deployment, name: &str| one.labels().get(RESERVATION_LABEL).is_some_and(|of| of == name);
+        let sum = |all: &mut dyn Iterator<Item = &Arc<Deployment>>| {
+            all.fold(Replicas::default(), |sum, one| {
+                let ready = one.status.as_ref().and_then(|status| status.ready_replicas).unwrap_or(0);
+                Replicas { laid_out: sum.laid_out + laid_out(one), ready: sum.ready + ready }
+            })
+        };
+        let before = sum(&mut there.iter().filter(|one| is_old(one) && on(one, named)));
+        let now = sum(&mut there.iter().filter(|one| !is_old(one) && on(one, named)));
+        let (mut keep, lay) = shift(serving.endpoint.spec.replicas, held, before, now);
+        let mut old = Vec::new();
+        for one in there.iter().filter(|one| is_old(one) && on(one, named)) {
+            let kept = laid_out(one).min(keep);
+            keep -= kept;
+            old.push((Arc::clone(one), kept));
+        }
+        let mut places = vec![Place::Named(lay)];
+        // One burst replica at a time changes its version, and only while all of the new one answer.
+        let mut may_change = old.iter().all(|(_, kept)| *kept == 0) && now.ready >= lay;
+        for number in usable {
+            let name = burst_name(serving.name, *number);
+            let mut here = there.iter().filter(|one| on(one, &name));
+            match here.find(|one| is_old(one)) {
+                Some(before) if !may_change => old.push((Arc::clone(before), 1)),
+                before => {
+                    places.push(Place::Burst(*number));
+                    let answers = there
+                        .iter()
+                        .filter(|one| on(one, &name) && !is_old(one))
+                        .any(|one| one.status.as_ref().and_then(|status| status.ready_replicas).unwrap_or(0) > 0);
+                    may_change &= before.is_none() && answers;
+                }
+            }
+        }
+        Self { places, old }
+    }
+}
+
+/// Replicas that a Deployment asks for.
+fn laid_out(deployment: &Deployment) -> i32 {
+    deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1)
 }
 
 /// The model's version and the capacity, or why there is none.
@@ -123,22 +203,33 @@ fn fetch(context: &Context, object: &ModelEndpoint, namespace: &str) -> Result<F
     })?;
     let view = context.view();
     let booking = view.booking_of(&ReservationUid::from(found.uid().unwrap_or_default()));
-    let pool = booking.and_then(|booking| context.stores.pools.get(&ObjectRef::new(booking.pool.as_str())));
-    let (Some(booking), Some(pool)) = (booking, pool) else {
-        let phase = found.status.as_ref().map_or("Pending", |status| status.phase.as_str());
+    let burst = object.spec.capacity.burst.as_ref();
+    let phase = found.status.as_ref().map_or("Pending", |status| status.phase.as_str());
+    let says_why = format!("kubectl describe gpures {reservation} -n {namespace} says why.");
+    let own = booking.map(|booking| booking.pool.as_str());
+    // Beyond the reservation there is something to run on, whatever becomes of it.
+    let beyond = burst.and_then(|burst| burst.pool.as_deref().or(own).or(found.spec.pool.as_deref()));
+    let name = own.or(beyond).ok_or_else(|| {
+        ("NoCapacity", format!("GpuReservation {reservation} is {phase} and holds no devices: {says_why}"))
+    })?;
+    let pool = context.stores.pools.get(&ObjectRef::new(name)).ok_or_else(|| {
+        let message = format!("There is no GpuPool {name}: set spec.capacity.burst.pool to one that there is, or ask the operator of the cluster.");
+        ("PoolNotFound", message)
+    })?;
+    let burst_pool = context.stores.pools.get(&ObjectRef::new(beyond.unwrap_or(name)));
+    if burst_pool.is_some_and(|burst| burst.spec.devices.resource != pool.spec.devices.resource) {
         let message = format!(
-            "GpuReservation {reservation} is {phase} and holds no devices: kubectl describe gpures {reservation} -n {namespace} says why."
+            "GpuPool {} has other devices than the one of GpuReservation {reservation}: name a pool of the same devices in spec.capacity.burst.pool.",
+            beyond.unwrap_or(name)
         );
-        return Err(("NoCapacity", message));
-    };
-    let bookable = fits(booking, version.needs.devices);
-    let held: u32 = open(booking).sum();
-    let missing = (bookable < object.spec.replicas).then(|| {
-        format!(
-            "Reservation {reservation} holds {held} devices, and each replica takes {} of one node: reserve more, or want fewer replicas.",
-            version.needs.devices
-        )
-    });
+        return Err(("PoolNotFound", message));
+    }
+    let held = booking.map_or(0, |booking| fits(booking, version.needs.devices));
+    let devices: u32 = booking.map_or(0, |booking| open(booking).sum());
+    let missing = format!(
+        "Reservation {reservation} holds {devices} devices, and each replica takes {} of one node: reserve more, or want fewer replicas.",
+        version.needs.devices
+    );
     let cap = context.config.grace_cap_seconds;
     let drain = parse_duration_ms(&object.spec.drain).unwrap_or(30_000).div_euclid(1_000);
     let drain_seconds = u32::try_from(drain).unwrap_or(u32::MAX);
@@ -150,7 +241,8 @@ fn fetch(context: &Context, object: &ModelEndpoint, namespace: &str) -> Result<F
         );
         return Err(("DrainTooLong", message));
     }
-    Ok(Found { version, drain_seconds, resource: pool.spec.devices.resource.clone(), bookable, missing })
+    let (resource, pool) = (pool.spec.devices.resource.clone(), beyond.unwrap_or(name).to_owned());
+    Ok(Found { version, drain_seconds, resource, pool, held, missing })
 }
 
 /// Devices that a booking has on each of its nodes, of those that were handed over.
@@ -169,19 +261,23 @@ fn fits(booking: &Booking, devices: i32) -> i32 {
 }
 
 /// Applies what is laid out; gives why it cannot, if somebody else has the fields. What was applied just so a short while ago is not again.
-async fn apply(context: &Context, serving: &Serving<'_>) -> Result<Option<(&'static str, String)>, Error> {
-    let deployment = deployment_name(serving.name, &serving.version.name);
+async fn apply(context: &Context, serving: &Serving<'_>, plan: &Plan) -> Result<Option<(&'static str, String)>, Error> {
+    let named = |place: &Place| deployment_name(serving.name, &serving.version.name, *place);
+    let names: Vec<String> = plan.places.iter().map(named).collect();
+    let deployment = names.first().cloned().unwrap_or_default();
     // In this order: nobody comes by before the policy, and the Service is there before who is behind it.
     let mut all = vec![
         ("NetworkPolicy", serving.name, build_network_policy(serving, &context.config.namespace)),
         ("Service", serving.name, build_service(serving)),
         ("PodDisruptionBudget", serving.name, build_disruption_budget(serving)),
-        ("Deployment", deployment.as_str(), build_deployment(serving)),
     ];
+    // The one whose generation is kept is the last.
+    for (place, name) in plan.places.iter().zip(&names).rev() {
+        all.push(("Deployment", name.as_str(), build_deployment(serving, *place)));
+    }
     if context.hosted.registration() == Registration::Ours
         && let Some(autoscaler) = build_autoscaler(serving)
     {
-        // Before the Deployment, whose generation is what is kept of all.
         all.insert(0, ("HorizontalPodAutoscaler", serving.name, autoscaler));
     }
     let key = format!("{}/{}", serving.namespace, serving.name);
@@ -242,11 +338,18 @@ fn deployments(context: &Context, namespace: &str, name: &str) -> impl Iterator<
 }
 
 /// Deletes what an endpoint has and its spec does not ask for any more.
-async fn prune(context: &Context, serving: &Serving<'_>) -> Result<(), Error> {
+async fn prune(context: &Context, serving: &Serving<'_>, plan: &Plan, there: &[Arc<Deployment>]) -> Result<(), Error> {
     let (namespace, name) = (serving.namespace, serving.name);
-    let wanted = deployment_name(name, &serving.version.name);
-    for old in deployments(context, namespace, name).filter(|one| one.name_any() != wanted) {
-        delete(context, namespace, &*old).await?;
+    let wanted = |one: &Deployment| {
+        plan.places.iter().any(|place| deployment_name(name, &serving.version.name, *place) == one.name_any())
+    };
+    for one in there.iter().filter(|one| !wanted(one)) {
+        let kept = plan.old.iter().find(|(old, _)| old.name_any() == one.name_any()).map_or(0, |(_, kept)| *kept);
+        if kept == 0 {
+            delete(context, namespace, &**one).await?;
+        } else if laid_out(one) != kept {
+            shrink(context, namespace, one, kept).await?;
+        }
     }
     // One that asks another adapter for our metrics would be told nothing good. While it is not known who has the API, what there is stays.
     let lost = matches!(context.hosted.registration(), Registration::Another | Registration::Nobody);
@@ -256,6 +359,16 @@ async fn prune(context: &Context, serving: &Serving<'_>) -> Result<(), Error> {
         delete(context, namespace, &*old).await?;
     }
     Ok(())
+}
+
+/// Leaves a Deployment of a version before with so many replicas, as it was read.
+async fn shrink(context: &Context, namespace: &str, old: &Deployment, replicas: i32) -> Result<(), Error> {
+    let api: Api<Deployment> = Api::namespaced(context.client.clone(), namespace);
+    let patch = Patch::Merge(json!({
+        "metadata": {"resourceVersion": old.resource_version()}, "spec": {"replicas": replicas},
+    }));
+    let (name, params) = (old.name_any(), PatchParams::default());
+    call("shrinking the version before", api.patch(&name, &params, &patch)).await.map(drop)
 }
 
 /// Deletes an object of an endpoint, if it is still that one.

@@ -195,7 +195,10 @@ impl Hosted {
     /// A reservation changed: those that stand on it are looked at.
     pub async fn reservation(&self, namespace: &str, name: &str) {
         let on_it = |endpoint: &ModelEndpoint| {
-            endpoint.namespace().as_deref() == Some(namespace) && endpoint.spec.capacity.reservation == name
+            let of = endpoint.namespace();
+            of.as_deref() == Some(namespace)
+                && (endpoint.spec.capacity.reservation == name
+                    || name.strip_prefix(&format!("{}-burst-", endpoint.name_any())).is_some())
         };
         push(&self.queue, &self.endpoints, on_it).await;
     }

@@ -1,4 +1,5 @@
-//! What a `ModelEndpoint` is laid out as: one Deployment for its model version and reservation, and one Service before it.
+//! What a `ModelEndpoint` is laid out as: one Deployment for its model version on the reservation that it names, one for each burst reservation, and one
+//! Service before all.
 //!
 //! The presets are arguments, ports and probes of engines as their own documentation has them. A pod asks for its devices, and names by a label the
 //! reservation on whose devices it runs; where it may land is not decided here.
@@ -45,10 +46,10 @@ pub struct Serving<'a> {
     pub model: &'a str,
     /// The version that is served.
     pub version: &'a ModelVersion,
-    /// The extended resource of the reservation's pool.
+    /// The extended resource of the pool.
     pub resource: &'a str,
-    /// Replicas that are laid out: those that are wanted and for which devices are held.
-    pub replicas: i32,
+    /// The pool of burst reservations.
+    pub pool: &'a str,
     /// Seconds for which a replica that is told to go serves what it has.
     pub drain_seconds: u32,
 }
@@ -118,9 +119,49 @@ fn args(serving: &Serving<'_>) -> Vec<String> {
     args
 }
 
-/// Name of the Deployment of an endpoint for one version and reservation.
-pub fn deployment_name(endpoint: &str, version: &str) -> String {
-    format!("{endpoint}-{}", version.replace('.', "-"))
+/// Where replicas of an endpoint run.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub enum Place {
+    /// On the reservation that the endpoint names: so many.
+    Named(i32),
+    /// One, on the burst reservation of this number.
+    Burst(i32),
+}
+
+/// Name of the Deployment of an endpoint for one version and place.
+pub fn deployment_name(endpoint: &str, version: &str, place: Place) -> String {
+    let version = version.replace('.', "-");
+    match place {
+        Place::Named(_) => format!("{endpoint}-{version}"),
+        Place::Burst(number) => format!("{endpoint}-{version}-burst-{number}"),
+    }
+}
+
+/// Name of a burst reservation of an endpoint.
+pub fn burst_name(endpoint: &str, number: i32) -> String {
+    format!("{endpoint}-burst-{number}")
+}
+
+/// A burst reservation, to be created: the devices of one replica, on one node.
+pub fn build_burst(serving: &Serving<'_>, number: i32) -> Value {
+    let mut metadata = metadata(serving);
+    if let Some(fields) = metadata.as_object_mut() {
+        fields.insert("name".to_owned(), json!(burst_name(serving.name, number)));
+    }
+    let devices = serving.version.needs.devices;
+    json!({
+        "apiVersion": "spillway.dev/v1alpha1",
+        "kind": "GpuReservation",
+        "metadata": metadata,
+        "spec": {
+            "pool": serving.pool,
+            "devices": {"count": devices, "perNode": devices},
+            "exclusiveNodes": false,
+            "tier": "OnDemand",
+            // For as long as its replica is wanted; it is deleted with it.
+            "waitFor": "8784h",
+        },
+    })
 }
 
 /// Labels by which an endpoint's pods are found, whatever version they are of.
@@ -128,11 +169,17 @@ pub fn selector(endpoint: &str) -> BTreeMap<&'static str, String> {
     [(ENDPOINT_LABEL, endpoint.to_owned())].into()
 }
 
-fn labels(serving: &Serving<'_>) -> BTreeMap<&'static str, String> {
+fn labels(serving: &Serving<'_>, place: Place) -> BTreeMap<&'static str, String> {
     let mut labels = selector(serving.name);
     labels.insert(MODEL_LABEL, serving.model.to_owned());
     labels.insert(VERSION_LABEL, serving.version.name.clone());
-    labels.insert(RESERVATION_LABEL, serving.endpoint.spec.capacity.reservation.clone());
+    labels.insert(
+        RESERVATION_LABEL,
+        match place {
+            Place::Named(_) => serving.endpoint.spec.capacity.reservation.clone(),
+            Place::Burst(number) => burst_name(serving.name, number),
+        },
+    );
     labels
 }
 
@@ -166,7 +213,7 @@ fn volumes(version: &ModelVersion) -> (Vec<Value>, Vec<Value>) {
 }
 
 /// The Deployment, for server-side apply.
-pub fn build_deployment(serving: &Serving<'_>) -> Value {
+pub fn build_deployment(serving: &Serving<'_>, place: Place) -> Value {
     let version = serving.version;
     let engine = engine(version.runtime.preset);
     let startup_ms = parse_duration_ms(&version.needs.startup).unwrap_or(600_000);
@@ -202,22 +249,27 @@ pub fn build_deployment(serving: &Serving<'_>) -> Value {
     }
     let mut wanted = selector(serving.name);
     wanted.insert(VERSION_LABEL, version.name.clone());
+    let mut replicas = 1;
+    match place {
+        Place::Named(count) => replicas = count,
+        Place::Burst(number) => drop(wanted.insert(RESERVATION_LABEL, burst_name(serving.name, number))),
+    }
     json!({
         "apiVersion": "apps/v1",
         "kind": "Deployment",
         "metadata": {
-            "name": deployment_name(serving.name, &version.name),
+            "name": deployment_name(serving.name, &version.name, place),
             "namespace": serving.namespace,
-            "labels": labels(serving),
+            "labels": labels(serving, place),
             "ownerReferences": owner(serving.endpoint),
         },
         "spec": {
-            "replicas": serving.replicas,
+            "replicas": replicas,
             "selector": {"matchLabels": wanted},
             // In place, one at a time: a new version needs no device that is not held.
             "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}},
             "template": {
-                "metadata": {"labels": labels(serving)},
+                "metadata": {"labels": labels(serving, place)},
                 "spec": {
                     "automountServiceAccountToken": false,
                     "enableServiceLinks": false,
@@ -410,6 +462,10 @@ pub fn find_version<'a>(model: &'a Model, wanted: &str) -> Result<&'a ModelVersi
         )
     })
 }
+
+mod layout;
+
+pub use layout::{Replicas, shift};
 
 #[cfg(test)]
 mod tests;

@@ -1,9 +1,11 @@
-//! `bench`: what a real operator does on a real API server, measured. `make bench-operator`, `bench-scale` and `bench-recovery` build and run it.
+//! `bench`: what a real operator does on a real API server, and what a real gateway costs, measured. `make bench-operator`, `bench-scale`, `bench-recovery` and
+//! `bench-gateway` build and run it.
 
 #![expect(clippy::print_stdout, reason = "it prints what it measured")]
 
 mod audit;
 mod book;
+mod gateway;
 mod heartbeats;
 mod operator;
 mod probe;
@@ -17,7 +19,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use spillway_lab::progress::say;
 
-/// Benchmarks of Spillway on a Kubernetes of their own. Each prints JSON.
+/// Benchmarks of Spillway, most of them on a Kubernetes of their own. Each prints JSON.
 #[derive(Debug, Parser)]
 #[command(name = "bench", version)]
 struct Cli {
@@ -43,6 +45,14 @@ enum Command {
     /// The bookings have one device each and share nodes of 8 devices; the real operator makes them from real reservations.
     #[command(after_help = "Examples:\n  bench recovery\n  bench recovery --nodes 50 --bookings 300 --pause-seconds 5")]
     Recovery(recovery::Options),
+    /// Our gateway and routers of others before an engine that answers at once: added latency, requests and streams a second, memory, processor time.
+    ///
+    /// Ours has a key, limits and a durable bill for each request; the others have none. They come from PyPI; what cannot be had is left out, and named.
+    #[command(after_help = "Examples:\n  bench gateway\n  bench gateway --rounds 1 --seconds 1 --peers vllm-router")]
+    Gateway(gateway::Options),
+    /// The engine of `bench gateway`.
+    #[command(hide = true)]
+    Engine(gateway::EngineOptions),
 }
 
 #[tokio::main]
@@ -51,6 +61,8 @@ async fn main() -> ExitCode {
         Command::Operator(options) => Box::pin(operator::run(&options)).await,
         Command::Scale(options) => Box::pin(scale::run(&options)).await,
         Command::Recovery(options) => Box::pin(recovery::run(&options)).await,
+        Command::Gateway(options) => Box::pin(gateway::run(&options)).await,
+        Command::Engine(options) => Box::pin(gateway::run_engine(&options)).await.map(|()| serde_json::Value::Null),
     };
     match report {
         Ok(report) => {

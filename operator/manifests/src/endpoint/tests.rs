@@ -33,14 +33,14 @@ fn serving<'a>(model: &'a Model, endpoint: &'a ModelEndpoint) -> Serving<'a> {
         model: "smollm2",
         version: &model.spec.versions[0],
         resource: "nvidia.com/gpu",
-        replicas: 2,
+        pool: "h100",
         drain_seconds: 30,
     }
 }
 
 fn laid_out(runtime: &Value, source: &Value) -> Value {
     let (model, endpoint) = (model(runtime, source), endpoint(2));
-    build_deployment(&serving(&model, &endpoint))
+    build_deployment(&serving(&model, &endpoint), Place::Named(2))
 }
 
 #[rstest]
@@ -91,6 +91,23 @@ fn status(#[case] replicas: i32, #[case] facts: Facts, #[case] reason: &str, #[c
     assert_eq!([holds("Ready"), holds("Reconciling"), holds("Stalled")], expected);
     assert_eq!(status.selector.as_deref(), Some("spillway.dev/endpoint=chat"));
     assert_eq!(status.address.as_deref(), Some("chat.acme.svc:80"));
+}
+
+#[test]
+fn a_burst_replica_has_a_reservation_and_a_deployment_of_its_own() {
+    let model = model(&json!({"preset": "LlamaCpp", "image": "llama:1"}), &json!({"path": "/m"}));
+    let endpoint = endpoint(2);
+    let serving = serving(&model, &endpoint);
+    insta::assert_yaml_snapshot!("burst", build_burst(&serving, 3));
+    let deployment = build_deployment(&serving, Place::Burst(3));
+    assert_eq!(deployment["metadata"]["name"], "chat-q4-1-burst-3");
+    assert_eq!(deployment["spec"]["replicas"], 1);
+    for labels in ["/spec/selector/matchLabels", "/spec/template/metadata/labels", "/metadata/labels"] {
+        assert_eq!(deployment.pointer(labels).unwrap()["spillway.dev/reservation"], "chat-burst-3", "{labels}");
+    }
+    // Those on the named reservation are not told apart by it: what it is called may change.
+    let named = build_deployment(&serving, Place::Named(2));
+    assert_eq!(named["spec"]["selector"]["matchLabels"]["spillway.dev/reservation"], Value::Null);
 }
 
 fn scaling(endpoint: ModelEndpoint, scaling: &Value) -> ModelEndpoint {

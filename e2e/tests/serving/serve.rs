@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::core::v1::{Pod, Secret, Service};
 use kube::ResourceExt as _;
-use kube::api::{Api, ListParams};
+use kube::api::{Api, DeleteParams, ListParams};
 use serde_json::{Value, json};
 use spillway_crds::{ApiKey, Model, ModelEndpoint, Phase, names::POOL_LABEL};
 use spillway_lab::image::engine::WEIGHTS;
@@ -102,17 +102,25 @@ async fn tell(lab: &Lab) -> Result<()> {
     spillway.create_tenant(TENANT, &[TENANT], json!({})).await?;
     spillway.wait_holder(TENANT, START).await?;
     spillway.wait_unsold(POOL, 1, START).await?;
-    spillway.reserve(TENANT, "base", json!({"pool": POOL, "devices": {"count": 8}})).await?;
-    spillway.wait_phase(TENANT, "base", Phase::Active, START).await?;
+    // Parts of the one node: for those that serve all the time, and for the first replica of one that sleeps.
+    for (name, count) in [("base", 4), ("nap", 2)] {
+        let part = json!({"pool": POOL, "devices": {"count": count}, "exclusiveNodes": false});
+        spillway.reserve(TENANT, name, part).await?;
+        spillway.wait_phase(TENANT, name, Phase::Active, START).await?;
+    }
 
     // The model, an endpoint and a key.
     let client = spillway.client();
-    let version = json!({
-        "name": "q4", "contextLength": 2048, "source": {"path": WEIGHTS},
-        "runtime": {"preset": "LlamaCpp", "image": image},
-        "needs": {"devices": 1, "cpu": "500m", "memory": "1Gi", "startup": "2m"},
-    });
-    let model = json!({"metadata": {"name": "smollm2"}, "spec": {"capabilities": ["Chat", "Completions"], "versions": [version]}});
+    let version = |name: &str| {
+        json!({
+            "name": name, "contextLength": 2048, "source": {"path": WEIGHTS},
+            "runtime": {"preset": "LlamaCpp", "image": image},
+            // With a part of a node goes so much of its processors.
+            "needs": {"devices": 2, "cpu": "500m", "memory": "1Gi", "startup": "2m"},
+        })
+    };
+    let versions = [version("q4"), version("q4b")];
+    let model = json!({"metadata": {"name": "smollm2"}, "spec": {"capabilities": ["Chat", "Completions"], "versions": versions}});
     create::<Model>(&Api::all(client.clone()), model).await?;
     let endpoints: Api<ModelEndpoint> = Api::namespaced(client.clone(), TENANT);
     let spec =
@@ -153,6 +161,7 @@ async fn tell(lab: &Lab) -> Result<()> {
     // The official client, unmodified, and embeddings beside.
     embed(&spillway, image).await?;
     sdk(&spillway, &gateway).await?;
+    endpoints.delete("embed", &DeleteParams::default()).await.context("deleting an endpoint")?;
 
     // Two replicas, each on a device of its own, and one again without a request that is cut.
     lab.kubectl(&["scale", "me", "chat", "-n", TENANT, "--replicas=2"]).await?;
@@ -167,6 +176,8 @@ async fn tell(lab: &Lab) -> Result<()> {
     ensure!(text.ends_with("data: [DONE]\n\n"), "a stream was cut by a scale-down: {text}");
     let answer = gateway.chat(json!({})).await?;
     ensure!(answer.status().as_u16() == 200, "after the scale-down: {}", answer.status());
+
+    scale::rolled_out(&spillway, &gateway).await?;
 
     // To none, and it says so.
     lab.kubectl(&["scale", "me", "chat", "-n", TENANT, "--replicas=0"]).await?;
@@ -189,7 +200,7 @@ async fn embed(spillway: &Spillway<'_>, image: &str) -> Result<()> {
     let version = json!({
         "name": "q4", "contextLength": 2048, "source": {"path": WEIGHTS},
         "runtime": {"preset": "LlamaCpp", "image": image, "args": ["--embeddings", "--pooling", "mean"]},
-        "needs": {"devices": 1, "cpu": "500m", "memory": "1Gi", "startup": "2m"},
+        "needs": {"devices": 1, "cpu": "250m", "memory": "1Gi", "startup": "2m"},
     });
     let model =
         json!({"metadata": {"name": "vectors"}, "spec": {"capabilities": ["Embeddings"], "versions": [version]}});
@@ -207,7 +218,7 @@ async fn sdk(spillway: &Spillway<'_>, gateway: &Client) -> Result<()> {
     let site = tokio::task::spawn_blocking(pip::openai).await.context("looking for OpenAI's client")??;
     let strict = read_key(spillway, "strict-key").await?;
     let output = tokio::process::Command::new("python3")
-        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/hosted/sdk.py"))
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/serving/sdk.py"))
         .env("PYTHONPATH", site)
         .env("GATEWAY", format!("http://{}", gateway.address))
         .env("OPENAI_API_KEY", &gateway.key)

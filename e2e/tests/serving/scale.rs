@@ -6,11 +6,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
+use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::kube_aggregator::pkg::apis::apiregistration::v1::APIService;
 use kube::ResourceExt as _;
-use kube::api::{Api, Patch, PatchParams};
+use kube::api::{Api, ListParams, Patch, PatchParams};
 use serde_json::{Value, json};
-use spillway_crds::ModelEndpoint;
+use spillway_crds::{GpuReservation, ModelEndpoint};
 use spillway_lab::spillway::{NAMESPACE, Spillway};
 use spillway_lab::wait_for;
 use tokio::task::JoinSet;
@@ -33,7 +34,8 @@ pub(crate) async fn cycles(spillway: &Spillway<'_>, gateway: &Arc<Client>) -> Re
         "min": 0, "max": 2, "target": {"inFlightPerReplica": 2}, "idleAfter": "2s", "scaleDownAfter": "1s",
     });
     let spec = json!({
-        "model": {"name": "smollm2", "version": "q4"}, "capacity": {"reservation": "base"},
+        "model": {"name": "smollm2", "version": "q4"},
+        "capacity": {"reservation": "nap", "burst": {"maxReplicas": 1}},
         "replicas": 0, "drain": "5s", "scaling": scaling,
     });
     create(&api, json!({"metadata": {"name": "sleeper"}, "spec": spec})).await?;
@@ -59,7 +61,48 @@ pub(crate) async fn cycles(spillway: &Spillway<'_>, gateway: &Arc<Client>) -> Re
         "{served} requests in {:.1?}, none refused or cut; {count} wakes were decided in {sum} s together",
         begun.elapsed()
     );
+    // What it has goes with it.
+    let two = Patch::Merge(json!({"spec": {"replicas": 2, "scaling": null}}));
+    api.patch("sleeper", &PatchParams::default(), &two).await.context("wanting two replicas")?;
+    let reservations: Api<GpuReservation> = Api::namespaced(spillway.client(), TENANT);
+    let burst = || async {
+        Ok(reservations.get_opt("sleeper-burst-0").await?.is_some_and(|one| one.metadata.deletion_timestamp.is_none()))
+    };
+    wait_for("a burst reservation", START, burst).await?;
     api.delete("sleeper", &Default::default()).await.context("deleting the endpoint")?;
+    wait_for("the burst reservation to go with its endpoint", START, || async { Ok(!burst().await?) }).await
+}
+
+/// Another version takes the place of one under load: with a device to spare no request is refused or cut, and none finds fewer replicas.
+pub(crate) async fn rolled_out(spillway: &Spillway<'_>, gateway: &Arc<Client>) -> Result<()> {
+    let api: Api<ModelEndpoint> = Api::namespaced(spillway.client(), TENANT);
+    let over = Arc::new(AtomicBool::new(false));
+    let asking = tokio::spawn({
+        let (gateway, over) = (Arc::clone(gateway), Arc::clone(&over));
+        async move {
+            let mut served = 0;
+            while !over.load(Ordering::Acquire) {
+                gateway.ask("chat", served % 2 == 0).await?;
+                served += 1;
+            }
+            anyhow::Ok(served)
+        }
+    });
+    let begun = Instant::now();
+    let next = Patch::Merge(json!({"spec": {"model": {"version": "q4b"}}}));
+    api.patch("chat", &PatchParams::default(), &next).await.context("changing the version")?;
+    let deployments: Api<Deployment> = Api::namespaced(spillway.client(), TENANT);
+    let changed = wait_for("the version before to be gone", START, || async {
+        let all = deployments.list(&ListParams::default().labels("spillway.dev/endpoint=chat")).await?.items;
+        let ready = |one: &Deployment| one.status.as_ref().and_then(|status| status.ready_replicas).unwrap_or(0);
+        ensure!(all.iter().map(ready).sum::<i32>() >= 1, "no replica answers");
+        Ok(all.len() == 1 && all.iter().all(|one| one.name_any() == "chat-q4b"))
+    })
+    .await;
+    over.store(true, Ordering::Release);
+    let served = asking.await.context("a client")?.context("under a change of version")?;
+    changed?;
+    eprintln!("another version after {:.1?}; {served} requests meanwhile, none refused or cut", begun.elapsed());
     Ok(())
 }
 
@@ -107,6 +150,13 @@ async fn once(api: &Api<ModelEndpoint>, gateway: &Arc<Client>, cycle: u32) -> Re
     wait_for("no replica to be wanted", START, || async {
         let endpoint = api.get("sleeper").await?;
         Ok(endpoint.spec.replicas == 0 && endpoint.status.is_some_and(|status| status.replicas == 0))
+    })
+    .await?;
+    // The second replica was beyond what is reserved: its devices are given back, and its meter has ended.
+    let reservations: Api<GpuReservation> = Api::namespaced(api.clone().into_client(), TENANT);
+    wait_for("the burst reservation to end", START, || async {
+        let burst = reservations.get_opt("sleeper-burst-0").await?;
+        Ok(burst.is_none_or(|burst| burst.metadata.deletion_timestamp.is_some()))
     })
     .await?;
     eprintln!(
