@@ -208,6 +208,9 @@ pub struct ModelEndpointStatus {
     #[serde(default)]
     #[schemars(range(min = 0))]
     pub bookable_replicas: i32,
+    /// It went to no replica because nobody asked, and a request or a change of `spec.scaling` brings it back. One that a person scaled to none is not.
+    #[serde(default)]
+    pub asleep: bool,
     /// Selects the pods of the replicas.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 512))]

@@ -93,7 +93,9 @@ pub async fn reconcile(object: Arc<ModelEndpoint>, context: Arc<Context>) -> Res
             facts.problem = Some(problem);
         }
     }
-    facts.autoscaling = autoscaling(&context, &object, &namespace, &name);
+    if facts.autoscaling.is_none() {
+        facts.autoscaling = autoscaling(&context, &object, &namespace, &name);
+    }
     facts.replicas = count(&context, &namespace, &name);
     let status = build_status(&object, &facts, Timestamp::now());
     let api: Api<ModelEndpoint> = Api::namespaced(context.client.clone(), &namespace);
@@ -115,7 +117,7 @@ async fn lay_out(context: &Context, serving: &Serving<'_>, found: &Found, facts:
     }
     let there: Vec<Arc<Deployment>> = deployments(context, serving.namespace, serving.name).collect();
     let plan = Plan::new(serving, found.held, &burst::usable(&bursts, serving.version.needs.devices, beyond), &there);
-    facts.problem = apply(context, serving, &plan).await?;
+    facts.problem = apply(context, serving, &plan, &mut facts.autoscaling).await?;
     if facts.problem.is_none() {
         prune(context, serving, &plan, &there).await?;
         burst::end(context, serving, &bursts, beyond, &there).await?;
@@ -234,6 +236,8 @@ fn fetch(context: &Context, object: &ModelEndpoint, namespace: &str) -> Result<F
     let drain = parse_duration_ms(&object.spec.drain).unwrap_or(30_000).div_euclid(1_000);
     let drain_seconds = u32::try_from(drain).unwrap_or(u32::MAX);
     let longest = cap.saturating_sub(STOP_SECONDS);
+    // The default is less where it must be.
+    let drain_seconds = if object.spec.drain == "30s" { drain_seconds.min(longest) } else { drain_seconds };
     if drain_seconds > longest {
         let message = format!(
             "spec.drain is {}, and pods may take {cap} s to stop here (graceCapSeconds of the chart), of which {STOP_SECONDS} are the engine's: set it to {longest}s at most.",
@@ -261,7 +265,12 @@ fn fits(booking: &Booking, devices: i32) -> i32 {
 }
 
 /// Applies what is laid out; gives why it cannot, if somebody else has the fields. What was applied just so a short while ago is not again.
-async fn apply(context: &Context, serving: &Serving<'_>, plan: &Plan) -> Result<Option<(&'static str, String)>, Error> {
+async fn apply(
+    context: &Context,
+    serving: &Serving<'_>,
+    plan: &Plan,
+    autoscaling: &mut Option<(bool, &'static str, String)>,
+) -> Result<Option<(&'static str, String)>, Error> {
     let named = |place: &Place| deployment_name(serving.name, &serving.version.name, *place);
     let names: Vec<String> = plan.places.iter().map(named).collect();
     let deployment = names.first().cloned().unwrap_or_default();
@@ -275,19 +284,22 @@ async fn apply(context: &Context, serving: &Serving<'_>, plan: &Plan) -> Result<
     for (place, name) in plan.places.iter().zip(&names).rev() {
         all.push(("Deployment", name.as_str(), build_deployment(serving, *place)));
     }
-    if context.hosted.registration() == Registration::Ours
-        && let Some(autoscaler) = build_autoscaler(serving)
-    {
+    let scales = (context.hosted.registration() == Registration::Ours).then(|| build_autoscaler(serving)).flatten();
+    let lacks = scales.is_some() && autoscaler(context, serving.namespace, serving.name).is_none();
+    if let Some(autoscaler) = scales {
         all.insert(0, ("HorizontalPodAutoscaler", serving.name, autoscaler));
     }
     let key = format!("{}/{}", serving.namespace, serving.name);
     let print = json!(all.iter().map(|(.., object)| object).collect::<Vec<_>>()).to_string();
     let mut there = deployments(context, serving.namespace, serving.name).filter(|one| one.name_any() == deployment);
     // Somebody's change of the Deployment makes its generation another one.
-    if there.next().is_some_and(|one| context.hosted.was_applied(&key, &(print.clone(), one.metadata.generation))) {
+    if !lacks
+        && there.next().is_some_and(|one| context.hosted.was_applied(&key, &(print.clone(), one.metadata.generation)))
+    {
         return Ok(None);
     }
     let mut generation = None;
+    let mut whole = true;
     for (kind, name, object) in all {
         let applied = match kind {
             "NetworkPolicy" => apply_one::<NetworkPolicy>(context, serving.namespace, name, &object).await,
@@ -300,10 +312,18 @@ async fn apply(context: &Context, serving: &Serving<'_>, plan: &Plan) -> Result<
         };
         match applied {
             Ok(now) => generation = now,
+            // What serves does so without it.
+            Err(error) if kind == "HorizontalPodAutoscaler" && error.is_conflict() => {
+                let (reason, message) = taken(kind, name, error)?;
+                *autoscaling = Some((false, reason, message));
+                whole = false;
+            }
             Err(error) => return taken(kind, name, error).map(Some),
         }
     }
-    context.hosted.note_applied(key, (print, generation));
+    if whole {
+        context.hosted.note_applied(key, (print, generation));
+    }
     Ok(None)
 }
 

@@ -1,7 +1,12 @@
 //! `external.metrics.k8s.io`: what the HPAs of endpoints ask (docs/adr/0012-scaling-of-endpoints.md). Every replica serves it; the leader keeps its
 //! certificate and the CA in its `APIService`.
 
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::{IpAddr, SocketAddr},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -27,7 +32,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::{Semaphore, watch},
 };
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use crate::{
     context::Context,
@@ -53,6 +58,10 @@ const HANDSHAKE: Duration = Duration::from_secs(5);
 const HEAD: Duration = Duration::from_secs(5);
 /// Connections at once: the API servers' are few.
 const CONNECTIONS: usize = 256;
+/// Callers at once that have not shown who they are,
+const HANDSHAKES: u32 = 256;
+/// and of one address.
+const HANDSHAKES_OF_ONE: u32 = 16;
 
 /// Who has `external.metrics.k8s.io`.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -88,20 +97,23 @@ pub async fn serve(
     let (publish, serving) = watch::channel(None::<Arc<Serving>>);
     let reading = read(client, namespace, publish);
     let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let callers: Arc<Mutex<HashMap<IpAddr, u32>>> = Arc::default();
     let accepting = async {
         loop {
-            // Closed it is never.
-            let place = Arc::clone(&places).acquire_owned().await.ok();
-            let Ok((stream, _)) = listener.accept().await else {
+            let Ok((stream, from)) = listener.accept().await else {
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 continue;
             };
-            // Without a certificate there is nothing to say.
+            // Without a certificate there is nothing to say. Who has not shown one takes no place of those who have, and few of any.
             let Some(now) = serving.borrow().clone() else { continue };
-            let gateways = Arc::clone(&gateways);
+            let Some(unknown) = Unknown::new(&callers, from.ip()) else { continue };
+            let (gateways, places) = (Arc::clone(&gateways), Arc::clone(&places));
             tokio::spawn(async move {
-                connection(stream, now, gateways).await;
-                drop(place);
+                if let Some(stream) = handshake(stream, &now).await {
+                    drop(unknown);
+                    let Ok(_place) = places.try_acquire() else { return };
+                    connection(stream, gateways).await;
+                }
             });
         }
     };
@@ -118,12 +130,16 @@ async fn read(client: Client, namespace: String, publish: watch::Sender<Option<A
     let mut told = String::new();
     loop {
         let wait = match read_once(&client, &namespace).await {
-            Ok(Some(now)) if known.as_ref() == Some(&now) => LOOK,
+            Ok(Some(now)) if known.as_ref() == Some(&now) => {
+                told.clear();
+                LOOK
+            }
             Ok(Some((identity, callers))) => match tls::config(&identity, &callers) {
                 Ok(config) => {
                     tracing::info!("the metrics API has a certificate");
                     publish.send_replace(Some(Arc::new(new_serving(config, callers.clone()))));
                     known = Some((identity, callers));
+                    told.clear();
                     LOOK
                 }
                 Err(error) => complain(&mut told, &error.to_string()),
@@ -162,19 +178,56 @@ async fn read_once(client: &Client, namespace: &str) -> Result<Option<(Identity,
     Ok(Some((identity, callers)))
 }
 
-/// Serves one connection to its end.
-async fn connection(stream: TcpStream, serving: Arc<Serving>, gateways: Arc<Gateways>) {
-    let stream = match tokio::time::timeout(HANDSHAKE, serving.acceptor.accept(stream)).await {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => return tracing::debug!(%error, "a caller of the metrics API was not let in"),
-        Err(_) => return,
+/// A caller that has not shown who it is, until this is dropped.
+struct Unknown {
+    callers: Arc<Mutex<HashMap<IpAddr, u32>>>,
+    from: IpAddr,
+}
+
+impl Unknown {
+    fn new(callers: &Arc<Mutex<HashMap<IpAddr, u32>>>, from: IpAddr) -> Option<Self> {
+        let mut counts = callers.lock().unwrap_or_else(PoisonError::into_inner);
+        let total: u32 = counts.values().sum();
+        let count = counts.entry(from).or_default();
+        let may = *count < HANDSHAKES_OF_ONE && total < HANDSHAKES;
+        if may {
+            *count += 1;
+        }
+        may.then(|| Self { callers: Arc::clone(callers), from })
+    }
+}
+
+impl Drop for Unknown {
+    fn drop(&mut self) {
+        let mut counts = self.callers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = counts.get_mut(&self.from) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                counts.remove(&self.from);
+            }
+        }
+    }
+}
+
+/// Lets a caller in that shows that it is one.
+async fn handshake(stream: TcpStream, serving: &Serving) -> Option<TlsStream<TcpStream>> {
+    let stream = match tokio::time::timeout(HANDSHAKE, serving.acceptor.accept(stream)).await.ok()? {
+        Ok(stream) => stream,
+        Err(error) => {
+            tracing::debug!(%error, "a caller of the metrics API was not let in");
+            return None;
+        }
     };
     let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
     if !serving.callers.may(certificate) {
-        return tracing::warn!(
-            "a caller of the metrics API has a certificate of the front-proxy CA and no allowed name"
-        );
+        tracing::warn!("a caller of the metrics API has a certificate of the front-proxy CA and no allowed name");
+        return None;
     }
+    Some(stream)
+}
+
+/// Serves one connection to its end.
+async fn connection(stream: TlsStream<TcpStream>, gateways: Arc<Gateways>) {
     let service = service_fn(move |request: Request<Incoming>| {
         let answer = answer(&gateways, &request);
         async move { Ok::<_, std::convert::Infallible>(answer) }

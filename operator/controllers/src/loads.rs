@@ -118,8 +118,8 @@ impl Loads {
         }
     }
 
-    /// The gateways that count, each of which was heard.
-    fn heard(&self, now_ms: u64) -> Result<impl Iterator<Item = &Gateway>, Unknown> {
+    /// The gateways that count for an endpoint, each of which was heard.
+    fn heard(&self, name: &FullName, now_ms: u64) -> Result<impl Iterator<Item = &Gateway>, Unknown> {
         let fresh = |gateway: &Gateway| gateway.told && now_ms.saturating_sub(gateway.heard_ms) <= FRESH_MS;
         let mut known = Vec::new();
         for (address, gateway) in &self.gateways {
@@ -131,7 +131,7 @@ impl Loads {
                 _ if fresh(gateway) => known.push(gateway),
                 Some(true) => return Err(silent()),
                 // It had requests when it was last heard, which may run still.
-                _ if gateway.is_busy() && now_ms.saturating_sub(gateway.heard_ms) < GONE_MS => return Err(silent()),
+                _ if gateway.has(name) && now_ms.saturating_sub(gateway.heard_ms) < GONE_MS => return Err(silent()),
                 _ => {}
             }
         }
@@ -139,7 +139,7 @@ impl Loads {
     }
 
     fn sum(&self, name: &FullName, now_ms: u64, of: impl Fn(&EndpointLoad) -> u64) -> Result<u64, Unknown> {
-        Ok(self.heard(now_ms)?.filter_map(|gateway| gateway.load.get(name)).map(of).sum())
+        Ok(self.heard(name, now_ms)?.filter_map(|gateway| gateway.load.get(name)).map(of).sum())
     }
 
     /// Requests that run or wait.
@@ -164,7 +164,7 @@ impl Loads {
     /// Where that is not known.
     pub fn milli_tokens_per_second(&self, name: &FullName, now_ms: u64) -> Result<u64, Unknown> {
         let mut sum = 0_u64;
-        for gateway in self.heard(now_ms)? {
+        for gateway in self.heard(name, now_ms)? {
             let (Some((first_ms, first)), Some((last_ms, last))) = (gateway.tokens.front(), gateway.tokens.back())
             else {
                 return Err(Unknown::Young { known_ms: 0 });
@@ -190,7 +190,7 @@ impl Loads {
             Some(load) => load.idle_ms,
             None => gateway.up_ms,
         };
-        Ok(self.heard(now_ms)?.map(idle).min().unwrap_or(0))
+        Ok(self.heard(name, now_ms)?.map(idle).min().unwrap_or(0))
     }
 
     /// Whether anybody waits for a replica, as far as it is known.
@@ -201,6 +201,11 @@ impl Loads {
 }
 
 impl Gateway {
+    /// Whether it had requests of an endpoint when it was last heard.
+    fn has(&self, name: &FullName) -> bool {
+        self.load.get(name).is_some_and(|load| load.in_flight > 0)
+    }
+
     fn is_busy(&self) -> bool {
         self.load.values().any(|load| load.in_flight > 0)
     }

@@ -1,6 +1,10 @@
 //! Endpoints that go to no replica and come back: the leader writes `spec.replicas`, between none and one. Above that it is the HPA's.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use kube::{
     Api, ResourceExt,
@@ -9,7 +13,7 @@ use kube::{
 };
 use serde_json::json;
 use spillway_crds::{ModelEndpoint, names::FIELD_MANAGER, parse_duration_ms};
-use spillway_manifests::endpoint::{ASLEEP, find_version};
+use spillway_manifests::endpoint::find_version;
 
 use crate::{
     context::Context,
@@ -20,6 +24,8 @@ use crate::{
 
 /// How often endpoints are looked at without news.
 const LOOK: Duration = Duration::from_secs(1);
+/// Between two looks.
+const PAUSE: Duration = Duration::from_millis(25);
 
 /// What the leader has seen of an endpoint.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -85,6 +91,8 @@ pub async fn run(context: Arc<Context>, gateways: Arc<Gateways>) {
         // An answer that comes while endpoints are looked at is not missed.
         let _ = tokio::time::timeout(LOOK, gateways.news.notified()).await;
         look(&context, &gateways, &mut seen).await;
+        // However often gateways call, they are not looked at more often than that.
+        tokio::time::sleep(PAUSE).await;
     }
 }
 
@@ -92,7 +100,8 @@ async fn look(context: &Context, gateways: &Gateways, seen: &mut HashMap<FullNam
     let now_ms = gateways.now_ms();
     let mut changes = Vec::new();
     let endpoints = context.hosted.endpoints.state();
-    seen.retain(|name, _| endpoints.iter().any(|one| full_name(one) == *name));
+    let named: HashSet<FullName> = endpoints.iter().map(|one| full_name(one)).collect();
+    seen.retain(|name, _| named.contains(name));
     {
         let loads = gateways.loads();
         for endpoint in endpoints {
@@ -126,11 +135,10 @@ fn facts(context: &Context, endpoint: &ModelEndpoint, held: bool, idle_ms: Resul
         .as_ref()
         .and_then(|model| find_version(model, &spec.model.version).ok())
         .and_then(|version| milliseconds(&version.needs.startup));
-    let conditions = endpoint.status.iter().flat_map(|status| &status.conditions);
     Facts {
         replicas: spec.replicas,
         min: spec.scaling.as_ref().map(|scaling| scaling.min),
-        asleep: conditions.into_iter().any(|one| one.type_ == "Ready" && one.reason == ASLEEP),
+        asleep: endpoint.status.as_ref().is_some_and(|status| status.asleep),
         idle_after_ms: spec.scaling.as_ref().and_then(|scaling| milliseconds(&scaling.idle_after)).unwrap_or(u64::MAX),
         startup_ms: startup.unwrap_or(600_000),
         held,

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use spillway_metering::TenantName;
 use spillway_metering::load::{EndpointLoad, LoadReport, PATIENCE_MS};
 use spillway_metering::tokens::GatewayName;
 use tokio::sync::watch;
@@ -12,11 +13,18 @@ use tokio::sync::watch;
 use crate::catalogue::{Catalogue, FullName};
 use crate::clock::Clock;
 
+/// Milliseconds for which a request calls that had no place to wait in.
+const CALLS_MS: u64 = 5_000;
+/// Milliseconds after which an endpoint without requests is forgotten.
+const FORGET_MS: u64 = 86_400_000;
+
 /// How many requests may wait for a replica.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
     /// Of one endpoint.
     pub of_endpoint: u64,
+    /// Of one tenant's keys.
+    pub of_tenant: u64,
     /// Of all.
     pub total: u64,
 }
@@ -35,6 +43,7 @@ pub struct Loads {
 struct State {
     endpoints: HashMap<FullName, Entry>,
     held: u64,
+    tenants: HashMap<TenantName, u64>,
 }
 
 #[derive(Debug, Default)]
@@ -46,6 +55,8 @@ struct Entry {
     ended_ms: u64,
     /// When the first of those that wait began to.
     called_ms: Option<u64>,
+    /// When one was refused last for want of a place to wait in: it calls all the same.
+    refused_ms: Option<u64>,
     tokens: u64,
 }
 
@@ -54,6 +65,7 @@ struct Entry {
 pub struct Load {
     loads: Arc<Loads>,
     name: FullName,
+    tenant: TenantName,
     queued: bool,
     tokens: u64,
 }
@@ -63,6 +75,7 @@ pub struct Load {
 pub struct Held {
     loads: Arc<Loads>,
     name: FullName,
+    tenant: TenantName,
 }
 
 impl Loads {
@@ -75,14 +88,14 @@ impl Loads {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A request of an endpoint was let in.
-    pub fn begin(self: &Arc<Self>, name: FullName) -> Load {
+    /// A request of an endpoint was let in, with a key of this tenant.
+    pub fn begin(self: &Arc<Self>, name: FullName, tenant: TenantName) -> Load {
         let mut state = self.lock();
         let entry = state.endpoints.entry(name.clone()).or_default();
         entry.in_flight += 1;
         entry.queued += 1;
         drop(state);
-        Load { loads: Arc::clone(self), name, queued: true, tokens: 0 }
+        Load { loads: Arc::clone(self), name, tenant, queued: true, tokens: 0 }
     }
 
     /// Requests that wait for a replica.
@@ -90,7 +103,7 @@ impl Loads {
         self.lock().held
     }
 
-    /// Forgets endpoints that are no more. Gives for how many milliseconds requests had called for each that is wanted again since.
+    /// Forgets endpoints that have been idle for a day: one that is gone may be back, and was not idle meanwhile. Gives for how many milliseconds requests had called for each that is wanted again since.
     pub fn take(&self, catalogue: &Catalogue) -> Vec<u64> {
         let now_ms = self.clock.now_ms();
         let mut woken = Vec::new();
@@ -101,7 +114,7 @@ impl Loads {
             {
                 woken.push(now_ms.saturating_sub(called_ms));
             }
-            served.is_some() || entry.in_flight > 0
+            entry.in_flight > 0 || now_ms.saturating_sub(entry.ended_ms) < FORGET_MS
         });
         woken
     }
@@ -116,7 +129,9 @@ impl Loads {
             endpoint: endpoint.clone(),
             in_flight: entry.in_flight,
             queued: entry.queued,
-            held: entry.held,
+            held: entry
+                .held
+                .max(u64::from(entry.refused_ms.is_some_and(|at_ms| now_ms.saturating_sub(at_ms) < CALLS_MS))),
             idle_ms: if entry.in_flight > 0 { 0 } else { now_ms.saturating_sub(entry.ended_ms) },
             tokens: entry.tokens,
         });
@@ -126,6 +141,11 @@ impl Loads {
             calls: *self.calls.borrow(),
             endpoints: endpoints.collect(),
         }
+    }
+
+    /// Answers whoever asks now: what is told last is that nothing runs.
+    pub fn farewell(&self) {
+        self.calls.send_modify(|calls| *calls += 1);
     }
 
     /// Until there were more calls than these, but not for long.
@@ -159,24 +179,28 @@ impl Load {
         let bounds = self.loads.bounds;
         let now_ms = self.loads.clock.now_ms();
         let mut state = self.loads.lock();
-        if state.held >= bounds.total {
-            return None;
+        let State { endpoints, held, tenants } = &mut *state;
+        let of_tenant = tenants.entry(self.tenant.clone()).or_default();
+        let entry = endpoints.get_mut(&self.name)?;
+        let has_room = *held < bounds.total && *of_tenant < bounds.of_tenant && entry.held < bounds.of_endpoint;
+        let first = entry.held == 0 && entry.refused_ms.is_none_or(|at_ms| now_ms.saturating_sub(at_ms) >= CALLS_MS);
+        if has_room {
+            entry.held += 1;
+            *held += 1;
+            *of_tenant += 1;
+        } else {
+            entry.refused_ms = Some(now_ms);
         }
-        let entry = state.endpoints.get_mut(&self.name)?;
-        if entry.held >= bounds.of_endpoint {
-            return None;
-        }
-        entry.held += 1;
-        let calls = entry.held == 1;
-        if calls && asleep {
+        // Where one is wanted already there is nothing to call for.
+        let calls = asleep && first;
+        if calls {
             entry.called_ms = Some(now_ms);
         }
-        state.held += 1;
         drop(state);
         if calls {
             self.loads.calls.send_modify(|calls| *calls += 1);
         }
-        Some(Held { loads: Arc::clone(&self.loads), name: self.name.clone() })
+        has_room.then(|| Held { loads: Arc::clone(&self.loads), name: self.name.clone(), tenant: self.tenant.clone() })
     }
 
     fn change(&self, change: impl FnOnce(&mut Entry)) {
@@ -201,6 +225,12 @@ impl Drop for Held {
     fn drop(&mut self) {
         let mut state = self.loads.lock();
         state.held = state.held.saturating_sub(1);
+        if let Some(of_tenant) = state.tenants.get_mut(&self.tenant) {
+            *of_tenant = of_tenant.saturating_sub(1);
+            if *of_tenant == 0 {
+                state.tenants.remove(&self.tenant);
+            }
+        }
         if let Some(entry) = state.endpoints.get_mut(&self.name) {
             entry.held = entry.held.saturating_sub(1);
             if entry.held == 0 {

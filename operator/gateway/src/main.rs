@@ -104,6 +104,8 @@ enum LogFormat {
 const BILLING: Duration = Duration::from_secs(20);
 /// and what is billed on its way to the usage service.
 const SHIPPING: Duration = Duration::from_secs(10);
+/// How long the last answers about its load may take.
+const FAREWELL: Duration = Duration::from_millis(200);
 
 const EXAMPLES: &str = "\
 Examples:
@@ -226,6 +228,9 @@ async fn main() -> anyhow::Result<()> {
             "what is billed is not all stored by the usage service: it stays in the log"
         );
     }
+    // The operator hears that nothing runs here any more, and need not wait for who is gone.
+    gateway.farewell();
+    tokio::time::sleep(FAREWELL).await;
     tracing::info!("ended");
     Ok(())
 }

@@ -42,7 +42,7 @@ struct TokenKind {
 /// How waiting for a replica ended.
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
 struct Waited {
-    /// `served` or `refused`.
+    /// `served`, `gone`, `cut`, `stopped` or `refused`.
     outcome: &'static str,
 }
 
@@ -126,8 +126,7 @@ impl Metrics {
     }
 
     /// A request waited for a replica for so long.
-    pub fn held(&self, came: bool, waited: Duration) {
-        let outcome = if came { "served" } else { "refused" };
+    pub fn held(&self, outcome: &'static str, waited: Duration) {
         self.hold_seconds.get_or_create(&Waited { outcome }).observe(waited.as_secs_f64());
     }
 

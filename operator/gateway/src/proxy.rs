@@ -97,7 +97,7 @@ impl Default for Limits {
             answer_bytes: 64 << 20,
             hold: Duration::from_secs(300),
             heartbeat: Duration::from_secs(10),
-            held: load::Bounds { of_endpoint: 512, total: 2_048 },
+            held: load::Bounds { of_endpoint: 512, of_tenant: 1_024, total: 4_096 },
             requests: 8_192,
             bodies: 512 << 20,
             bodies_of_key: 128 << 20,
@@ -251,6 +251,11 @@ impl Gateway {
         self.metrics.render(&self.admission.counts(), &self.wal.stats(), self.running(), self.loads.held())
     }
 
+    /// Tells whoever asks for the load once more, at once.
+    pub fn farewell(&self) {
+        self.loads.farewell();
+    }
+
     /// What each endpoint has to do: when a request calls for a replica after `after` calls, or shortly.
     pub async fn load(&self, after: u64) -> LoadReport {
         self.loads.called(after).await;
@@ -344,7 +349,7 @@ impl Gateway {
             trace,
             hangup: head.extensions.get::<Hangup>().cloned().unwrap_or_default(),
             guard: Some(guard),
-            load: self.loads.begin((served.namespace.clone(), served.name.clone())),
+            load: self.loads.begin((served.namespace.clone(), served.name.clone()), key.tenant.clone()),
         };
         drop(body);
         // It goes on by itself: what it used is billed whether anybody waits for it or not.

@@ -398,14 +398,12 @@ pub fn build_status(endpoint: &ModelEndpoint, facts: &Facts, now: Timestamp) -> 
     );
     let wanted = endpoint.spec.replicas;
     let may_sleep = endpoint.spec.scaling.as_ref().is_some_and(|scaling| scaling.min == 0);
-    let slept = previous.conditions.iter().any(|one| one.type_ == "Ready" && one.reason == ASLEEP);
+    // One that slept sleeps until it is woken or lifted, whatever its spec says meanwhile: it is not taken for one that a person stopped.
+    let asleep = wanted == 0 && (may_sleep || previous.asleep);
     let (there, ready) = facts.replicas;
     let (is_ready, stalled, reason, message) = match &facts.problem {
         Some((reason, message)) => (false, true, *reason, message.clone()),
-        // One that slept sleeps until it is woken or lifted, whatever its spec says meanwhile: what was not stopped by a person is not taken for it.
-        None if wanted == 0 && (may_sleep || slept) => {
-            (true, false, ASLEEP, "Nobody asks: the first request starts a replica.".to_owned())
-        }
+        None if asleep => (true, false, ASLEEP, "Nobody asks: the first request starts a replica.".to_owned()),
         None if wanted == 0 => (true, false, "ScaledToZero", "No replica is wanted.".to_owned()),
         None if facts.bookable < wanted => {
             let why = facts.missing.clone().unwrap_or_default();
@@ -443,6 +441,7 @@ pub fn build_status(endpoint: &ModelEndpoint, facts: &Facts, now: Timestamp) -> 
         replicas: there,
         ready_replicas: ready,
         bookable_replicas: facts.bookable,
+        asleep,
         selector: Some(selector.join(",")),
         address: Some(format!("{name}.{namespace}.svc:80")),
     }

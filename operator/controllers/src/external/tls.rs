@@ -59,7 +59,8 @@ impl Callers {
         let authorities = authorities.ok_or(Error::NoCallers)?.trim().to_owned();
         let names = get("requestheader-allowed-names").map(serde_json::from_str).transpose().map_err(Error::Names)?;
         let names: BTreeSet<String> = names.unwrap_or_default();
-        if names.is_empty() && get("client-ca-file").is_some_and(|clients| clients.trim() == authorities) {
+        let clients = certificates(get("client-ca-file").unwrap_or_default());
+        if names.is_empty() && !certificates(&authorities).is_disjoint(&clients) {
             return Err(Error::Anybody);
         }
         Ok(Self { authorities, names })
@@ -75,6 +76,11 @@ impl Callers {
         let mut names = parsed.subject().iter_common_name().filter_map(|name| name.as_str().ok());
         names.any(|name| self.names.contains(name))
     }
+}
+
+/// The certificates in a PEM, as far as they can be read.
+fn certificates(pem: &str) -> BTreeSet<Vec<u8>> {
+    CertificateDer::pem_slice_iter(pem.as_bytes()).flatten().map(|one| one.as_ref().to_vec()).collect()
 }
 
 /// How connections are taken.
@@ -113,7 +119,12 @@ mod tests {
     fn nobody_and_anybody_are_refused() {
         assert!(matches!(parse(&[]), Err(Error::NoCallers)));
         assert!(matches!(parse(&[("requestheader-client-ca-file", " \n")]), Err(Error::NoCallers)));
-        let anybody = [("requestheader-client-ca-file", "CA\n"), ("client-ca-file", "CA")];
+        let pem = || CertificateParams::default().self_signed(&KeyPair::generate().unwrap()).unwrap().pem();
+        let (clients, proxies) = (pem(), pem());
+        let both = format!("# of the front proxies\n{proxies}\n{clients}");
+        let apart = [("requestheader-client-ca-file", proxies.as_str()), ("client-ca-file", clients.as_str())];
+        assert!(parse(&apart).unwrap().names.is_empty());
+        let anybody = [("requestheader-client-ca-file", both.as_str()), ("client-ca-file", clients.as_str())];
         assert!(matches!(parse(&anybody), Err(Error::Anybody)));
         let named = [anybody.as_slice(), &[("requestheader-allowed-names", r#"["front-proxy-client"]"#)]].concat();
         assert_eq!(parse(&named).unwrap().names.len(), 1);

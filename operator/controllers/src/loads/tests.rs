@@ -56,6 +56,9 @@ fn a_gateway_that_goes_while_it_is_busy_is_missed() {
         // Just after it was heard it is known to be busy, later nothing is.
         assert!(if now_ms == 1_000 { known == Ok(0) } else { known.is_err() }, "{known:?} at {now_ms}");
     }
+    // Of another endpoint all is known all the time.
+    loads.note(address(1), report(119_500, vec![]), 119_500);
+    assert_eq!(loads.in_flight(&("acme".into(), "another".into()), 119_500), Ok(0));
     loads.note(address(1), report(121_000, vec![]), 121_000);
     assert_eq!(loads.idle_ms(&chat(), 121_000), Ok(121_000));
     // And forgotten with the next change.

@@ -33,14 +33,6 @@ impl Downstream {
         }
     }
 
-    /// Whether the client is gone.
-    pub(super) fn is_closed(&self) -> bool {
-        match self {
-            Self::Waits(head) => head.is_closed(),
-            Self::Begun(pieces) => pieces.is_closed(),
-        }
-    }
-
     /// Shows a client that reads a stream that it is not forgotten.
     pub(super) fn beat(&mut self) {
         if let Self::Waits(head) = self {
@@ -48,8 +40,10 @@ impl Downstream {
             let head = std::mem::replace(head, oneshot::channel().0);
             *self = Self::Begun(begin(head, None));
         }
-        if let Self::Begun(pieces) = self {
-            // Who does not read is found out when there is an answer.
+        // Who does not read is found out when there is an answer; there is room left to tell of an error.
+        if let Self::Begun(pieces) = self
+            && pieces.capacity() > 1
+        {
             let _ = pieces.try_send(Bytes::from_static(HEARTBEAT));
         }
     }

@@ -56,6 +56,8 @@ const RETRY_MS: u64 = 1_000;
 const WAKING_MS: u64 = 10_000;
 /// How long a request that has waited for a replica leaves it alone where it does not take it.
 const AGAIN: Duration = Duration::from_millis(250);
+/// How often it looks for itself, whatever it is told.
+const LOOK: Duration = Duration::from_secs(1);
 /// Reads of an answer that is cut off, to count what the engine has produced and nobody has read.
 const READY: usize = 4_096;
 
@@ -175,7 +177,8 @@ impl Exchange {
                     self.close(&Ended::unused(cause)).await;
                 }
                 match cause {
-                    Cause::ClientGone | Cause::Bound => self.settle_prompt(),
+                    // One that no engine was asked for has used nothing.
+                    Cause::ClientGone | Cause::Bound if opened => self.settle_prompt(),
                     _ => self.refund(),
                 }
                 if let Some(error) = error {
@@ -200,13 +203,16 @@ impl Exchange {
             let Some(group) = gateway.fleet.group(&self.name()) else { return nobody(RETRY_MS) };
             let flight = match group.send(gateway.clock, &prompt, &tried) {
                 Ok(flight) => flight,
-                Err(_) if group.is_empty() => match self.hold(&group, client, &mut until).await {
+                Err(_) if group.is_empty() => match self.hold(client, &mut until, None).await {
                     Ok(()) => continue,
                     Err((cause, error)) => return Reached::Ended(cause, error),
                 },
                 // One that has just come may have no room for all who waited for it, or be out of reach for a moment.
-                Err(wait) if until.is_some_and(|until| Instant::now() < until) && !client.is_closed() => {
-                    tokio::time::sleep(AGAIN.max(Duration::from_millis(wait.unwrap_or(0)))).await;
+                Err(wait) if until.is_some_and(|until| Instant::now() < until) => {
+                    let pause = AGAIN.max(Duration::from_millis(wait.unwrap_or(0)));
+                    if let Err((cause, error)) = self.hold(client, &mut until, Some(pause)).await {
+                        return Reached::Ended(cause, error);
+                    }
                     (tries, tried) = (0, Vec::new());
                     continue;
                 }
@@ -272,12 +278,13 @@ impl Exchange {
         (self.served.namespace.clone(), self.served.name.clone())
     }
 
-    /// Waits for a replica, if there is to be one: until there is, or why it is not waited for any longer. `until`: when all waiting ends.
+    /// Waits for a replica, if there is to be one: until there is, or why it is not waited for any longer. `until`: when all waiting ends. With a `pause`
+    /// there is one, which is left alone for so long.
     async fn hold(
         &self,
-        group: &Group,
         client: &mut Downstream,
         until: &mut Option<Instant>,
+        pause: Option<Duration>,
     ) -> Result<(), (Cause, Option<ApiError>)> {
         let gateway = &self.gateway;
         let limits = gateway.limits;
@@ -286,14 +293,17 @@ impl Exchange {
         let (name, begun) = (self.name(), gateway.clock.now_ns());
         let (mut catalogue, mut stage) = (gateway.catalogue.clone(), gateway.stage.clone());
         let mut beats = tokio::time::interval_at(Instant::now() + limits.heartbeat, limits.heartbeat);
+        let paused = pause.map(|pause| Instant::now() + pause);
         let mut held = None;
         let ended = loop {
             let served = catalogue.borrow_and_update().endpoints.get(&name).cloned();
             let Some(served) = served else { break refused(ApiError::model_not_found(self.request.model())) };
+            // Of one that was deleted and made anew there is another one.
+            let group = gateway.fleet.group(&name);
             if served.absence != Absence::Starts && served.replicas.is_empty() {
                 break refused(ApiError::Absent { absence: served.absence });
             }
-            if held.is_none() {
+            if held.is_none() && paused.is_none() {
                 held = self.load.hold(served.wanted == 0);
                 if held.is_none() {
                     break refused(ApiError::WakingFull { retry_after_ms: WAKING_MS });
@@ -306,14 +316,25 @@ impl Exchange {
                     let error = ApiError::Unavailable { retry_after_ms: RETRY_MS };
                     break Err((Cause::Shutdown, Some(error)));
                 }
-                () = group.arrived() => break self.still_good(),
+                () = ready(group.as_deref(), paused) => break self.still_good(),
                 // Who could tell is gone with the process.
                 Ok(()) = catalogue.changed() => {}
                 _ = beats.tick(), if self.request.stream() => client.beat(),
+                () = tokio::time::sleep(LOOK) => {}
                 () = tokio::time::sleep_until(until) => break refused(ApiError::Waking { retry_after_ms: WAKING_MS }),
             }
         };
-        gateway.metrics.held(ended.is_ok(), Duration::from_nanos(gateway.clock.now_ns().saturating_sub(begun)));
+        let outcome = match &ended {
+            Ok(()) => "served",
+            Err((Cause::ClientGone, _)) => "gone",
+            Err((Cause::Shutdown, _)) => "cut",
+            Err((_, Some(ApiError::Absent { absence: Absence::Stopped } | ApiError::Key(_)))) => "stopped",
+            Err(_) => "refused",
+        };
+        if paused.is_none() {
+            let waited = Duration::from_nanos(gateway.clock.now_ns().saturating_sub(begun));
+            gateway.metrics.held(outcome, waited);
+        }
         ended
     }
 
@@ -633,6 +654,15 @@ impl Exchange {
             }
             outcome => guard.settle(now_ms, used.prompt(), used.completion(), outcome == Outcome::Complete),
         }
+    }
+}
+
+/// Until there is a replica, or it has been left alone for long enough.
+async fn ready(group: Option<&Group>, paused: Option<Instant>) {
+    match (paused, group) {
+        (Some(paused), _) => tokio::time::sleep_until(paused).await,
+        (None, Some(group)) => group.arrived().await,
+        (None, None) => std::future::pending().await,
     }
 }
 

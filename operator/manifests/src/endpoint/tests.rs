@@ -152,7 +152,13 @@ fn whether_replicas_follow_is_told_and_kept_while_it_is_not_known() {
     // It is still asleep, and not stopped, when it may not sleep any more.
     scales.spec.scaling = None;
     let (status, _) = told(&scales, None);
-    assert!(status.conditions.iter().any(|one| one.type_ == "Ready" && one.reason == ASLEEP));
+    assert!(status.asleep && status.conditions.iter().any(|one| one.type_ == "Ready" && one.reason == ASLEEP));
+    // Nor while it could not be started.
+    let problem = Some(("NoCapacity", "none".to_owned()));
+    scales.status = Some(build_status(&scales, &Facts { problem, ..Facts::default() }, Timestamp::UNIX_EPOCH));
+    assert!(told(&scales, None).0.asleep);
+    scales.spec.replicas = 1;
+    assert!(!told(&scales, None).0.asleep);
 }
 
 fn facts(replicas: (i32, i32), bookable: i32) -> Facts {
