@@ -1,0 +1,193 @@
+//! Gateways and a usage service as processes, and a client of many requests.
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::json;
+use spillway_lab::spillway::Binaries;
+use spillway_lab::wait_for;
+use tempfile::TempDir;
+use tokio::process::{Child, Command};
+use tokio::task::JoinSet;
+
+use crate::engine::Engine;
+
+const BOUND: Duration = Duration::from_secs(30);
+
+/// How many were answered how.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) struct Told {
+    pub(crate) served: usize,
+    /// With 429, or 503 where a gateway has no lease.
+    pub(crate) refused: usize,
+    /// Broken off.
+    pub(crate) cut: usize,
+}
+
+pub(crate) struct Stage {
+    gateways: Vec<(Child, SocketAddr)>,
+    usage: Option<Child>,
+    key: String,
+    http: reqwest::Client,
+    _dir: TempDir,
+}
+
+fn free() -> Result<SocketAddr> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("finding a free port")?;
+    listener.local_addr().context("the port")
+}
+
+fn spawn(program: &Path, args: &[String], log: &Path) -> Result<Child> {
+    let file = std::fs::File::create(log).with_context(|| format!("creating {}", log.display()))?;
+    let mut command = Command::new(program);
+    command.args(args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(file).kill_on_drop(true);
+    command.spawn().with_context(|| format!("starting {}", program.display()))
+}
+
+impl Stage {
+    /// One gateway, which has the limits for itself.
+    pub(crate) async fn alone(engine: &Engine, limits: &str) -> Result<Self> {
+        Self::start(engine, limits, 1, false).await
+    }
+
+    /// Several that share them.
+    pub(crate) async fn shared(engine: &Engine, limits: &str, count: u32) -> Result<Self> {
+        Self::start(engine, limits, count, true).await
+    }
+
+    async fn start(engine: &Engine, limits: &str, count: u32, shared: bool) -> Result<Self> {
+        let binaries = tokio::task::spawn_blocking(Binaries::find).await.context("looking for the binaries")??;
+        let dir = TempDir::new().context("a folder")?;
+        let http = reqwest::Client::builder().timeout(BOUND).pool_max_idle_per_host(0).build().context("a client")?;
+        let mut usage = None;
+        let mut service = Vec::new();
+        if shared {
+            let (address, admin) = (free()?, free()?);
+            let program = binaries.gateway.with_file_name("spillway-usage");
+            let store = dir.path().join("usage.sqlite");
+            let args =
+                [format!("--sqlite={}", store.display()), format!("--listen={address}"), format!("--admin={admin}")];
+            usage = Some(spawn(&program, &args, &dir.path().join("usage.log"))?);
+            wait_for("the usage service to be ready", BOUND, || async {
+                Ok(http
+                    .get(format!("http://{admin}/readyz"))
+                    .send()
+                    .await
+                    .is_ok_and(|answer| answer.status().is_success()))
+            })
+            .await?;
+            service = vec![format!("--usage=http://{address}"), format!("--gateways={count}")];
+        }
+        let (key, catalogue) = catalogue(&binaries.gateway, dir.path(), engine, limits).await?;
+        let mut stage = Self { gateways: Vec::new(), usage, key, http, _dir: dir };
+        for number in 0..count {
+            let (address, admin) = (free()?, free()?);
+            let folder = stage._dir.path().join(format!("log-{number}"));
+            let mut args = vec![
+                format!("--name=gateway-{number}"),
+                format!("--catalogue={}", catalogue.display()),
+                format!("--log-directory={}", folder.display()),
+                format!("--listen={address}"),
+                format!("--admin={admin}"),
+                "--durability=process".to_owned(),
+                "--log-format=text".to_owned(),
+            ];
+            args.extend(service.iter().cloned());
+            let log = stage._dir.path().join(format!("gateway-{number}.log"));
+            let child = spawn(&binaries.gateway, &args, &log)?;
+            wait_for("a gateway to be ready", BOUND, || async {
+                Ok(stage
+                    .http
+                    .get(format!("http://{admin}/readyz"))
+                    .send()
+                    .await
+                    .is_ok_and(|answer| answer.status().is_success()))
+            })
+            .await
+            .with_context(|| std::fs::read_to_string(&log).unwrap_or_default())?;
+            stage.gateways.push((child, address));
+        }
+        Ok(stage)
+    }
+
+    /// So many requests at once, over all gateways.
+    pub(crate) async fn ask(&self, count: usize) -> Result<Told> {
+        let told = gather(self.begin(count)).await?;
+        anyhow::ensure!(told.cut == 0, "{told:?}");
+        Ok(told)
+    }
+
+    /// So many requests at once; in the middle of them the last gateway is killed.
+    pub(crate) async fn ask_and_kill(&mut self, count: usize) -> Result<Told> {
+        let asking = self.begin(count);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let (mut child, _) = self.gateways.pop().context("a gateway")?;
+        child.kill().await.context("killing a gateway")?;
+        gather(asking).await
+    }
+
+    fn begin(&self, count: usize) -> JoinSet<Result<Told>> {
+        let body = json!({
+            "model": "chat", "max_tokens": 8, "messages": [{"role": "user", "content": "Count to five, please."}],
+        });
+        let mut asking = JoinSet::new();
+        for (_, (_, address)) in (0..count).zip(self.gateways.iter().cycle()) {
+            let request = self.http.post(format!("http://{address}/v1/chat/completions")).bearer_auth(&self.key);
+            let request = request.json(&body);
+            asking.spawn(async move {
+                let cut = Told { cut: 1, ..Told::default() };
+                let Ok(answer) = request.send().await else { return Ok(cut) };
+                let status = answer.status().as_u16();
+                let Ok(text) = answer.text().await else { return Ok(cut) };
+                match status {
+                    200 => Ok(Told { served: 1, ..Told::default() }),
+                    429 => Ok(Told { refused: 1, ..Told::default() }),
+                    503 if text.contains("limits_unavailable") => Ok(Told { refused: 1, ..Told::default() }),
+                    _ => bail!("an answer is {status}: {text}"),
+                }
+            });
+        }
+        asking
+    }
+
+    /// Ends all that runs.
+    pub(crate) async fn stop(mut self) -> Result<()> {
+        for (child, _) in &mut self.gateways {
+            child.kill().await.context("ending a gateway")?;
+        }
+        match &mut self.usage {
+            Some(usage) => usage.kill().await.context("ending the usage service"),
+            None => Ok(()),
+        }
+    }
+}
+
+async fn gather(mut asking: JoinSet<Result<Told>>) -> Result<Told> {
+    let mut all = Told::default();
+    while let Some(one) = asking.join_next().await {
+        let one = one.context("a client")??;
+        all.served += one.served;
+        all.refused += one.refused;
+        all.cut += one.cut;
+    }
+    Ok(all)
+}
+
+/// A key with these limits, and the file of a catalogue with it.
+async fn catalogue(gateway: &Path, dir: &Path, engine: &Engine, limits: &str) -> Result<(String, PathBuf)> {
+    let printed = Command::new(gateway).arg("key").output().await.context("making a key")?;
+    let printed = String::from_utf8(printed.stdout).context("a key")?;
+    let key = printed.lines().next().context("a key")?.to_owned();
+    let entry = printed.lines().find_map(|line| line.trim().strip_prefix("- {")).context("the entry of a key")?;
+    let text = format!(
+        "keys: [{{{}, limits: {{{limits}}}}}]\nendpoints: [{{namespace: acme, name: chat, tenant: acme, model: m, version: one, capabilities: [Chat], contextLength: 4096, replicas: [{{name: one, address: \"{}\"}}]}}]\n",
+        entry.trim_end_matches('}'),
+        engine.address
+    );
+    let path = dir.join("catalogue.yaml");
+    std::fs::write(&path, text).context("writing the catalogue")?;
+    Ok((key, path))
+}
