@@ -98,6 +98,8 @@ async fn helm_lints_and_refuses_what_would_not_work() -> Result<()> {
 
     let mut wrong = Vec::new();
     wrong.extend(monitoring(&lab).await?);
+    wrong.extend(metrics_api(&lab).await?);
+    wrong.extend(client_tls(&lab).await?);
     for (set, text) in REFUSED_VALUES {
         match helm(&lab, &["template", "spillway", CHART], &["--set", set]).await {
             Ok(_) => wrong.push(format!("{set} was taken")),
@@ -123,6 +125,47 @@ async fn helm_lints_and_refuses_what_would_not_work() -> Result<()> {
     lab.stop()?;
     ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
     Ok(())
+}
+
+/// The metrics API is registered only where somebody is behind it: a dead one stops the deletion of every namespace.
+async fn metrics_api(lab: &Lab) -> Result<Vec<String>> {
+    let mut wrong = Vec::new();
+    for (set, expected) in [
+        ("gateway.enabled=true", true),
+        ("gateway.enabled=false", false),
+        ("gateway.enabled=true,autoscaling.externalMetrics=false", false),
+        ("gateway.enabled=true,operator.replicas=0", false),
+        ("gateway.enabled=true,policies.enforce=false", false),
+    ] {
+        let text = helm(lab, &["template", "spillway", CHART], &["--set", set]).await?;
+        let all = ["kind: APIService", "--metrics-api=", "name: spillway-operator-authentication-reader"];
+        if !all.iter().all(|part| text.contains(part) == expected) {
+            wrong.push(format!("{set}: the metrics API is not as it should be"));
+        }
+    }
+    Ok(wrong)
+}
+
+/// With a Secret clients come by TLS, whatever the log is on.
+async fn client_tls(lab: &Lab) -> Result<Vec<String>> {
+    let mut wrong = Vec::new();
+    for kind in ["Volume", "Scratch"] {
+        let set = format!("gateway.enabled=true,gateway.tls.secretName=front,gateway.storage.kind={kind}");
+        let text = helm(lab, &["template", "spillway", CHART], &["--set", &set]).await?;
+        let find = |kind: &str| -> Result<Value> {
+            let all = text.split("\n---\n").map(serde_yaml::from_str::<Value>).collect::<Result<Vec<_>, _>>()?;
+            let named = |one: &Value| one["kind"] == kind && one["metadata"]["name"] == "spillway-gateway";
+            all.into_iter().find(named).with_context(|| format!("no {kind} of the gateway"))
+        };
+        let pod = find("StatefulSet")?["spec"]["template"]["spec"].clone();
+        let args = pod["containers"][0]["args"].to_string();
+        let secret = pod["volumes"].as_array().into_iter().flatten().any(|one| one["secret"]["secretName"] == "front");
+        let port = find("Service")?["spec"]["ports"][0]["port"].clone();
+        if !args.contains("--tls-certificate=/etc/spillway-gateway/tls/tls.crt") || !secret || port != 443 {
+            wrong.push(format!("{kind}: {args}, port {port}, {}", pod["volumes"]));
+        }
+    }
+    Ok(wrong)
 }
 
 /// Alerts and dashboard come when they are asked for, whole, and not otherwise.

@@ -16,6 +16,7 @@ use spillway_gateway::fleet::Fleet;
 use spillway_gateway::proxy::{Gateway, Limits, Parts, Stage};
 use spillway_gateway::routing::{BLOCKS_MAX, Cache, Config, Cost, Peers};
 use spillway_gateway::ship::UsageService;
+use spillway_gateway::tls::{Files, Tls};
 use spillway_gateway::wal::{self, Durability, Wal};
 use spillway_gateway::{cluster, file, leasing, server, ship};
 use tokio::signal::unix::{SignalKind, signal};
@@ -41,7 +42,13 @@ struct Arguments {
     /// Where clients come
     #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:8000")]
     listen: SocketAddr,
-    /// Address of /metrics, /healthz and /readyz
+    /// PEM of the certificate that clients are shown, and of those between it and its CA; read again when it changes. Without it there is no TLS
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    tls_certificate: Option<PathBuf>,
+    /// PEM of the certificate's key
+    #[arg(long, value_name = "FILE", requires = "tls_certificate")]
+    tls_key: Option<PathBuf>,
+    /// Address of /metrics, /load, /healthz and /readyz
     #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:8080")]
     admin: SocketAddr,
     /// Directory of the log of what is billed, and of nothing else
@@ -145,6 +152,14 @@ async fn main() -> anyhow::Result<()> {
     let (crashed, torn) = (recovery.crashed.len(), recovery.torn.len());
     tracing::info!(crashed, torn, unshipped = recovery.unacknowledged, "the log is open");
 
+    let tls = match (arguments.tls_certificate.clone(), arguments.tls_key.clone()) {
+        (Some(certificate), Some(key)) => {
+            let tls = Tls::load(Files { certificate, key }).await.context("the certificate for clients")?;
+            tokio::spawn(Arc::clone(&tls).follow());
+            Some(tls)
+        }
+        _ => None,
+    };
     let source = find_source(&arguments).await?;
     let (publish, catalogue) = watch::channel(Arc::new(Catalogue::default()));
     let (known, is_known) = watch::channel(false);
@@ -200,8 +215,8 @@ async fn main() -> anyhow::Result<()> {
     let listener = tokio::net::TcpListener::bind(arguments.listen)
         .await
         .with_context(|| format!("listening on {}", arguments.listen))?;
-    tracing::info!(address = %arguments.listen, "serving");
-    let serving = tokio::spawn(server::serve(listener, Arc::clone(&gateway), server::Limits::default(), stage));
+    tracing::info!(address = %arguments.listen, tls = tls.is_some(), "serving");
+    let serving = tokio::spawn(server::serve(listener, Arc::clone(&gateway), server::Limits::default(), stage, tls));
     tokio::select! {
         _ = terminate.recv() => {}
         _ = tokio::signal::ctrl_c() => {}

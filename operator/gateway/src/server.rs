@@ -8,11 +8,14 @@ use std::time::Duration;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
 
 use crate::proxy::{Gateway, Hangup, Stage};
+use crate::tls::Tls;
 
 /// What connections may take.
 #[derive(Clone, Copy, Debug)]
@@ -45,7 +48,15 @@ impl Default for Limits {
 const CUT: Duration = Duration::from_secs(2);
 
 /// Takes connections until the gateway is told to stop; returns when none is left, or requests were cut off.
-pub async fn serve(listener: TcpListener, gateway: Arc<Gateway>, limits: Limits, stage: watch::Receiver<Stage>) {
+///
+/// With `tls` clients must come by it.
+pub async fn serve(
+    listener: TcpListener,
+    gateway: Arc<Gateway>,
+    limits: Limits,
+    stage: watch::Receiver<Stage>,
+    tls: Option<Arc<Tls>>,
+) {
     let places = Arc::new(Semaphore::new(limits.connections));
     let mut connections = JoinSet::new();
     let mut stopping = stage.clone();
@@ -54,7 +65,8 @@ pub async fn serve(listener: TcpListener, gateway: Arc<Gateway>, limits: Limits,
             biased;
             () = at_least(&mut stopping, Stage::Draining) => break,
             (stream, place) = accept(&listener, &places) => {
-                connections.spawn(hold(stream, place, Arc::clone(&gateway), limits, stage.clone()));
+                let acceptor = tls.as_ref().map(|tls| tls.acceptor());
+                connections.spawn(hold(stream, acceptor, place, Arc::clone(&gateway), limits, stage.clone()));
             }
             Some(_) = connections.join_next() => {}
         }
@@ -83,11 +95,28 @@ async fn at_least(stage: &mut watch::Receiver<Stage>, wanted: Stage) {
 /// Serves one connection to its end.
 async fn hold(
     stream: TcpStream,
+    acceptor: Option<TlsAcceptor>,
     _place: Option<OwnedSemaphorePermit>,
     gateway: Arc<Gateway>,
     limits: Limits,
     mut stage: watch::Receiver<Stage>,
 ) {
+    let Some(acceptor) = acceptor else { return hold_stream(stream, gateway, limits, stage).await };
+    let shaken = tokio::select! {
+        shaken = tokio::time::timeout(limits.head, acceptor.accept(stream)) => shaken,
+        () = at_least(&mut stage, Stage::Draining) => return,
+    };
+    match shaken {
+        Ok(Ok(stream)) => Box::pin(hold_stream(stream, gateway, limits, stage)).await,
+        Ok(Err(error)) => tracing::debug!(%error, "a client did not come by TLS"),
+        Err(_) => tracing::debug!("a client took too long to come by TLS"),
+    }
+}
+
+async fn hold_stream<Stream>(stream: Stream, gateway: Arc<Gateway>, limits: Limits, mut stage: watch::Receiver<Stage>)
+where
+    Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let hangup = Hangup::default();
     // Heads of requests that have come.
     let heads = Arc::new(AtomicU64::new(0));

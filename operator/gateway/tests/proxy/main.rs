@@ -13,6 +13,7 @@ mod hold;
 mod privacy;
 mod refusals;
 mod stage;
+mod tls;
 mod usage;
 
 use std::time::Duration;

@@ -19,6 +19,7 @@ use spillway_gateway::proxy::{Gateway, Limits, Parts, Stage as Phase};
 use spillway_gateway::request::Endpoint;
 use spillway_gateway::routing::{Cache, Config, Cost, EngineId, Peers};
 use spillway_gateway::server;
+use spillway_gateway::tls::Tls;
 use spillway_gateway::wal::{self, Durability, Wal};
 use spillway_metering::tokens::UsageRecord;
 use tempfile::TempDir;
@@ -48,6 +49,7 @@ pub(crate) struct Setting {
     pub(crate) key: admission::Limits,
     pub(crate) log_bytes: u64,
     pub(crate) mode: Mode,
+    pub(crate) tls: Option<Arc<Tls>>,
 }
 
 impl Default for Setting {
@@ -59,6 +61,7 @@ impl Default for Setting {
             key: admission::Limits::default(),
             log_bytes: 16 << 20,
             mode: Mode::Local,
+            tls: None,
         }
     }
 }
@@ -144,7 +147,7 @@ impl Stage {
         tokio::spawn(Arc::clone(&gateway).follow());
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let server = tokio::spawn(server::serve(listener, Arc::clone(&gateway), setting.server, stage));
+        let server = tokio::spawn(server::serve(listener, Arc::clone(&gateway), setting.server, stage, setting.tls));
         tokio::task::yield_now().await;
         let client = Client::builder(TokioExecutor::new()).build(HttpConnector::new());
         Self { gateway, address, catalogue, phase, admission, server, client, log }
