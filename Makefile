@@ -27,8 +27,10 @@ BENCH_ARGS ?=
 HELM_ARGS ?=
 # How often `make soak` kills the operator.
 KILLS ?= 1000
+# How long `make fuzz` fuzzes each parser, in seconds.
+FUZZ_SECONDS ?= 60
 
-.PHONY: help demo test lint unit e2e soak bench-packing bench-operator bench-scale bench-recovery bench-planner bench-routing bench-gateway advisories generate docs images clean-lab
+.PHONY: help demo test lint unit e2e soak bench-packing bench-operator bench-scale bench-recovery bench-planner bench-routing bench-gateway fuzz advisories generate docs images clean-lab
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -75,6 +77,9 @@ bench-gateway: ## What the gateway costs beside routers of others before one eng
 
 bench-routing: ## How well the gateway spreads requests over engines, by simulation, as JSON: TRACE=file.jsonl
 	@e2e/test.sh bench-routing --trace '$(TRACE)' $(BENCH_ARGS)
+
+fuzz: ## Fuzz the gateway's parsers of requests, streams and its log, each for FUZZ_SECONDS (needs a nightly toolchain)
+	@e2e/test.sh fuzz $(FUZZ_SECONDS)
 
 advisories: ## Look the dependencies up in the RustSec advisory database (fetches it from github.com)
 	@e2e/test.sh advisories

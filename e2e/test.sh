@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What the targets of the Makefile do, step by step: e2e/test.sh test|lint|unit|e2e|soak|bench-packing|bench-operator|bench-scale|bench-recovery|bench-planner|bench-routing|bench-gateway|advisories|docs|images|demo|clean-lab
+# What the targets of the Makefile do, step by step: e2e/test.sh test|lint|unit|e2e|soak|bench-packing|bench-operator|bench-scale|bench-recovery|bench-planner|bench-routing|bench-gateway|fuzz|advisories|docs|images|demo|clean-lab
 #
 # - Every Cargo command selects the whole workspace and the same features, or dependencies would be compiled once more with
 #   the features of a smaller choice. `--test NAME` and the like choose what runs.
@@ -22,6 +22,7 @@ not_e2e=(layering docs)
 
 deny_version=0.20
 mdbook_version=0.5
+fuzz_version=0.13
 
 passed=0
 failed=0
@@ -92,6 +93,15 @@ need_tool() {
     say "building $1 $2 from source (once, then it is in $root)"
     # A folder of its own under the system's temporary one, not our target folder.
     env -u CARGO_TARGET_DIR CARGO_PROFILE_DEV_DEBUG=0 cargo install --locked --debug --quiet --root "$root" "$1@^$2"
+}
+
+# fuzz TARGET SECONDS: begins with the seeds of the repository; what it finds more is kept in the cache.
+fuzz() {
+    local corpus=$cache/fuzz/$1
+    mkdir -p "$corpus"
+    step "fuzz: $1" env -u CARGO_TARGET_DIR PATH="$cache/cargo-fuzz-$fuzz_version/bin:$PATH" \
+        cargo +nightly fuzz run --fuzz-dir operator/gateway/fuzz --target-dir "$cache/fuzz/target" "$1" "$corpus" "operator/gateway/fuzz/seeds/$1" \
+        -- -max_total_time="$2" -print_final_stats=1 -verbosity=0
 }
 
 deny() {
@@ -308,6 +318,13 @@ case $command in
         cargo build --release --locked -p spillway-planner --example scale >&2 && exec "$target/release/examples/scale" "$@"
         ;;
     bench-routing) bench_routing "$@" ;;
+    fuzz)
+        need_cc
+        need_tool cargo-fuzz "$fuzz_version" || exit 1
+        rustup toolchain list | grep -q '^nightly' || { echo "a nightly toolchain is missing: rustup toolchain install nightly" >&2; exit 1; }
+        for name in request sse log; do fuzz "$name" "${1:-60}"; done
+        finish
+        ;;
     bench-gateway)
         need_cc >&2
         cargo build --release --locked -p spillway-gateway -p spillway-lab --bins >&2 || exit 1

@@ -38,6 +38,8 @@ mod recovery;
 mod state;
 mod writer;
 
+pub use recovery::fuzz_log;
+
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};

@@ -42,7 +42,7 @@ impl Kind {
         }
     }
 
-    fn of_byte(byte: u8) -> Option<Self> {
+    pub(super) fn of_byte(byte: u8) -> Option<Self> {
         [Self::Segment, Self::Batch, Self::Open, Self::Mark, Self::Close, Self::Acknowledged]
             .into_iter()
             .find(|kind| kind.byte() == byte)

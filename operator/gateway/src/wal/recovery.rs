@@ -130,6 +130,35 @@ impl Recovered {
     }
 }
 
+/// Feeds one input of a fuzzer to the reader of segments, as frames that check and then as bytes: what it takes as safe is all there, means the same when
+/// it is read again, and ends where it says. Of each frame the first byte is the kind, the second the length of what follows; a kind of 0 ends them.
+#[doc(hidden)]
+pub fn fuzz_log(data: &[u8]) {
+    let header = Header { first: 0, previous: None };
+    let mut bytes = Vec::new();
+    header.append(&mut bytes);
+    let mut rest = data;
+    while let Some((&[kind, length], after)) = rest.split_first_chunk() {
+        let (payload, after) = after.split_at(after.len().min(usize::from(length)));
+        rest = after;
+        let Some(kind) = Kind::of_byte(kind) else { break };
+        frame::append(&mut bytes, kind, &[payload]);
+    }
+    bytes.extend_from_slice(rest);
+    let read = |bytes: &[u8]| {
+        let mut recovered = Recovered::default();
+        let scan = recovered.read(header, bytes);
+        let safe = usize::try_from(scan.segment.safe_bytes).unwrap_or(usize::MAX);
+        let bills: Vec<u64> = recovered.unacknowledged().collect();
+        let crashed: Vec<UsageRecord> = recovered.open.into_crashed().collect();
+        (safe, scan.segment.end, bills, crashed, matches!(scan.stop, Stop::End))
+    };
+    let (safe, end, bills, crashed, _) = read(&bytes);
+    assert!(safe <= bytes.len());
+    let again = read(bytes.get(..safe).unwrap_or_default());
+    assert!(again == (safe, end, bills, crashed, true));
+}
+
 /// One segment, read as far as it goes.
 struct Scan {
     segment: Segment,

@@ -1084,3 +1084,24 @@ fn a_kill_loses_nothing_that_was_durable(#[case] durability: &str) {
     }
     assert!(durable.len() >= 10 && cut_short > 0, "{} were durable, {cut_short} open", durable.len());
 }
+
+/// The entry of the fuzzer holds for its seeds, and for each of them with any byte changed.
+#[test]
+fn fuzzed() {
+    let seeds = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/seeds/log");
+    let mut count = 0;
+    for seed in std::fs::read_dir(seeds).unwrap() {
+        let seed = std::fs::read(seed.unwrap().path()).unwrap();
+        fuzz_log(&seed);
+        for at in 0..seed.len() {
+            for byte in [0, 1, 2, 3, 4, 5, 6, 0x7f, 0xff] {
+                let mut changed = seed.clone();
+                changed[at] = byte;
+                fuzz_log(&changed);
+            }
+            fuzz_log(&seed[..at]);
+        }
+        count += 1;
+    }
+    assert!(count >= 4, "{count} seeds");
+}
