@@ -84,6 +84,11 @@ pub const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
 /// Pod Security label that the operator sets on namespaces it lists.
 pub const POD_SECURITY_ENFORCE: &str = "pod-security.kubernetes.io/enforce";
 
+/// What pods of a version of a model call their host, by which a gateway knows of which version each is.
+pub fn host_of(version: &str) -> String {
+    version.replace('.', "-")
+}
+
 /// Value of [`HOLD_TAINT`] on a shared node.
 pub fn hold_of_node(node_uid: &str) -> String {
     format!("{HOLD_NODE_PREFIX}{node_uid}")

@@ -81,8 +81,10 @@ async fn at_the_same_moment(stage: &Stage<'_>, round: u32) -> Result<()> {
         let waiting = pods.iter().filter(|pod| is_unschedulable(pod)).count();
         let sale = stage.spillway.reservation("acme", &sale).await?.context("it is gone")?;
         let phase = sale.status.as_ref().map(|status| status.phase).unwrap_or_default();
-        let settled =
-            (running == 2 && phase == Phase::Waitlisted) || (running == 1 && waiting == 1 && phase == Phase::Active);
+        let reason = sale.status.as_ref().and_then(|status| status.reason.clone()).unwrap_or_default();
+        // It waits in line, or, where it was booked just before the owner's pods came, for a node in place of the one that it gave up for them.
+        let waits = phase == Phase::Waitlisted || (phase == Phase::Booked && reason == "NodesLost");
+        let settled = (running == 2 && waits) || (running == 1 && waiting == 1 && phase == Phase::Active);
         ensure!(settled && pods.len() == 2, "the sale is {}, {}", phase.as_str(), list(&pods));
         Ok(true)
     })

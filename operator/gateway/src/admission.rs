@@ -261,12 +261,19 @@ impl Admission {
         .unwrap_or(false)
     }
 
-    /// Forgets keys that are not in `keyring` any more, and tenants without keys, once that gives them nothing at `now_ms`: with nothing in
-    /// flight, and nothing used of their limits that is not there again.
-    pub fn retain(&self, keyring: &Keyring, now_ms: u64) {
+    /// The limits are those of the keys in `keyring`, and of tenants these, from now on. Forgets keys that are not in it any more, and tenants without
+    /// keys, once that gives them nothing at `now_ms`: with nothing in flight, and nothing used of their limits that is not there again.
+    pub fn retain(&self, keyring: &Keyring, tenants: impl Fn(&str) -> Limits, now_ms: u64) {
         for shard in &self.shards {
-            lock(shard).retain(|_, tenant| {
-                tenant.keys.retain(|&key, state| keyring.contains(key) || !state.scope.is_unused(now_ms));
+            lock(shard).retain(|name, tenant| {
+                tenant.scope.set_limits(tenants(name), now_ms);
+                tenant.keys.retain(|&id, state| match keyring.get(id) {
+                    Some(key) => {
+                        state.scope.set_limits(key.limits, now_ms);
+                        true
+                    }
+                    None => !state.scope.is_unused(now_ms),
+                });
                 !tenant.keys.is_empty() || !tenant.scope.is_unused(now_ms)
             });
         }

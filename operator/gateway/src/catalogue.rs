@@ -26,6 +26,10 @@ pub struct Replica {
     pub engine: EngineId,
     /// Where it serves `/v1`.
     pub address: SocketAddr,
+    /// The version of the model that it serves: another than the endpoint's while one takes the place of another.
+    pub version: ModelVersion,
+    /// The model's name at it.
+    pub served_name: String,
 }
 
 /// What a request waits for that finds no replica.
@@ -55,9 +59,9 @@ pub struct Served {
     pub shared_with: BTreeSet<TenantName>,
     /// The `Model`.
     pub model: ModelName,
-    /// The version of it that serves.
+    /// The version of it that is to serve.
     pub version: ModelVersion,
-    /// The model's name at its engines.
+    /// The model's name at engines of that version.
     pub served_name: String,
     /// What it can be asked for.
     pub capabilities: BTreeSet<Endpoint>,

@@ -17,8 +17,11 @@ use kube::{Api, Client, Resource, ResourceExt as _};
 use serde::de::DeserializeOwned;
 use spillway_crds::apikey::{KEY_SHARDS, keys_secret};
 use spillway_crds::key::{KeyId, SecretHash};
-use spillway_crds::names::ENDPOINT_LABEL;
-use spillway_crds::{ApiKey, Capability, ConditionStatus, KeyRecord, Model, ModelEndpoint, ServingLimits, Tenant};
+use spillway_crds::names::{ENDPOINT_LABEL, host_of};
+use spillway_crds::{
+    ApiKey, Capability, ConditionStatus, KeyRecord, Model, ModelEndpoint, ModelVersion, ServingLimits, Tenant,
+};
+use spillway_metering::tokens::ReplicaName;
 use spillway_metering::{NamespaceName, TenantName};
 use tokio::sync::{Notify, watch};
 
@@ -64,11 +67,25 @@ pub fn build(objects: &Objects) -> Catalogue {
         }
     }
     let models: HashMap<String, &Arc<Model>> = objects.models.iter().map(|model| (model.name_any(), model)).collect();
-    let mut replicas = replicas(&objects.slices);
+    let mut found = replicas(&objects.slices);
     let mut served = |endpoint: &Arc<ModelEndpoint>| -> Option<(FullName, Arc<Served>)> {
         let name: FullName = (endpoint.namespace()?.into(), endpoint.name_any().into());
-        let served = serve(endpoint, &name, owners.get(&name.0)?, models.get(&endpoint.spec.model.name)?)?;
-        let replicas = replicas.remove(&name).unwrap_or_default();
+        let model = models.get(&endpoint.spec.model.name)?;
+        let served = serve(endpoint, &name, owners.get(&name.0)?, model)?;
+        // What a pod calls its host is its version, as names of pods may be. One of a version that is no more serves on until it goes.
+        let replica = |one: Found| {
+            let version =
+                model.spec.versions.iter().find(|version| one.host.as_deref() == Some(&host_of(&version.name)));
+            Replica {
+                name: one.name,
+                engine: one.engine,
+                address: one.address,
+                version: version.map_or_else(|| served.version.clone(), |version| version.name.as_str().into()),
+                served_name: version
+                    .map_or_else(|| served.served_name.clone(), |version| served_name(endpoint, version)),
+            }
+        };
+        let replicas = found.remove(&name).unwrap_or_default().into_iter().map(replica).collect();
         Some((name, Arc::new(Served { replicas, ..served })))
     };
     let endpoints: BTreeMap<FullName, Arc<Served>> = objects.endpoints.iter().filter_map(&mut served).collect();
@@ -78,8 +95,6 @@ pub fn build(objects: &Objects) -> Catalogue {
 fn serve(endpoint: &ModelEndpoint, name: &FullName, tenant: &TenantName, model: &Model) -> Option<Served> {
     let version = model.spec.versions.iter().find(|version| version.name == endpoint.spec.model.version)?;
     let shared = endpoint.spec.access.iter().flat_map(|access| &access.tenants);
-    // vLLM and llama.cpp are told the name; another image may know it by one of its own.
-    let served_name = version.runtime.served_name.clone().unwrap_or_else(|| endpoint.spec.model.name.clone());
     Some(Served {
         namespace: name.0.clone(),
         name: name.1.clone(),
@@ -87,7 +102,7 @@ fn serve(endpoint: &ModelEndpoint, name: &FullName, tenant: &TenantName, model: 
         shared_with: shared.map(|tenant| tenant.as_str().into()).collect(),
         model: endpoint.spec.model.name.as_str().into(),
         version: endpoint.spec.model.version.as_str().into(),
-        served_name,
+        served_name: served_name(endpoint, version),
         capabilities: model.spec.capabilities.iter().map(capability).collect(),
         context_length: u64::try_from(version.context_length).unwrap_or(0),
         created: endpoint.metadata.creation_timestamp.as_ref().map_or(0, |at| at.0.as_second()),
@@ -95,6 +110,11 @@ fn serve(endpoint: &ModelEndpoint, name: &FullName, tenant: &TenantName, model: 
         absence: absence(endpoint),
         replicas: Vec::new(),
     })
+}
+
+/// The model's name at engines of a version: vLLM and llama.cpp are told it; another image may know it by one of its own.
+fn served_name(endpoint: &ModelEndpoint, version: &ModelVersion) -> String {
+    version.runtime.served_name.clone().unwrap_or_else(|| endpoint.spec.model.name.clone())
 }
 
 /// What a request waits for where an endpoint has no replica.
@@ -124,9 +144,17 @@ pub(crate) fn capability(capability: &Capability) -> Endpoint {
     }
 }
 
-/// Replicas that answer, by endpoint, in order.
-fn replicas(slices: &[Arc<EndpointSlice>]) -> HashMap<FullName, Vec<Replica>> {
-    let mut found: HashMap<FullName, BTreeMap<u64, Replica>> = HashMap::new();
+/// A pod that answers.
+struct Found {
+    name: ReplicaName,
+    engine: EngineId,
+    address: SocketAddr,
+    host: Option<String>,
+}
+
+/// Pods that answer, by endpoint, in order.
+fn replicas(slices: &[Arc<EndpointSlice>]) -> HashMap<FullName, Vec<Found>> {
+    let mut found: HashMap<FullName, BTreeMap<u64, Found>> = HashMap::new();
     for slice in slices {
         let labels = slice.labels();
         let (Some(endpoint), Some(namespace)) = (labels.get(ENDPOINT_LABEL), slice.namespace()) else { continue };
@@ -140,7 +168,8 @@ fn replicas(slices: &[Arc<EndpointSlice>]) -> HashMap<FullName, Vec<Replica>> {
             let (true, Some(address), Some(pod)) = (ready, address, &one.target_ref) else { continue };
             let engine = EngineId(number(pod.uid.as_deref().unwrap_or_default()));
             let name = pod.name.as_deref().unwrap_or_default();
-            let replica = Replica { name: name.into(), engine, address: SocketAddr::new(address, port) };
+            let address = SocketAddr::new(address, port);
+            let replica = Found { name: name.into(), engine, address, host: one.hostname.clone() };
             found.entry((namespace.as_str().into(), endpoint.as_str().into())).or_default().insert(engine.0, replica);
         }
     }

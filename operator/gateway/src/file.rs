@@ -106,8 +106,14 @@ pub fn parse(text: &str) -> Result<Catalogue, Error> {
     };
     let keys = file.keys.into_iter().enumerate().map(key).collect::<Result<_, Error>>()?;
     let endpoint = |endpoint: Endpoint| -> (FullName, Arc<Served>) {
-        let replica =
-            |one: Address| Replica { engine: EngineId(number(&one.name)), name: one.name.into(), address: one.address };
+        let replica = |one: Address| Replica {
+            engine: EngineId(number(&one.name)),
+            name: one.name.into(),
+            address: one.address,
+            version: endpoint.version.as_str().into(),
+            served_name: endpoint.served_name.clone().unwrap_or_else(|| endpoint.model.clone()),
+        };
+        let replicas = endpoint.replicas.into_iter().map(replica).collect::<Vec<_>>();
         let name: FullName = (endpoint.namespace.into(), endpoint.name.into());
         let served = Served {
             namespace: name.0.clone(),
@@ -120,10 +126,10 @@ pub fn parse(text: &str) -> Result<Catalogue, Error> {
             capabilities: endpoint.capabilities.iter().map(capability).collect(),
             context_length: endpoint.context_length,
             created: 0,
-            wanted: u32::try_from(endpoint.replicas.len()).unwrap_or(u32::MAX),
+            wanted: u32::try_from(replicas.len()).unwrap_or(u32::MAX),
             // None comes by itself.
             absence: Absence::Stopped,
-            replicas: endpoint.replicas.into_iter().map(replica).collect(),
+            replicas,
         };
         (name, Arc::new(served))
     };

@@ -112,9 +112,9 @@ impl Keyring {
         self.keys.len()
     }
 
-    /// Whether there is a key with this id.
-    pub fn contains(&self, id: KeyId) -> bool {
-        self.keys.contains_key(&id)
+    /// The key with this id.
+    pub fn get(&self, id: KeyId) -> Option<&Key> {
+        self.keys.get(&id)
     }
 
     /// Whether there are none.

@@ -271,7 +271,7 @@ impl Gateway {
             for called_ms in self.loads.take(&now) {
                 self.metrics.woken(Duration::from_millis(called_ms));
             }
-            self.admission.retain(&now.keys, self.clock.now_ms());
+            self.admission.retain(&now.keys, |tenant| now.limits(&tenant.into()), self.clock.now_ms());
             if catalogue.changed().await.is_err() {
                 return;
             }
@@ -343,6 +343,8 @@ impl Gateway {
             tenant: key.tenant.clone(),
             key: key.id,
             upstream: request.upstream_body(&body, &served.served_name).into(),
+            // As it came, where an engine of another version knows the model by another name.
+            body: served.replicas.iter().any(|one| one.served_name != served.served_name).then(|| body.clone()),
             share: Some(share),
             blocks: BlockShape { salt: 0, size: BLOCK_BYTES }.of_bytes(request.prefix(&body)),
             request,

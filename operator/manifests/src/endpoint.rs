@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 use spillway_crds::{
     ConditionStatus, Model, ModelEndpoint, ModelEndpointStatus, ModelVersion, Preset, Source,
-    names::{ENDPOINT_LABEL, MODEL_LABEL, RESERVATION_LABEL, VERSION_LABEL},
+    names::{ENDPOINT_LABEL, MODEL_LABEL, RESERVATION_LABEL, VERSION_LABEL, host_of},
     parse_duration_ms,
 };
 
@@ -130,7 +130,7 @@ pub enum Place {
 
 /// Name of the Deployment of an endpoint for one version and place.
 pub fn deployment_name(endpoint: &str, version: &str, place: Place) -> String {
-    let version = version.replace('.', "-");
+    let version = host_of(version);
     match place {
         Place::Named(_) => format!("{endpoint}-{version}"),
         Place::Burst(number) => format!("{endpoint}-{version}-burst-{number}"),
@@ -271,6 +271,9 @@ pub fn build_deployment(serving: &Serving<'_>, place: Place) -> Value {
             "template": {
                 "metadata": {"labels": labels(serving, place)},
                 "spec": {
+                    // So its EndpointSlice says of which version a pod is.
+                    "hostname": host_of(&version.name),
+                    "subdomain": serving.name,
                     "automountServiceAccountToken": false,
                     "enableServiceLinks": false,
                     "terminationGracePeriodSeconds": serving.drain_seconds.saturating_add(STOP_SECONDS),

@@ -135,6 +135,8 @@ impl Leases {
         }
         known.sequence = need.sequence;
         known.asked_ms = now_ms;
+        // Since it asked it uses no more than it asked for, whatever it was granted before.
+        known.slots.iter_mut().for_each(|(_, slots)| *slots = need.slots.min(*slots));
         let requests = limits.requests_per_minute.and(state.requests.as_mut());
         let (requests, retry_requests_ms) = lease(requests, Amount::REQUESTS, known, need, self.config);
         let tokens = limits.tokens_per_minute.and(state.tokens.as_mut());

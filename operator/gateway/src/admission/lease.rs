@@ -9,7 +9,7 @@
 //! 1. *Blocks.* It keeps the one bucket of each limit, and takes a block out of it before it grants the block. It adds what gateways return;
 //!    [`Need::returned`] is a running total, so that a message that comes twice or never does no harm. What a gateway neither used nor
 //!    returned is lost, not granted again.
-//! 2. *Slots* replace those granted before. It counts for each gateway the most of its grants that have not ended, and grants no more than the
+//! 2. *Slots* replace those granted before. It counts for each gateway the most of its grants that have not ended, but no more than it asked for last, and grants no more than the
 //!    limit to all of them; it does not take away from a gateway that asks in time: it grants at least the lesser of what is asked and what it
 //!    counts for it.
 //! 3. It ignores a [`Need`] whose sequence is not above all that it had from that gateway; a gateway that starts anew is another gateway.
@@ -28,6 +28,8 @@ pub use spillway_metering::lease::{Block, Grant, Need};
 pub const HORIZON_MS: u64 = 2_000;
 /// The shortest time over which demand is taken to be known.
 const DEMAND_MS: u64 = 250;
+/// Milliseconds without a request after which slots are given back.
+const IDLE_MS: u64 = 1_000;
 /// Milliseconds after which an answer is taken to be lost.
 pub const ANSWER_MS: u64 = 1_000;
 
@@ -69,6 +71,8 @@ pub struct Lease {
     short_slots: u32,
     /// Most in flight since then.
     peak: u32,
+    /// Since when nothing is in flight, as far as it was looked at.
+    quiet_ms: Option<u64>,
 }
 
 impl Lease {
@@ -130,6 +134,7 @@ impl Lease {
         self.charge(taken.tokens);
         self.spent.requests = self.spent.requests.saturating_add(taken.requests);
         self.peak = self.peak.max(in_flight);
+        self.quiet_ms = None;
     }
 
     /// Takes tokens that were used without having been reserved.
@@ -164,14 +169,17 @@ impl Lease {
         let ahead = |spent: u64, short: u64| (spent.saturating_mul(HORIZON_MS) / elapsed_ms).max(short);
         let (requests, tokens) =
             (ahead(self.spent.requests, self.short.requests), ahead(self.spent.tokens, self.short.tokens));
-        let peak = self.peak.max(in_flight);
-        let slots = peak.saturating_add(peak / 4).saturating_add(self.short_slots);
+        let quiet_ms = if in_flight == 0 { *self.quiet_ms.get_or_insert(now_ms) } else { now_ms };
         let short = self.short != Block::default() || self.short_slots > 0;
+        // What nobody uses here may be what somebody waits for elsewhere.
+        let idle = self.slots > 0 && !short && now_ms.saturating_sub(quiet_ms) >= IDLE_MS;
+        let peak = if idle { 0 } else { self.peak.max(in_flight) };
+        let slots = peak.saturating_add(peak / 4).saturating_add(self.short_slots);
         // Half of what is wanted is left, or less.
         let low = self.requests < requests.div_ceil(2) || self.tokens < signed(tokens.div_ceil(2)) || self.tokens < 0;
         let ending = in_flight > 0 && self.until_ms.saturating_sub(now_ms) <= HORIZON_MS;
         let wanting = (short || low) && now_ms >= self.ask_from_ms;
-        if !(wanting || ending || self.returned != self.told) {
+        if !(wanting || ending || idle || self.returned != self.told) {
             return None;
         }
         let missing = |wanted: Block| Block {

@@ -205,18 +205,39 @@ fn forgetting_a_key_gives_nothing() {
     let admission = local();
     let limit = limits(2, None, None);
     let guard = admission.admit(0, &ask(limit, limit)).expect("room");
-    admission.retain(&keyring(&[]), 60_000);
+    admission.retain(&keyring(&[]), |_| limit, 60_000);
     assert_eq!(admission.in_flight("acme"), 1);
     guard.settle(60_000, 10, 10, true);
     for now_ms in [60_000, 89_999] {
         fill(&admission, 60_000, &ask(limit, limit)).0.into_iter().for_each(|guard| guard.settle(60_000, 10, 10, true));
-        admission.retain(&keyring(&[]), now_ms);
+        admission.retain(&keyring(&[]), |_| limit, now_ms);
         assert!(admission.admit(60_000, &ask(limit, limit)).is_err());
     }
-    admission.retain(&keyring(&["aaaaaaaa"]), 1_000_000);
+    admission.retain(&keyring(&["aaaaaaaa"]), |_| limit, 1_000_000);
     assert_eq!(admission.shards.iter().map(|shard| lock(shard).len()).sum::<usize>(), 1);
-    admission.retain(&keyring(&[]), 1_000_000);
+    admission.retain(&keyring(&[]), |_| limit, 1_000_000);
     assert_eq!(admission.shards.iter().map(|shard| lock(shard).len()).sum::<usize>(), 0);
+}
+
+/// A limit that is lowered is the new one for the others too: what is asked of the service is asked with it, without a request.
+#[test]
+fn limits_change_without_a_request() {
+    let admission = Arc::new(Admission::new(Mode::Leased));
+    let before = limits(None, None, 10);
+    assert!(admission.admit(0, &ask(Limits::default(), before)).is_err());
+    let asked = admission.needs(0);
+    let [(name, told, need)] = asked.as_slice() else { panic!("{asked:?}") };
+    assert_eq!(*told, before);
+    let grant =
+        lease::Grant { sequence: need.sequence, block: need.want, slots: 1, valid_ms: 10_000, retry_after_ms: 0 };
+    admission.grant(5, name, &grant);
+    let guard = admission.admit(10, &ask(Limits::default(), before)).expect("a slot");
+    let after = limits(None, None, 5);
+    admission.retain(&keyring(&["aaaaaaaa"]), |_| after, 2_000);
+    // What is in use is asked for again before it ends.
+    let asked = admission.needs(9_000);
+    assert!(!asked.is_empty() && asked.iter().all(|(_, limits, _)| *limits == after), "{asked:?}");
+    guard.settle(9_000, 1, 1, true);
 }
 
 #[test]
@@ -488,7 +509,7 @@ fn threads_overshoot_nothing(#[case] limit: Limits, #[case] room: u64) {
                         guard.settle(0, 10, 10, true);
                     }
                     if turn % 10 == 0 {
-                        admission.retain(&keyring(&["aaaaaaaa", "bbbbbbbb"]), 0);
+                        admission.retain(&keyring(&["aaaaaaaa", "bbbbbbbb"]), |_| limit, 0);
                         let _ = admission.needs(0);
                     }
                 }

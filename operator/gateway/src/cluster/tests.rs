@@ -72,6 +72,35 @@ fn a_cluster_is_a_catalogue() {
     assert_eq!(served.replicas[0].name.as_str(), "chat-v1-abc");
 }
 
+/// While one version takes the place of another each replica is known by its own.
+#[test]
+fn a_replica_is_of_the_version_that_its_host_says() {
+    let mut objects = objects();
+    let mut model = serde_json::to_value(&*objects.models[0]).unwrap();
+    let mut next = model["spec"]["versions"][0].clone();
+    next["name"] = json!("v1.1");
+    next["runtime"] = json!({"preset": "OpenAi", "image": "mine", "port": 8080, "servedName": "mine/tiny"});
+    model["spec"]["versions"].as_array_mut().unwrap().push(next);
+    objects.models = vec![object(model)];
+    let mut both = slice(true);
+    let pod = |name: &str, address: &str, host: Value| {
+        json!({"addresses": [address], "hostname": host, "conditions": {"ready": true},
+            "targetRef": {"kind": "Pod", "name": name, "uid": name}})
+    };
+    both["endpoints"] = json!([
+        pod("a", "10.0.0.1", json!("v1")),
+        pod("b", "10.0.0.2", json!("v1-1")),
+        pod("c", "10.0.0.3", json!(null)),
+    ]);
+    objects.slices = vec![object(both)];
+    let catalogue = build(&objects);
+    let served = catalogue.endpoints.values().next().unwrap();
+    let mut found: Vec<_> =
+        served.replicas.iter().map(|one| (one.name.as_str(), one.version.as_str(), one.served_name.as_str())).collect();
+    found.sort_unstable();
+    assert_eq!(found, [("a", "v1", "tiny"), ("b", "v1.1", "mine/tiny"), ("c", "v1", "tiny")]);
+}
+
 #[test]
 fn a_key_is_worth_nothing_without_its_object() {
     assert_eq!(authenticate(&objects(), 1), Ok(()));

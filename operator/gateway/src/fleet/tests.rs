@@ -5,6 +5,8 @@ use crate::routing::{Cache, Cost, Peers};
 
 fn replica(number: u16) -> Replica {
     Replica {
+        version: "v1".into(),
+        served_name: "llama".to_owned(),
         name: format!("engine-{number}").as_str().into(),
         engine: EngineId(number.into()),
         address: ([127, 0, 0, 1], number).into(),

@@ -71,6 +71,8 @@ pub(super) struct Exchange {
     pub(super) request: request::Request,
     /// The engine's body, and the room that it takes; gone once an engine answers.
     pub(super) upstream: Bytes,
+    /// The client's, where it may have to be another one for an engine.
+    pub(super) body: Option<Bytes>,
     pub(super) share: Option<Share>,
     /// Hashes of the prompt's blocks.
     pub(super) blocks: Vec<u64>,
@@ -87,7 +89,7 @@ pub(super) struct Exchange {
 /// How far an engine came with a request.
 enum Reached {
     /// It answers.
-    Answers(Flight, Response<Incoming>),
+    Answers(Flight, Box<Response<Incoming>>),
     /// None took it, or it was ended before there was an answer.
     Ended(Cause, Option<ApiError>),
 }
@@ -142,14 +144,14 @@ impl Exchange {
         let mut client = Downstream::Waits(head);
         let mut opened = false;
         let reached = self.reach(&mut client, &mut opened).await;
-        self.upstream = Bytes::new();
+        (self.upstream, self.body) = (Bytes::new(), None);
         self.share = None;
         match reached {
             Reached::Answers(flight, response) if response.status().is_success() => {
                 if self.request.stream() {
-                    self.stream(flight, response, client).await;
+                    self.stream(flight, *response, client).await;
                 } else {
-                    self.whole(flight, response, client).await;
+                    self.whole(flight, *response, client).await;
                 }
             }
             Reached::Answers(flight, response) => {
@@ -160,7 +162,7 @@ impl Exchange {
                 if !refused {
                     tracing::warn!(id = %self.id, %replica, %status, "an engine answered with an error");
                 }
-                let answer = refusal(response).await;
+                let answer = refusal(*response).await;
                 self.close(&Ended::unused(Cause::EngineFailed)).await;
                 if refused {
                     self.settle_prompt();
@@ -221,13 +223,17 @@ impl Exchange {
             };
             tries += 1;
             tried.push(flight.replica.engine);
+            let Some(upstream) = self.body_for(&flight) else {
+                flight.end(None, Verdict::Unknown);
+                continue;
+            };
             if let Err(error) = gateway.wal.open_request(&self.opening(&flight)) {
                 tracing::warn!(%error, "a request is refused, for it could not be billed");
                 let error = ApiError::Unavailable { retry_after_ms: RETRY_MS };
                 return Reached::Ended(Cause::EngineFailed, Some(error));
             }
             *opened = true;
-            let Ok(mut request) = self.upstream_request(&flight) else {
+            let Ok(mut request) = self.upstream_request(&flight, upstream) else {
                 return Reached::Ended(Cause::EngineFailed, Some(ApiError::Upstream));
             };
             let (connection, sent) = (capture_connection(&mut request), Instant::now());
@@ -245,7 +251,7 @@ impl Exchange {
                 Ok(Ok(response)) if response.status() == StatusCode::SERVICE_UNAVAILABLE => {
                     flight.end(None, Verdict::Busy);
                 }
-                Ok(Ok(response)) => return Reached::Answers(flight, response),
+                Ok(Ok(response)) => return Reached::Answers(flight, Box::new(response)),
                 Ok(Err(error)) => {
                     let told = &error as &dyn std::error::Error;
                     let replica = flight.replica.name.clone();
@@ -349,7 +355,7 @@ impl Exchange {
         match catalogue.resolve(key, self.request.model()) {
             None => refused(ApiError::model_not_found(self.request.model())),
             // The body names another model than the engine knows.
-            Some(served) if served.version != self.served.version || served.served_name != self.served.served_name => {
+            Some(served) if served.served_name != self.served.served_name => {
                 refused(ApiError::Waking { retry_after_ms: RETRY_MS })
             }
             Some(_) => Ok(()),
@@ -363,7 +369,7 @@ impl Exchange {
             namespace: self.served.namespace.clone(),
             endpoint: self.served.name.clone(),
             model: self.served.model.clone(),
-            version: self.served.version.clone(),
+            version: flight.replica.version.clone(),
             key: self.key.as_str().into(),
             gateway: self.gateway.name.clone(),
             replica: flight.replica.name.clone(),
@@ -376,7 +382,16 @@ impl Exchange {
         i64::try_from(self.gateway.clock.unix_ms()).unwrap_or(i64::MAX)
     }
 
-    fn upstream_request(&self, flight: &Flight) -> Result<Request<Full<Bytes>>, hyper::http::Error> {
+    /// The body for an engine, with the model's name at it; none where that cannot be made any more.
+    fn body_for(&self, flight: &Flight) -> Option<Bytes> {
+        if flight.replica.served_name == self.served.served_name {
+            return Some(self.upstream.clone());
+        }
+        let body = self.body.as_ref()?;
+        Some(self.request.upstream_body(body, &flight.replica.served_name).into())
+    }
+
+    fn upstream_request(&self, flight: &Flight, upstream: Bytes) -> Result<Request<Full<Bytes>>, hyper::http::Error> {
         let uri = Uri::builder()
             .scheme("http")
             .authority(flight.replica.address.to_string())
@@ -388,7 +403,7 @@ impl Exchange {
         for (name, value) in &self.trace {
             request = request.header(name, value);
         }
-        request.body(Full::new(self.upstream.clone()))
+        request.body(Full::new(upstream))
     }
 
     /// An answer in one piece: it goes when it is billed.

@@ -61,6 +61,27 @@ async fn a_stream_comes_through_and_is_billed_as_the_engine_says() {
     stage.at_rest().await;
 }
 
+/// While one version takes the place of another, each replica is asked for the model by its own name, and billed as its own version.
+#[tokio::test]
+async fn a_replica_of_another_version_is_asked_and_billed_as_such() {
+    let engine = Engine::start(Script::default()).await;
+    let stage = Stage::new(&[&engine]).await;
+    let mut now = stage::catalogue(Default::default(), &[engine.address]);
+    for served in now.endpoints.values_mut() {
+        let replica = &mut std::sync::Arc::make_mut(served).replicas[0];
+        (replica.version, replica.served_name) = ("v0".into(), "engine/old".to_owned());
+    }
+    stage.catalogue.send_replace(std::sync::Arc::new(now));
+    // What the fleet knows follows at once, but not in the same moment.
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let answer = value(stage.chat(json!({"temperature": 0.5})).await).await;
+    assert_eq!(answer["usage"], usage(7, 5));
+    assert_eq!(engine.seen().bodies[0]["model"], "engine/old");
+    assert_eq!(engine.seen().bodies[0]["temperature"], 0.5);
+    assert_eq!(stage.bills(1).await[0].opening.version.as_str(), "v0");
+    stage.at_rest().await;
+}
+
 #[tokio::test]
 async fn who_asks_for_usage_gets_it() {
     let engine = Engine::start(Script::default()).await;

@@ -93,6 +93,8 @@ pub(crate) fn served(name: &str, capabilities: &[Endpoint], engines: &[SocketAdd
         name: format!("{name}-{number}").into(),
         engine: EngineId(number),
         address: *address,
+        version: "v1".into(),
+        served_name: "engine/tiny".to_owned(),
     };
     Served {
         namespace: "acme".into(),

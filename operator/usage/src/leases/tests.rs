@@ -75,9 +75,10 @@ fn slots_are_not_taken_from_who_asks_in_time() {
     assert_eq!(slots(&mut leases, "a", 2, 6, 4, 61_000), 6);
     assert_eq!(slots(&mut leases, "b", 2, 6, 4, 61_000), 2);
     assert_eq!(slots(&mut leases, "a", 3, 1, 4, 62_000), 1);
-    // What it was granted before counts until it ends.
-    assert_eq!(slots(&mut leases, "c", 1, 1, 8, 62_000), 0);
-    assert_eq!(slots(&mut leases, "c", 2, 9, 8, 71_000), 7);
+    // What it has given away is another's at once; what it is granted counts until it ends.
+    assert_eq!(slots(&mut leases, "c", 1, 1, 8, 62_000), 1);
+    assert_eq!(slots(&mut leases, "c", 2, 9, 8, 62_500), 5);
+    assert_eq!(slots(&mut leases, "c", 3, 9, 8, 71_000), 7);
 }
 
 #[test]

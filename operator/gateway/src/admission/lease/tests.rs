@@ -50,6 +50,23 @@ fn it_admits_what_it_was_granted() {
     assert_eq!(lease.held(), block(1, 50));
 }
 
+#[test]
+fn slots_that_nobody_uses_are_given_back() {
+    let (mut lease, _) = asking();
+    assert!(lease.grant(5, &grant(1, block(20, 800), 4)));
+    lease.take(block(1, 50), 1);
+    // One is in flight, and for a while after it nothing is given back.
+    assert_eq!(lease.need(400, 1), None);
+    assert_eq!(lease.need(1_500, 0), None);
+    assert_eq!(lease.need(2_400, 0), None);
+    let need = lease.need(2_500, 0).expect("a need");
+    assert_eq!((need.slots, need.least_slots, lease.slots()), (0, 0, 0));
+    // There is nothing more to give.
+    assert!(lease.grant(2_505, &grant(need.sequence, block(0, 0), 0)));
+    assert_eq!(lease.need(4_000, 0), None);
+    assert_eq!(lease.held(), block(19, 750));
+}
+
 /// Time counts from the question, not from the answer.
 #[test]
 fn what_is_left_at_the_end_is_returned() {

@@ -100,6 +100,7 @@ impl Service {
             return None;
         }
         known.sequence = need.sequence;
+        known.slots.iter_mut().for_each(|(_, slots)| *slots = need.slots.min(*slots));
         let returned = |now: u64, before: u64, granted: u64| now.min(granted).saturating_sub(before);
         self.requests.give(returned(need.returned.requests, known.returned.requests, known.granted.requests));
         self.tokens.give(returned(need.returned.tokens, known.returned.tokens, known.granted.tokens));
