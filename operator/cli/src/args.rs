@@ -143,7 +143,8 @@ Examples:
   spillway usage                                          this month to date (UTC), by tenant
   spillway usage --from 24h --by reservation              the last 24 hours, by reservation
   spillway usage --tenant acme --by sku --from 2026-11-01 --to 2026-12-01
-  spillway usage --from 2026-11-01T08:00:00Z -o json      exact device-milliseconds";
+  spillway usage --from 2026-11-01T08:00:00Z -o json      exact device-milliseconds
+  spillway usage --by reservation -o csv                  GPU time and tokens, for a spreadsheet";
 
 const EXPLAIN_EXAMPLES: &str = "\
 Examples:

@@ -19,7 +19,7 @@ pub(crate) enum Asked {
 pub(crate) fn say(format: Format, out: &mut dyn Write, text: &str) -> Result<(), Error> {
     match format {
         Format::Table => writeln!(out, "{text}").and_then(|()| out.flush()),
-        Format::Json | Format::Yaml => writeln!(io::stderr(), "{text}"),
+        Format::Json | Format::Yaml | Format::Csv => writeln!(io::stderr(), "{text}"),
     }
     .map_err(|source| Error::Write { source })
 }

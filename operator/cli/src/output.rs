@@ -16,18 +16,26 @@ pub(crate) enum Format {
     Json,
     /// One YAML document.
     Yaml,
+    /// Comma-separated values with a line of names: `usage` only.
+    Csv,
 }
 
 /// An answer that can be printed.
 pub(crate) trait Report: Serialize {
     /// Writes it for people.
     fn write_table(&self, out: &mut dyn Write) -> io::Result<()>;
+
+    /// Writes it for spreadsheets, where it is rows.
+    fn write_csv(&self, _out: &mut dyn Write) -> io::Result<()> {
+        Err(io::Error::new(io::ErrorKind::Unsupported, "-o csv is for `usage` only: take table, json or yaml"))
+    }
 }
 
 /// Prints an answer.
 pub(crate) fn write(format: Format, report: &impl Report, out: &mut dyn Write) -> Result<(), Error> {
     match format {
         Format::Table => report.write_table(out),
+        Format::Csv => report.write_csv(out),
         Format::Json => {
             serde_json::to_string_pretty(report).map_err(io::Error::other).and_then(|text| writeln!(out, "{text}"))
         }

@@ -165,7 +165,66 @@ fn shown_key(key: &UsageKey, by: By) -> [Option<String>; 5] {
     }
 }
 
+/// One line of the CSV: of GPU time or of tokens. What it is not about is empty.
+#[derive(Default, Serialize)]
+struct Line<'a> {
+    /// `gpu` or `tokens`.
+    kind: &'static str,
+    from: &'a str,
+    to: &'a str,
+    tenant: Option<&'a str>,
+    namespace: Option<&'a str>,
+    reservation: Option<&'a str>,
+    sku: Option<&'a str>,
+    tier: Option<&'a str>,
+    device_milliseconds: Option<&'a str>,
+    gpu_hours: Option<&'a str>,
+    endpoint: Option<&'a str>,
+    model: Option<&'a str>,
+    requests: Option<u64>,
+    partial: Option<u64>,
+    prompt_tokens: Option<u64>,
+    cached_tokens: Option<u64>,
+    completion_tokens: Option<u64>,
+}
+
 impl Report for Usage {
+    fn write_csv(&self, out: &mut dyn Write) -> io::Result<()> {
+        if let Some(missing) = self.tokens.as_ref().and_then(|tokens| tokens.missing.as_ref()) {
+            // Half of it would be taken for all of it.
+            return Err(io::Error::other(format!("tokens are missing: {missing}")));
+        }
+        let mut writer = csv::Writer::from_writer(out);
+        let line = |kind| Line { kind, from: &self.from, to: &self.to, ..Line::default() };
+        for row in &self.rows {
+            writer.serialize(Line {
+                tenant: row.tenant.as_deref(),
+                namespace: row.namespace.as_deref(),
+                reservation: row.reservation.as_deref(),
+                sku: row.sku.as_deref(),
+                tier: row.tier.as_deref(),
+                device_milliseconds: Some(&row.amount.device_milliseconds),
+                gpu_hours: Some(&row.amount.gpu_hours),
+                ..line("gpu")
+            })?;
+        }
+        for row in self.tokens.iter().flat_map(|tokens| &tokens.rows) {
+            writer.serialize(Line {
+                tenant: row.tenant.as_deref(),
+                namespace: row.namespace.as_deref(),
+                endpoint: row.endpoint.as_deref(),
+                model: row.model.as_deref(),
+                requests: Some(row.requests),
+                partial: Some(row.partial),
+                prompt_tokens: Some(row.prompt_tokens),
+                cached_tokens: Some(row.cached_tokens),
+                completion_tokens: Some(row.completion_tokens),
+                ..line("tokens")
+            })?;
+        }
+        writer.flush()
+    }
+
     fn write_table(&self, out: &mut dyn Write) -> io::Result<()> {
         writeln!(out, "From {} to {}", self.from, self.to)?;
         writeln!(out)?;

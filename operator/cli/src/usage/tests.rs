@@ -83,6 +83,25 @@ fn json_has_exact_decimal_strings() {
     "#);
 }
 
+/// One table of both, for a spreadsheet.
+#[test]
+fn csv_has_gpu_time_and_tokens() {
+    let row = r#"{"tenant":"acme","requests":2,"partial":1,"promptTokens":70,"cachedTokens":30,"completionTokens":9}"#;
+    let rows = vec![serde_json::from_str(row).unwrap()];
+    let tokens = Some(Tokens { rows, missing: None });
+    let answer = Usage { tokens, ..answer(&args(By::Tenant, Some("acme")), NOW - 1, NOW) };
+    let mut out = Vec::new();
+    crate::output::write(crate::output::Format::Csv, &answer, &mut out).unwrap();
+    insta::assert_snapshot!(String::from_utf8(out).unwrap(), @"
+    kind,from,to,tenant,namespace,reservation,sku,tier,device_milliseconds,gpu_hours,endpoint,model,requests,partial,prompt_tokens,cached_tokens,completion_tokens
+    gpu,2026-11-21T07:59:59.999Z,2026-11-21T08:00:00Z,acme,,,,,8,0.000002,,,,,,,
+    tokens,2026-11-21T07:59:59.999Z,2026-11-21T08:00:00Z,acme,,,,,,,,,2,1,70,30,9
+    ");
+    let missing = Some(Tokens { rows: Vec::new(), missing: Some("it is away".to_owned()) });
+    let error = Usage { tokens: missing, ..answer }.write_csv(&mut Vec::new()).unwrap_err();
+    assert_eq!(error.to_string(), "tokens are missing: it is away");
+}
+
 /// Periods that adjoin add up, and the future counts nothing.
 #[rstest]
 #[case::before(NOW - 48 * HOUR, NOW - 24 * HOUR, "0")]
