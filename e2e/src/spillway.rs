@@ -25,6 +25,7 @@
 //! ```
 
 mod binaries;
+mod catalogue;
 mod gateway;
 mod ledger;
 mod objects;
@@ -38,6 +39,7 @@ use anyhow::{Context as _, Result};
 use kube::Client;
 
 pub use binaries::Binaries;
+pub use catalogue::{CatalogueOptions, write_catalogue};
 pub use gateway::Gateway;
 pub use ledger::{Booking, LedgerCopy, LedgerView, ReservationRef, Segment};
 pub use objects::{REGION, SKU, holds};

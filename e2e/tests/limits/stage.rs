@@ -1,14 +1,14 @@
 //! Gateways and a usage service as processes, and a client of many requests.
 
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::path::{Path, PathBuf};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::json;
-use spillway_lab::spillway::Binaries;
-use spillway_lab::wait_for;
+use spillway_lab::spillway::{Binaries, CatalogueOptions, write_catalogue};
+use spillway_lab::{free_port, wait_for};
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
 use tokio::task::JoinSet;
@@ -36,8 +36,7 @@ pub(crate) struct Stage {
 }
 
 fn free() -> Result<SocketAddr> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("finding a free port")?;
-    listener.local_addr().context("the port")
+    Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, free_port(Ipv4Addr::LOCALHOST)?)))
 }
 
 fn spawn(program: &Path, args: &[String], log: &Path) -> Result<Child> {
@@ -81,7 +80,13 @@ impl Stage {
             .await?;
             service = vec![format!("--usage=http://{address}"), format!("--gateways={count}")];
         }
-        let (key, catalogue) = catalogue(&binaries.gateway, dir.path(), engine, limits).await?;
+        let options = CatalogueOptions {
+            endpoint: "chat",
+            engine: engine.address,
+            key_limits: &format!("{{{limits}}}"),
+            tenant_limits: "{}",
+        };
+        let (key, catalogue) = write_catalogue(&binaries.gateway, dir.path(), options).await?;
         let mut stage = Self { gateways: Vec::new(), usage, key, http, _dir: dir };
         for number in 0..count {
             let (address, admin) = (free()?, free()?);
@@ -174,20 +179,4 @@ async fn gather(mut asking: JoinSet<Result<Told>>) -> Result<Told> {
         all.cut += one.cut;
     }
     Ok(all)
-}
-
-/// A key with these limits, and the file of a catalogue with it.
-async fn catalogue(gateway: &Path, dir: &Path, engine: &Engine, limits: &str) -> Result<(String, PathBuf)> {
-    let printed = Command::new(gateway).arg("key").output().await.context("making a key")?;
-    let printed = String::from_utf8(printed.stdout).context("a key")?;
-    let key = printed.lines().next().context("a key")?.to_owned();
-    let entry = printed.lines().find_map(|line| line.trim().strip_prefix("- {")).context("the entry of a key")?;
-    let text = format!(
-        "keys: [{{{}, limits: {{{limits}}}}}]\nendpoints: [{{namespace: acme, name: chat, tenant: acme, model: m, version: one, capabilities: [Chat], contextLength: 4096, replicas: [{{name: one, address: \"{}\"}}]}}]\n",
-        entry.trim_end_matches('}'),
-        engine.address
-    );
-    let path = dir.join("catalogue.yaml");
-    std::fs::write(&path, text).context("writing the catalogue")?;
-    Ok((key, path))
 }

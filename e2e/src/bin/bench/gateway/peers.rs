@@ -1,12 +1,13 @@
 //! The processes that are measured: ours, and those of others, which come from PyPI by exact versions.
 
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use spillway_lab::{pip, wait_for};
+use spillway_lab::spillway::{CatalogueOptions, write_catalogue};
+use spillway_lab::{free_port, pip, wait_for};
 use tokio::process::{Child, Command};
 
 use super::load::{self, Target};
@@ -73,10 +74,9 @@ impl Running {
     }
 }
 
-/// A port of loopback that is free now.
-pub(crate) fn free() -> Result<SocketAddr> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("finding a free port")?;
-    listener.local_addr().context("the port")
+/// An address of loopback whose port is free now.
+fn free() -> Result<SocketAddr> {
+    Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, free_port(Ipv4Addr::LOCALHOST)?)))
 }
 
 fn spawn(command: &mut Command, log: &Path) -> Result<Child> {
@@ -106,18 +106,12 @@ async fn serves(name: &str, target: &Target) -> Result<()> {
 
 /// Our gateway, with a key, limits and its log on.
 pub(crate) async fn ours(program: &Path, dir: &Path, engine: SocketAddr, durability: &'static str) -> Result<Running> {
-    let key = Command::new(program).arg("key").output().await.context("making a key")?;
-    let key = String::from_utf8(key.stdout).context("a key")?;
-    let secret = key.lines().next().context("a key")?.to_owned();
-    let entry = key.lines().find_map(|line| line.trim().strip_prefix("- {")).context("the entry of a key")?;
-    let entry = entry.trim_end_matches('}');
     // Limits that are looked at and never reached.
     let limits = "{requestsPerMinute: 1000000000, tokensPerMinute: 1000000000000, concurrency: 100000}";
-    let catalogue = format!(
-        "tenants: [{{name: acme, limits: {limits}}}]\nkeys: [{{{entry}, limits: {limits}}}]\nendpoints: [{{namespace: acme, name: bench, tenant: acme, model: bench, version: one, capabilities: [Chat], contextLength: 4096, replicas: [{{name: one, address: \"{engine}\"}}]}}]\n"
-    );
-    let path = dir.join(format!("catalogue-{durability}.yaml"));
-    std::fs::write(&path, catalogue).context("writing the catalogue")?;
+    let options = CatalogueOptions { endpoint: "bench", engine, key_limits: limits, tenant_limits: limits };
+    let folder = dir.join(durability);
+    std::fs::create_dir(&folder).context("a folder for the catalogue")?;
+    let (secret, path) = write_catalogue(program, &folder, options).await?;
     let (address, admin) = (free()?, free()?);
     let log = dir.join(format!("log-{durability}"));
     let mut command = Command::new(program);
