@@ -140,9 +140,9 @@ impl Plan {
         let named = serving.endpoint.spec.capacity.reservation.as_str();
         let on = |one: &Deployment, name: &str| one.labels().get(RESERVATION_LABEL).is_some_and(|of| of == name);
         let sum = |all: &mut dyn Iterator<Item = &Arc<Deployment>>| {
-            all.fold(Replicas::default(), |sum, one| {
-                let ready = one.status.as_ref().and_then(|status| status.ready_replicas).unwrap_or(0);
-                Replicas { laid_out: sum.laid_out + laid_out(one), ready: sum.ready + ready }
+            all.fold(Replicas::default(), |sum, one| Replicas {
+                laid_out: sum.laid_out + laid_out(one),
+                ready: sum.ready + ready(one),
             })
         };
         let before = sum(&mut there.iter().filter(|one| is_old(one) && on(one, named)));
@@ -164,10 +164,7 @@ impl Plan {
                 Some(before) if !may_change => old.push((Arc::clone(before), 1)),
                 before => {
                     places.push(Place::Burst(*number));
-                    let answers = there
-                        .iter()
-                        .filter(|one| on(one, &name) && !is_old(one))
-                        .any(|one| one.status.as_ref().and_then(|status| status.ready_replicas).unwrap_or(0) > 0);
+                    let answers = there.iter().any(|one| on(one, &name) && !is_old(one) && ready(one) > 0);
                     may_change &= before.is_none() && answers;
                 }
             }
@@ -179,6 +176,11 @@ impl Plan {
 /// Replicas that a Deployment asks for.
 fn laid_out(deployment: &Deployment) -> i32 {
     deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1)
+}
+
+/// Replicas of a Deployment that answer.
+fn ready(deployment: &Deployment) -> i32 {
+    deployment.status.as_ref().and_then(|status| status.ready_replicas).unwrap_or(0)
 }
 
 /// The model's version and the capacity, or why there is none.
@@ -435,9 +437,10 @@ fn autoscaling(
         Registration::Ours => {}
     }
     if endpoint.spec.replicas == 0 {
-        let message =
-            if scaling.min == 0 { "The first request starts a replica." } else { "It is stopped: spec.replicas is 0." };
-        return Some((scaling.min == 0, if scaling.min == 0 { ASLEEP } else { "Stopped" }, message.to_owned()));
+        return Some(match scaling.min {
+            0 => (true, ASLEEP, "The first request starts a replica.".to_owned()),
+            _ => (false, "Stopped", "It is stopped: spec.replicas is 0.".to_owned()),
+        });
     }
     let found = autoscaler(context, namespace, name)?;
     let conditions = found.status.iter().flat_map(|status| status.conditions.iter().flatten());

@@ -25,7 +25,6 @@ use kube::{
     Api, Client, ResourceExt,
     api::{Patch, PatchParams, PostParams},
 };
-use rustls::ServerConfig;
 use serde_json::json;
 use spillway_crds::names::{EXTERNAL_METRICS_APISERVICE, METRICS_API_SERVICE, METRICS_TLS_SECRET};
 use tokio::{
@@ -137,7 +136,8 @@ async fn read(client: Client, namespace: String, publish: watch::Sender<Option<A
             Ok(Some((identity, callers))) => match tls::config(&identity, &callers) {
                 Ok(config) => {
                     tracing::info!("the metrics API has a certificate");
-                    publish.send_replace(Some(Arc::new(new_serving(config, callers.clone()))));
+                    let acceptor = TlsAcceptor::from(Arc::new(config));
+                    publish.send_replace(Some(Arc::new(Serving { acceptor, callers: callers.clone() })));
                     known = Some((identity, callers));
                     told.clear();
                     LOOK
@@ -150,10 +150,6 @@ async fn read(client: Client, namespace: String, publish: watch::Sender<Option<A
         };
         tokio::time::sleep(wait).await;
     }
-}
-
-fn new_serving(config: ServerConfig, callers: Callers) -> Serving {
-    Serving { acceptor: TlsAcceptor::from(Arc::new(config)), callers }
 }
 
 /// Says once what is wrong.

@@ -8,7 +8,7 @@ use crate::tokens::{EndpointName, GatewayName};
 /// Milliseconds until a question is answered though nothing calls.
 pub const PATIENCE_MS: u64 = 1_000;
 
-/// The answer to `GET /load?after=N`, which comes at once when there were more than `N` calls, and after [`PATIENCE_MS`] otherwise.
+/// The answer to `GET /load?after=N`, which comes at once when there was another number of calls than `N`, and after [`PATIENCE_MS`] otherwise.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LoadReport {

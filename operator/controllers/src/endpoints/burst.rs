@@ -3,16 +3,12 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use k8s_openapi::api::apps::v1::Deployment;
-use kube::{
-    Api, ResourceExt,
-    api::{DeleteParams, PostParams, Preconditions},
-    runtime::reflector::ObjectRef,
-};
+use kube::{Api, ResourceExt, api::PostParams, runtime::reflector::ObjectRef};
 use spillway_crds::{GpuReservation, ModelEndpoint, names::RESERVATION_LABEL};
 use spillway_manifests::endpoint::{Serving, build_burst, burst_name};
 use spillway_planner::ReservationUid;
 
-use super::fits;
+use super::{delete, fits};
 use crate::{
     context::Context,
     error::{Error, call},
@@ -22,11 +18,10 @@ use crate::{
 const MOST: i32 = 64;
 
 /// A burst reservation of an endpoint.
-#[derive(Clone)]
 pub(super) struct Burst {
     object: Arc<GpuReservation>,
     /// Its devices are handed over.
-    pub(super) held: bool,
+    held: bool,
 }
 
 impl Burst {
@@ -112,19 +107,13 @@ pub(super) async fn end(
     wanted: i32,
     deployments: &[Arc<Deployment>],
 ) -> Result<(), Error> {
-    let api: Api<GpuReservation> = Api::namespaced(context.client.clone(), serving.namespace);
     let over = |(number, burst): &(&i32, &Burst)| **number >= wanted || !burst.suits(serving.version.needs.devices);
     for (_, burst) in known.iter().filter(over).filter(|(_, burst)| !burst.is_over()) {
         let name = burst.object.name_any();
         if deployments.iter().any(|one| one.labels().get(RESERVATION_LABEL) == Some(&name)) {
             continue;
         }
-        let preconditions = Some(Preconditions { uid: burst.object.uid(), resource_version: None });
-        let params = DeleteParams { preconditions, ..DeleteParams::default() };
-        match call("ending a burst reservation", api.delete(&name, &params)).await {
-            Err(error) if !error.is_not_found() && !error.is_conflict() => return Err(error),
-            _ => {}
-        }
+        delete(context, serving.namespace, &*burst.object).await?;
     }
     Ok(())
 }

@@ -9,9 +9,9 @@
 //! 1. *Blocks.* It keeps the one bucket of each limit, and takes a block out of it before it grants the block. It adds what gateways return;
 //!    [`Need::returned`] is a running total, so that a message that comes twice or never does no harm. What a gateway neither used nor
 //!    returned is lost, not granted again.
-//! 2. *Slots* replace those granted before. It counts for each gateway the most of its grants that have not ended, but no more than it asked for last, and grants no more than the
-//!    limit to all of them; it does not take away from a gateway that asks in time: it grants at least the lesser of what is asked and what it
-//!    counts for it.
+//! 2. *Slots* replace those granted before. It counts for each gateway the most of its grants that have not ended, but no more than it asked for
+//!    last, and grants no more than the limit to all of them; it does not take away from a gateway that asks in time: it grants at least the
+//!    lesser of what is asked and what it counts for it.
 //! 3. It ignores a [`Need`] whose sequence is not above all that it had from that gateway; a gateway that starts anew is another gateway.
 //! 4. It grants no gateway more than its part (`held` and the block together), unless one request needs more ([`Need::least`]).
 //!
