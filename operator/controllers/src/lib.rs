@@ -9,6 +9,7 @@
 pub mod apikeys;
 pub mod assignments;
 pub mod backlog;
+pub mod canaries;
 pub mod changes;
 pub mod config;
 pub mod context;

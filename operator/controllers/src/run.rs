@@ -32,6 +32,7 @@ use tokio::{
 use crate::{
     apikeys, assignments,
     backlog::Backlog,
+    canaries,
     changes::{Changed, Sharing},
     config::{Config, MAX_GAP},
     context::{Context, NodeMemory, Queues, Stores, Throttle},
@@ -206,10 +207,11 @@ fn start(
         sweeping.await;
         Err(Error::TaskEnded("sweeping"))
     });
+    let judging = canaries::run(Arc::clone(&context), Arc::clone(&gateways));
     let (scaling, keeping) =
         (scaling::run(Arc::clone(&context), gateways), external::keep(Arc::clone(&context), register));
     tasks.spawn(async move {
-        tokio::join!(scaling, keeping);
+        tokio::join!(scaling, keeping, judging);
         Err(Error::TaskEnded("scaling"))
     });
     control("endpoints", &context, endpoint_store, endpoint_stream, 4, endpoints::reconcile, tasks);
