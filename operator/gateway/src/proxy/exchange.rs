@@ -170,10 +170,10 @@ impl Exchange {
             }
             Reached::Answers(flight, response) => {
                 let (status, replica) = (response.status(), flight.replica.name.clone());
-                self.load.ended(&flight.replica.version, status.is_server_error());
+                let refused = is_requests_fault(status);
+                self.load.ended(&flight.replica.version, !refused);
                 // What it says no to may be the request's fault: three of them in a row are no reason to leave an engine alone.
                 flight.end(None, Verdict::Unknown);
-                let refused = status.is_client_error();
                 if !refused {
                     tracing::warn!(id = %self.id, %replica, %status, "an engine answered with an error");
                 }
@@ -783,6 +783,11 @@ impl Gateway {
     }
 }
 
+/// Whether an engine says no for what the request is. What only its operator could mend is no fault of the client's key.
+fn is_requests_fault(status: StatusCode) -> bool {
+    status.is_client_error() && !matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
+}
+
 /// Whether it has no room now. Engines say so by 503; providers have limits of their own as well.
 fn is_busy(target: &Target, status: StatusCode) -> bool {
     let limited = status == StatusCode::TOO_MANY_REQUESTS && matches!(target, Target::Provider(_));
@@ -884,8 +889,7 @@ async fn read_all(mut body: Incoming, most: usize, idle: Duration) -> Read {
 /// What a client is told where the engine refuses its request: the engine's own words, in OpenAI's form.
 async fn refusal(response: Response<Incoming>) -> Result<(StatusCode, String), ApiError> {
     let status = response.status();
-    // What only an operator could mend is no fault of the client's key.
-    if !status.is_client_error() || matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
+    if !is_requests_fault(status) {
         return Err(ApiError::Upstream);
     }
     let body = match read_all(response.into_body(), ERROR_BYTES, Duration::from_secs(5)).await {

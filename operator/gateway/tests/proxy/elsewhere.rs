@@ -269,20 +269,25 @@ async fn a_canary_gets_its_part_and_its_failures_are_told() {
         failed += usize::from(stage.chat(json!({})).await.status().is_server_error());
     }
     assert_eq!((failed, canary.seen().bodies.len(), stable.seen().bodies.len()), (10, 10, 30));
+    canary.set(Script { refuses: Some((401, "{}")), ..Script::default() });
+    for _ in 0..4 {
+        failed += usize::from(stage.chat(json!({})).await.status().is_server_error());
+    }
+    assert_eq!(failed, 11, "a key that the engine asks for is no fault of the client's");
     // What a client does wrong, or does not wait for, is nobody's fault.
     stable.set(Script { refuses: Some((400, "{}")), ..Script::default() });
     assert_eq!(stage.chat(json!({})).await.status(), StatusCode::BAD_REQUEST);
     let report = stage.gateway.load(u64::MAX).await;
     let chat_load = report.endpoints.iter().find(|one| one.endpoint.as_str() == "chat").unwrap();
     let of = |version: &str| chat_load.versions.iter().find(|one| one.version.as_str() == version).unwrap();
-    assert_eq!((of("v2").answered, of("v2").failed), (0, 10));
-    assert_eq!((of("v1").answered, of("v1").failed), (31, 0));
+    assert_eq!((of("v2").answered, of("v2").failed), (0, 11));
+    assert_eq!((of("v1").answered, of("v1").failed), (34, 0));
     // It is rolled back: nothing goes to it any more.
     stable.set(Script::default());
     publish(&stage, vec![chat(0)]).await;
     for _ in 0..10 {
         assert_eq!(stage.chat(json!({})).await.status(), StatusCode::OK);
     }
-    assert_eq!(canary.seen().bodies.len(), 10);
+    assert_eq!(canary.seen().bodies.len(), 11);
     stage.at_rest().await;
 }
