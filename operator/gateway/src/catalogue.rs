@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use serde::Serialize;
+use spillway_crds::Preset;
 use spillway_metering::tokens::{EndpointName, ModelName, ModelVersion, ReplicaName};
 use spillway_metering::{NamespaceName, TenantName};
 
@@ -30,6 +31,8 @@ pub struct Replica {
     pub version: ModelVersion,
     /// The model's name at it.
     pub served_name: String,
+    /// The preset of its engine.
+    pub preset: Preset,
 }
 
 /// What a request waits for that finds no replica.
@@ -71,6 +74,8 @@ pub struct Served {
     pub created: i64,
     /// Replicas that are wanted.
     pub wanted: u32,
+    /// How much of its KV cache each is to have in use, in percent, where replicas are scaled by it.
+    pub kv_cache_target: Option<u32>,
     /// What a request waits for where none answers.
     pub absence: Absence,
     /// Replicas that answer.

@@ -19,7 +19,7 @@ use spillway_crds::apikey::{KEY_SHARDS, keys_secret};
 use spillway_crds::key::{KeyId, SecretHash};
 use spillway_crds::names::{ENDPOINT_LABEL, host_of};
 use spillway_crds::{
-    ApiKey, Capability, ConditionStatus, KeyRecord, Model, ModelEndpoint, ModelVersion, ServingLimits, Tenant,
+    ApiKey, Capability, ConditionStatus, KeyRecord, Model, ModelEndpoint, ModelVersion, Preset, ServingLimits, Tenant,
 };
 use spillway_metering::tokens::ReplicaName;
 use spillway_metering::{NamespaceName, TenantName};
@@ -71,7 +71,7 @@ pub fn build(objects: &Objects) -> Catalogue {
     let mut served = |endpoint: &Arc<ModelEndpoint>| -> Option<(FullName, Arc<Served>)> {
         let name: FullName = (endpoint.namespace()?.into(), endpoint.name_any().into());
         let model = models.get(&endpoint.spec.model.name)?;
-        let served = serve(endpoint, &name, owners.get(&name.0)?, model)?;
+        let (served, preset) = serve(endpoint, &name, owners.get(&name.0)?, model)?;
         // What a pod calls its host is its version, as names of pods may be. One of a version that is no more serves on until it goes.
         let replica = |one: Found| {
             let version =
@@ -83,6 +83,7 @@ pub fn build(objects: &Objects) -> Catalogue {
                 version: version.map_or_else(|| served.version.clone(), |version| version.name.as_str().into()),
                 served_name: version
                     .map_or_else(|| served.served_name.clone(), |version| served_name(endpoint, version)),
+                preset: version.map_or(preset, |version| version.runtime.preset),
             }
         };
         let replicas = found.remove(&name).unwrap_or_default().into_iter().map(replica).collect();
@@ -92,10 +93,12 @@ pub fn build(objects: &Objects) -> Catalogue {
     Catalogue { keys: keyring(objects, &owners), tenants, endpoints }
 }
 
-fn serve(endpoint: &ModelEndpoint, name: &FullName, tenant: &TenantName, model: &Model) -> Option<Served> {
+/// An endpoint without its replicas, and the preset of its version.
+fn serve(endpoint: &ModelEndpoint, name: &FullName, tenant: &TenantName, model: &Model) -> Option<(Served, Preset)> {
     let version = model.spec.versions.iter().find(|version| version.name == endpoint.spec.model.version)?;
     let shared = endpoint.spec.access.iter().flat_map(|access| &access.tenants);
-    Some(Served {
+    let scaling = endpoint.spec.scaling.as_ref();
+    let served = Served {
         namespace: name.0.clone(),
         name: name.1.clone(),
         tenant: tenant.clone(),
@@ -107,9 +110,13 @@ fn serve(endpoint: &ModelEndpoint, name: &FullName, tenant: &TenantName, model: 
         context_length: u64::try_from(version.context_length).unwrap_or(0),
         created: endpoint.metadata.creation_timestamp.as_ref().map_or(0, |at| at.0.as_second()),
         wanted: u32::try_from(endpoint.spec.replicas).unwrap_or(0),
+        kv_cache_target: scaling
+            .and_then(|scaling| scaling.target.kv_cache_percent_per_replica)
+            .and_then(|percent| u32::try_from(percent).ok()),
         absence: absence(endpoint),
         replicas: Vec::new(),
-    })
+    };
+    Some((served, version.runtime.preset))
 }
 
 /// The model's name at engines of a version: vLLM and llama.cpp are told it; another image may know it by one of its own.

@@ -13,6 +13,7 @@ pub mod file;
 pub mod fleet;
 pub mod json;
 pub mod keys;
+pub mod kv_cache;
 pub mod leasing;
 pub mod load;
 pub mod metrics;

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use spillway_metering::TenantName;
-use spillway_metering::load::{EndpointLoad, LoadReport, PATIENCE_MS};
+use spillway_metering::load::{EndpointCaches, EndpointLoad, LoadReport, PATIENCE_MS};
 use spillway_metering::tokens::GatewayName;
 use tokio::sync::watch;
 
@@ -120,7 +120,7 @@ impl Loads {
     }
 
     /// What the operator is told.
-    pub fn report(&self, gateway: &GatewayName) -> LoadReport {
+    pub fn report(&self, gateway: &GatewayName, caches: Vec<EndpointCaches>) -> LoadReport {
         let state = self.lock();
         // After the lock: what ended before it did so before now.
         let now_ms = self.clock.now_ms();
@@ -140,6 +140,7 @@ impl Loads {
             up_ms: now_ms,
             calls: *self.calls.borrow(),
             endpoints: endpoints.collect(),
+            caches,
         }
     }
 

@@ -18,7 +18,7 @@ use spillway_gateway::routing::{BLOCKS_MAX, Cache, Config, Cost, Peers};
 use spillway_gateway::ship::UsageService;
 use spillway_gateway::tls::{Files, Tls};
 use spillway_gateway::wal::{self, Durability, Wal};
-use spillway_gateway::{cluster, file, leasing, server, ship};
+use spillway_gateway::{cluster, file, kv_cache, leasing, server, ship};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing_subscriber::EnvFilter;
@@ -179,6 +179,7 @@ async fn main() -> anyhow::Result<()> {
         wal,
     });
     tokio::spawn(Arc::clone(&gateway).follow());
+    tokio::spawn(kv_cache::read(Arc::clone(&gateway)));
     if let Some(base) = arguments.usage.clone() {
         let service = UsageService::new(base);
         tokio::spawn(ship::ship(Arc::clone(&gateway), service.clone(), name.as_str().into()));

@@ -26,6 +26,7 @@ use crate::clock::Clock;
 use crate::error::ApiError;
 use crate::fleet::Fleet;
 use crate::keys::Key;
+use crate::kv_cache::Caches;
 use crate::leasing::Bell;
 use crate::load::{self, Loads};
 use crate::metrics::Metrics;
@@ -161,7 +162,7 @@ pub struct Gateway {
     name: GatewayName,
     limits: Limits,
     pub(crate) clock: Clock,
-    catalogue: watch::Receiver<Arc<Catalogue>>,
+    pub(crate) catalogue: watch::Receiver<Arc<Catalogue>>,
     stage: watch::Receiver<Stage>,
     pub(crate) admission: Arc<Admission>,
     fleet: Fleet,
@@ -172,6 +173,7 @@ pub struct Gateway {
     bodies: Arc<Budget>,
     pub(crate) bell: Bell,
     loads: Arc<Loads>,
+    pub(crate) caches: Caches,
 }
 
 /// How a connection is ended whose client does not read: put into its requests by who has it.
@@ -233,6 +235,7 @@ impl Gateway {
             bodies: Budget::new(limits.bodies, limits.bodies_of_key, limits.requests_of_key),
             bell: Bell::default(),
             loads: Loads::new(clock, limits.held),
+            caches: Caches::new(clock),
         })
     }
 
@@ -259,7 +262,8 @@ impl Gateway {
     /// What each endpoint has to do: when a request calls for a replica after `after` calls, or shortly.
     pub async fn load(&self, after: u64) -> LoadReport {
         self.loads.called(after).await;
-        self.loads.report(&self.name)
+        let caches = self.caches.report(&self.catalogue.borrow());
+        self.loads.report(&self.name, caches)
     }
 
     /// The engines that the catalogue names are those to send to, from now on and whenever it changes. Runs until the catalogue is dropped.

@@ -36,6 +36,8 @@ pub(crate) struct Script {
     pub(crate) refuses: Option<(u16, &'static str)>,
     /// Whether it ends a stream with `[DONE]`.
     pub(crate) says_done: bool,
+    /// What it says at `/metrics`; none: it has none.
+    pub(crate) metrics: Option<String>,
     /// Between the chunk in which the choice ends and what comes after it.
     pub(crate) pause_at_end: Duration,
 }
@@ -51,6 +53,7 @@ impl Default for Script {
             usage: Some(usage(7, 5)),
             refuses: None,
             says_done: true,
+            metrics: None,
             pause_at_end: Duration::ZERO,
         }
     }
@@ -126,6 +129,10 @@ async fn answer(
     seen: Arc<Mutex<Seen>>,
     request: Request<Incoming>,
 ) -> std::io::Result<Answer> {
+    if request.uri().path() == "/metrics" {
+        let status = if script.metrics.is_some() { StatusCode::OK } else { StatusCode::NOT_FOUND };
+        return Ok(response(status, "text/plain", full(script.metrics.unwrap_or_default())));
+    }
     let id = request.headers()["x-request-id"].to_str().unwrap().to_owned();
     let path = request.uri().path().to_owned();
     let body: Value = serde_json::from_slice(&request.into_body().collect().await.unwrap().to_bytes()).unwrap();

@@ -10,6 +10,7 @@
 
 mod engine;
 mod hold;
+mod kv_cache;
 mod privacy;
 mod refusals;
 mod stage;

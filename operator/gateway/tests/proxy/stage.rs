@@ -11,6 +11,7 @@ use hyper::{Request, Response};
 use hyper_util::client::legacy::{Client, connect::HttpConnector};
 use hyper_util::rt::TokioExecutor;
 use serde_json::{Value, json};
+use spillway_crds::Preset;
 use spillway_gateway::admission::{self, Admission, Mode};
 use spillway_gateway::catalogue::{Absence, Catalogue, Replica, Served};
 use spillway_gateway::fleet::Fleet;
@@ -18,9 +19,9 @@ use spillway_gateway::keys::{AllowedModels, Key, KeyId, Keyring, PresentedKey, S
 use spillway_gateway::proxy::{Gateway, Limits, Parts, Stage as Phase};
 use spillway_gateway::request::Endpoint;
 use spillway_gateway::routing::{Cache, Config, Cost, EngineId, Peers};
-use spillway_gateway::server;
 use spillway_gateway::tls::Tls;
 use spillway_gateway::wal::{self, Durability, Wal};
+use spillway_gateway::{kv_cache, server};
 use spillway_metering::tokens::UsageRecord;
 use tempfile::TempDir;
 use tokio::sync::watch;
@@ -95,6 +96,7 @@ pub(crate) fn served(name: &str, capabilities: &[Endpoint], engines: &[SocketAdd
         address: *address,
         version: "v1".into(),
         served_name: "engine/tiny".to_owned(),
+        preset: Preset::OpenAi,
     };
     Served {
         namespace: "acme".into(),
@@ -108,6 +110,7 @@ pub(crate) fn served(name: &str, capabilities: &[Endpoint], engines: &[SocketAdd
         context_length: 4_096,
         created: 1_700_000_000,
         wanted: 1,
+        kv_cache_target: None,
         absence: Absence::Stopped,
         replicas: (0..).zip(engines).map(replica).collect(),
     }
@@ -147,6 +150,7 @@ impl Stage {
             wal,
         });
         tokio::spawn(Arc::clone(&gateway).follow());
+        tokio::spawn(kv_cache::read(Arc::clone(&gateway)));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let server = tokio::spawn(server::serve(listener, Arc::clone(&gateway), setting.server, stage, setting.tls));
