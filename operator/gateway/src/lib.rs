@@ -23,5 +23,6 @@ pub mod routing;
 pub mod server;
 pub mod ship;
 pub mod sse;
+pub mod telemetry;
 pub mod tls;
 pub mod wal;

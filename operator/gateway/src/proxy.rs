@@ -4,7 +4,7 @@
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use futures::FutureExt as _;
@@ -32,6 +32,7 @@ use crate::load::{self, Loads};
 use crate::metrics::Metrics;
 use crate::request::{self, Bounds, Route, check_content_type, route};
 use crate::routing::BlockShape;
+use crate::telemetry::Telemetry;
 use crate::wal::Wal;
 
 mod connect;
@@ -47,7 +48,7 @@ const BLOCK_BYTES: usize = 2_048;
 const LEASE: Duration = Duration::from_millis(500);
 /// The id of a request, in its answer and at the engine.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-/// Trace context (W3C), which goes on to the engine as it came.
+/// Trace context (W3C), which goes on to the engine as it came, where no trace of ours continues it.
 const TRACE: [HeaderName; 2] = [HeaderName::from_static("traceparent"), HeaderName::from_static("tracestate")];
 
 /// How long each phase of a request may take, and how much of it there may be.
@@ -174,6 +175,7 @@ pub struct Gateway {
     pub(crate) bell: Bell,
     loads: Arc<Loads>,
     pub(crate) caches: Caches,
+    telemetry: Arc<Telemetry>,
 }
 
 /// How a connection is ended whose client does not read: put into its requests by who has it.
@@ -196,6 +198,8 @@ pub struct Parts {
     pub fleet: Fleet,
     /// The log of what is billed.
     pub wal: Wal,
+    /// Where requests are told of.
+    pub telemetry: Arc<Telemetry>,
 }
 
 /// A request that counts as running until this is dropped.
@@ -236,6 +240,7 @@ impl Gateway {
             bell: Bell::default(),
             loads: Loads::new(clock, limits.held),
             caches: Caches::new(clock),
+            telemetry: parts.telemetry,
         })
     }
 
@@ -251,7 +256,10 @@ impl Gateway {
 
     /// What `/metrics` shows.
     pub fn metrics(&self) -> String {
-        self.metrics.render(&self.admission.counts(), &self.wal.stats(), self.running(), self.loads.held())
+        let (counts, log) = (self.admission.counts(), self.wal.stats());
+        let mut text = self.metrics.render(&counts, &log, self.running(), self.loads.held());
+        self.telemetry.render(&mut text);
+        text
     }
 
     /// Tells whoever asks for the load once more, at once.
@@ -310,6 +318,7 @@ impl Gateway {
     where
         Incoming: Body<Data = Bytes> + Unpin,
     {
+        let begun = Instant::now();
         let (head, body) = request.into_parts();
         let route = route(head.method.as_str(), head.uri.path())?;
         let catalogue = Arc::clone(&self.catalogue.borrow());
@@ -337,9 +346,12 @@ impl Gateway {
         if !served.capabilities.contains(&endpoint) {
             return Err(ApiError::NotCapable { path: endpoint.path() });
         }
-        let guard = self.admit(&catalogue, key, served, &request).await?;
+        let mut operation = self.telemetry.begin(begun, &head.headers, endpoint, served, request.stream());
+        let admitted = self.admit(&catalogue, key, served, &request).await;
+        let guard = admitted.inspect_err(|error| operation.failed(error.code()))?;
         let rates = guard.rates();
-        let trace = TRACE.iter().filter_map(|name| Some((name.clone(), head.headers.get(name)?.clone()))).collect();
+        let passed = || TRACE.iter().filter_map(|name| Some((name.clone(), head.headers.get(name)?.clone()))).collect();
+        let trace = operation.trace().unwrap_or_else(passed);
         let exchange = Exchange {
             gateway: Arc::clone(self),
             id,
@@ -355,6 +367,7 @@ impl Gateway {
             trace,
             hangup: head.extensions.get::<Hangup>().cloned().unwrap_or_default(),
             guard: Some(guard),
+            operation,
             load: self.loads.begin((served.namespace.clone(), served.name.clone()), key.tenant.clone()),
         };
         drop(body);

@@ -36,7 +36,8 @@ use crate::keys::KeyId;
 use crate::load::Load;
 use crate::request::{self, Endpoint, PromptSize};
 use crate::routing::{EngineId, Prompt, Usage};
-use crate::sse::{self, EVENT_BYTES_MAX, Event, EventStream, Tally, TokenUsage};
+use crate::sse::{self, EVENT_BYTES_MAX, Event, EventStream, FinishReasons, Tally, TokenUsage};
+use crate::telemetry::Operation;
 
 /// Engines that a request is sent to, one after the other, while they cannot be reached or have no room.
 const TRIES: usize = 3;
@@ -84,6 +85,8 @@ pub(super) struct Exchange {
     pub(super) guard: Option<Guard>,
     /// That it is there, for who scales.
     pub(super) load: Load,
+    /// What is told of it.
+    pub(super) operation: Operation,
 }
 
 /// How far an engine came with a request.
@@ -102,16 +105,20 @@ struct Ended {
     counted: u64,
     /// Whether the engine has begun to answer, so that it has computed the prompt.
     begun: bool,
+    /// Why its choices ended.
+    reasons: FinishReasons,
 }
 
 impl Ended {
     /// Of which nothing came.
     fn unused(cause: Cause) -> Self {
-        Self { outcome: Outcome::Partial(cause), usage: None, counted: 0, begun: false }
+        let reasons = FinishReasons::default();
+        Self { outcome: Outcome::Partial(cause), usage: None, counted: 0, begun: false, reasons }
     }
 
     fn cut(cause: Cause, tally: Tally, begun: bool) -> Self {
-        Self { outcome: Outcome::Partial(cause), usage: tally.usage, counted: tally.tokens, begun }
+        let outcome = Outcome::Partial(cause);
+        Self { outcome, usage: tally.usage, counted: tally.tokens, begun, reasons: tally.reasons }
     }
 
     fn usage(&self) -> Option<Usage> {
@@ -162,6 +169,7 @@ impl Exchange {
                 if !refused {
                     tracing::warn!(id = %self.id, %replica, %status, "an engine answered with an error");
                 }
+                self.operation.failed(if refused { "engine_refused" } else { "engine_failed" });
                 let answer = refusal(*response).await;
                 self.close(&Ended::unused(Cause::EngineFailed)).await;
                 if refused {
@@ -175,6 +183,7 @@ impl Exchange {
                 }
             }
             Reached::Ended(cause, error) => {
+                self.operation.failed(error.as_ref().map_or("client_gone", ApiError::code));
                 if opened {
                     self.close(&Ended::unused(cause)).await;
                 }
@@ -191,9 +200,10 @@ impl Exchange {
     }
 
     /// Sends the request to an engine, and to another one where it was not taken.
-    async fn reach(&self, client: &mut Downstream, opened: &mut bool) -> Reached {
-        let gateway = &self.gateway;
-        let prompt = Prompt { tokens: self.request.prompt_size().estimated_tokens(), blocks: &self.blocks };
+    async fn reach(&mut self, client: &mut Downstream, opened: &mut bool) -> Reached {
+        let gateway = Arc::clone(&self.gateway);
+        let blocks = std::mem::take(&mut self.blocks);
+        let prompt = Prompt { tokens: self.request.prompt_size().estimated_tokens(), blocks: &blocks };
         let mut tried: Vec<EngineId> = Vec::new();
         let mut stage = gateway.stage.clone();
         let limit = gateway.limits.first_byte;
@@ -233,6 +243,7 @@ impl Exchange {
                 return Reached::Ended(Cause::EngineFailed, Some(error));
             }
             *opened = true;
+            self.operation.sent(&self.served, &flight.replica);
             let Ok(mut request) = self.upstream_request(&flight, upstream) else {
                 return Reached::Ended(Cause::EngineFailed, Some(ApiError::Upstream));
             };
@@ -420,13 +431,15 @@ impl Exchange {
         let own_count = |body: &[u8]| sse::text_bytes_of_answer(body) / PromptSize::BYTES_PER_TOKEN;
         let (ended, body, verdict) = match read {
             Ok(Read::Whole(body)) => {
-                let usage = sse::usage_of_answer(&body);
+                let (usage, reasons) = sse::usage_of_answer(&body);
                 let counted = if usage.is_some() { 0 } else { own_count(&body) };
-                (Ended { outcome: Outcome::Complete, usage, counted, begun: true }, Ok(body), Verdict::Worked)
+                let ended = Ended { outcome: Outcome::Complete, usage, counted, begun: true, reasons };
+                (ended, Ok(body), Verdict::Worked)
             }
             Ok(Read::TooLarge(part)) => {
                 let outcome = Outcome::Partial(Cause::Bound);
-                let ended = Ended { outcome, usage: None, counted: own_count(&part), begun: true };
+                let (counted, reasons) = (own_count(&part), FinishReasons::default());
+                let ended = Ended { outcome, usage: None, counted, begun: true, reasons };
                 (ended, Err(ApiError::AnswerTooLarge { limit: limits.answer_bytes }), Verdict::Unknown)
             }
             Ok(Read::Broken) => (Ended::unused(Cause::EngineFailed), Err(ApiError::Upstream), Verdict::Failed),
@@ -440,7 +453,10 @@ impl Exchange {
         self.settle_guard(&ended);
         let body = match body {
             Ok(body) if durable => body,
-            Ok(_) => return client.fail(ApiError::Unrecorded),
+            Ok(_) => {
+                self.operation.failed(ApiError::Unrecorded.code());
+                return client.fail(ApiError::Unrecorded);
+            }
             Err(error) => return client.fail(error),
         };
         // No stream was begun where none is asked for.
@@ -486,6 +502,9 @@ impl Exchange {
             let Ok(forward) = reading.take(&data) else { break Some(Cause::Bound) };
             flight.token();
             self.load.began();
+            if reading.tally().tokens > 0 {
+                self.operation.token();
+            }
             if let Some(guard) = &mut self.guard {
                 guard.progress(produced(&reading.tally()));
             }
@@ -513,7 +532,7 @@ impl Exchange {
             Some(cause) => Ended::cut(cause, tally, begun),
             // Some engines end without a word; who has sent the usage chunk has sent all.
             None if tally.failed || !(tally.done || tally.usage_chunk) => Ended::cut(Cause::EngineFailed, tally, begun),
-            None => Ended { outcome: Outcome::Complete, usage: tally.usage, counted: tally.tokens, begun: true },
+            None => Ended { outcome: Outcome::Complete, begun: true, ..Ended::cut(Cause::Crash, tally, begun) },
         };
         let verdict = match ended.outcome {
             Outcome::Complete => Verdict::Worked,
@@ -526,7 +545,10 @@ impl Exchange {
         self.settle_guard(&ended);
         let farewell = match ended.outcome {
             Outcome::Complete if durable => last,
-            Outcome::Complete => ApiError::Unrecorded.event().into(),
+            Outcome::Complete => {
+                self.operation.failed(ApiError::Unrecorded.code());
+                ApiError::Unrecorded.event().into()
+            }
             Outcome::Partial(Cause::ClientGone) => return,
             Outcome::Partial(Cause::Shutdown) => ApiError::Unavailable { retry_after_ms: RETRY_MS }.event().into(),
             // It has told of its failure itself.
@@ -624,6 +646,7 @@ impl Exchange {
             adjusted: settled.adjusted,
         };
         self.gateway.metrics.billed(&self.served, &ending);
+        self.operation.ended(settled.outcome, settled.tokens, ended.reasons);
         match timeout(self.gateway.limits.bill, self.gateway.wal.close(self.id, ending)).await {
             Ok(Ok(_)) => true,
             Ok(Err(error)) => {

@@ -68,6 +68,8 @@ pub(crate) fn usage(prompt: u64, completion: u64) -> Value {
 pub(crate) struct Seen {
     /// The bodies, in their order.
     pub(crate) bodies: Vec<Value>,
+    /// The traces that they are part of.
+    pub(crate) traces: Vec<Option<String>>,
     /// Tokens that it produced, by `x-request-id`.
     pub(crate) produced: HashMap<String, u64>,
     /// Requests whose client went away.
@@ -135,8 +137,13 @@ async fn answer(
     }
     let id = request.headers()["x-request-id"].to_str().unwrap().to_owned();
     let path = request.uri().path().to_owned();
+    let trace = request.headers().get("traceparent").map(|value| value.to_str().unwrap().to_owned());
     let body: Value = serde_json::from_slice(&request.into_body().collect().await.unwrap().to_bytes()).unwrap();
-    seen.lock().unwrap().bodies.push(body.clone());
+    {
+        let mut seen = seen.lock().unwrap();
+        seen.bodies.push(body.clone());
+        seen.traces.push(trace);
+    }
     if script.answers.is_some_and(|answers| before >= answers) {
         return Err(std::io::Error::other("the engine closes the connection"));
     }

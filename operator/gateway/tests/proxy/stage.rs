@@ -19,6 +19,7 @@ use spillway_gateway::keys::{AllowedModels, Key, KeyId, Keyring, PresentedKey, S
 use spillway_gateway::proxy::{Gateway, Limits, Parts, Stage as Phase};
 use spillway_gateway::request::Endpoint;
 use spillway_gateway::routing::{Cache, Config, Cost, EngineId, Peers};
+use spillway_gateway::telemetry::{Otlp, Telemetry};
 use spillway_gateway::tls::Tls;
 use spillway_gateway::wal::{self, Durability, Wal};
 use spillway_gateway::{kv_cache, server};
@@ -38,6 +39,7 @@ pub(crate) struct Stage {
     pub(crate) phase: watch::Sender<Phase>,
     pub(crate) admission: Arc<Admission>,
     pub(crate) server: tokio::task::JoinHandle<()>,
+    pub(crate) telemetry: Arc<Telemetry>,
     client: Client<HttpConnector, Full<Bytes>>,
     /// Where the log is.
     pub(crate) log: TempDir,
@@ -51,6 +53,7 @@ pub(crate) struct Setting {
     pub(crate) log_bytes: u64,
     pub(crate) mode: Mode,
     pub(crate) tls: Option<Arc<Tls>>,
+    pub(crate) otlp: Option<Otlp>,
 }
 
 impl Default for Setting {
@@ -63,6 +66,7 @@ impl Default for Setting {
             log_bytes: 16 << 20,
             mode: Mode::Local,
             tls: None,
+            otlp: None,
         }
     }
 }
@@ -140,6 +144,7 @@ impl Stage {
         let (phase, stage) = watch::channel(Phase::Serving);
         let routing = Config { cache: Cache::AtMost(4096), peers: Peers::None, cost: Cost::default(), seed: 1 };
         let admission = Arc::new(Admission::new(setting.mode));
+        let telemetry = Telemetry::new(setting.otlp);
         let gateway = Gateway::new(Parts {
             name: "gateway-0".into(),
             limits: setting.limits,
@@ -148,6 +153,7 @@ impl Stage {
             admission: Arc::clone(&admission),
             fleet: Fleet::new(routing),
             wal,
+            telemetry: Arc::clone(&telemetry),
         });
         tokio::spawn(Arc::clone(&gateway).follow());
         tokio::spawn(kv_cache::read(Arc::clone(&gateway)));
@@ -156,7 +162,7 @@ impl Stage {
         let server = tokio::spawn(server::serve(listener, Arc::clone(&gateway), setting.server, stage, setting.tls));
         tokio::task::yield_now().await;
         let client = Client::builder(TokioExecutor::new()).build(HttpConnector::new());
-        Self { gateway, address, catalogue, phase, admission, server, client, log }
+        Self { gateway, address, catalogue, phase, admission, server, telemetry, client, log }
     }
 
     /// A request with the key.
