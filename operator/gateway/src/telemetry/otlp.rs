@@ -307,7 +307,12 @@ impl Span {
         let own = Context::new().with_remote_span_context(self.0.span_context().clone());
         let mut headers = HeaderMap::new();
         TraceContextPropagator::new().inject_context(&own, &mut HeaderInjector(&mut headers));
-        headers.into_iter().filter_map(|(name, value)| Some((name?, value))).collect()
+        // An empty tracestate is none.
+        headers
+            .into_iter()
+            .filter_map(|(name, value)| Some((name?, value)))
+            .filter(|(_, value)| !value.is_empty())
+            .collect()
     }
 }
 

@@ -68,8 +68,10 @@ pub(crate) fn usage(prompt: u64, completion: u64) -> Value {
 pub(crate) struct Seen {
     /// The bodies, in their order.
     pub(crate) bodies: Vec<Value>,
-    /// The traces that they are part of.
+    /// The traces that they are part of,
     pub(crate) traces: Vec<Option<String>>,
+    /// and their state.
+    pub(crate) trace_states: Vec<Option<String>>,
     /// Tokens that it produced, by `x-request-id`.
     pub(crate) produced: HashMap<String, u64>,
     /// Requests whose client went away.
@@ -137,12 +139,14 @@ async fn answer(
     }
     let id = request.headers()["x-request-id"].to_str().unwrap().to_owned();
     let path = request.uri().path().to_owned();
-    let trace = request.headers().get("traceparent").map(|value| value.to_str().unwrap().to_owned());
+    let header = |name| request.headers().get(name).map(|value| value.to_str().unwrap().to_owned());
+    let (trace, trace_state) = (header("traceparent"), header("tracestate"));
     let body: Value = serde_json::from_slice(&request.into_body().collect().await.unwrap().to_bytes()).unwrap();
     {
         let mut seen = seen.lock().unwrap();
         seen.bodies.push(body.clone());
         seen.traces.push(trace);
+        seen.trace_states.push(trace_state);
     }
     if script.answers.is_some_and(|answers| before >= answers) {
         return Err(std::io::Error::other("the engine closes the connection"));

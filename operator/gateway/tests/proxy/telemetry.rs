@@ -66,6 +66,7 @@ async fn a_request_is_a_span_between_its_client_and_its_engine() {
     let seen = engine.seen().traces;
     assert_eq!(seen[0], Some(format!("00-{TRACE}-{}-01", hex(&first.span_id))));
     assert_eq!(seen[1], Some(format!("00-{}-{}-01", hex(&second.trace_id), hex(&second.span_id))));
+    assert_eq!(engine.seen().trace_states, [Some("vendor=1".to_owned()), None]);
     assert!(second.parent_span_id.is_empty() && hex(&second.trace_id) != TRACE);
     assert!(first.end_time_unix_nano > first.start_time_unix_nano);
 
