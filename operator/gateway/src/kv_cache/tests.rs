@@ -5,7 +5,7 @@ use spillway_crds::Preset;
 use super::exposition::mean;
 use super::*;
 
-/// What vLLM says at `/metrics`, as its documentation ("Production Metrics") has the names: parts of it.
+/// What vLLM 0.25.1 said at `/metrics` while it answered 64 requests: parts of it.
 const VLLM: &str = include_str!("tests/vllm.txt");
 /// What llama-server says, all of it: nothing of its KV cache since May 2025.
 const LLAMA: &str = include_str!("tests/llama-server.txt");
@@ -16,8 +16,9 @@ fn of(preset: Preset, text: &str) -> Result<u32, CacheUnknown> {
 
 #[test]
 fn engines_are_read_by_their_presets() {
-    assert_eq!(of(Preset::Vllm, VLLM), Ok(87_500));
-    assert_eq!(of(Preset::Vllm, &VLLM.replace("kv_cache", "gpu_cache")), Ok(87_500), "versions of before 2026");
+    assert_eq!(of(Preset::Vllm, VLLM), Ok(2_065));
+    let before = VLLM.replace("kv_cache_usage", "gpu_cache_usage");
+    assert_eq!(of(Preset::Vllm, &before), Ok(2_065), "versions of before 2026");
     assert_eq!(of(Preset::LlamaCpp, LLAMA), Err(CacheUnknown::NotExported));
     let older = format!("{LLAMA}# TYPE llamacpp:kv_cache_usage_ratio gauge\nllamacpp:kv_cache_usage_ratio 0.25\n");
     assert_eq!(of(Preset::LlamaCpp, &older), Ok(250_000));
