@@ -73,7 +73,7 @@ async fn make_ledger(lab: &Lab) -> Result<String> {
 }
 
 /// What is wrong with values, and what is said about it.
-const REFUSED_VALUES: [(&str, &str); 14] = [
+const REFUSED_VALUES: [(&str, &str); 15] = [
     ("graceCapSeconds=0", "graceCapSeconds"),
     ("graceCapSeconds=soon", "graceCapSeconds"),
     ("graceCapSeconds=3601", "graceCapSeconds"),
@@ -87,6 +87,7 @@ const REFUSED_VALUES: [(&str, &str); 14] = [
     ("agent.criSocket=/containerd.sock", "criSocket"),
     ("image.operator.pullPolicy=Sometimes", "pullPolicy"),
     ("operator.replicaCount=3", "replicaCount"),
+    ("gateway.otlp.endpoint=https://collector:4318", "otlp/endpoint"),
     ("nonsense=1", "nonsense"),
 ];
 
@@ -100,6 +101,7 @@ async fn helm_lints_and_refuses_what_would_not_work() -> Result<()> {
     wrong.extend(monitoring(&lab).await?);
     wrong.extend(metrics_api(&lab).await?);
     wrong.extend(client_tls(&lab).await?);
+    wrong.extend(collector(&lab).await?);
     for (set, text) in REFUSED_VALUES {
         match helm(&lab, &["template", "spillway", CHART], &["--set", set]).await {
             Ok(_) => wrong.push(format!("{set} was taken")),
@@ -167,6 +169,24 @@ async fn client_tls(lab: &Lab) -> Result<Vec<String>> {
         let port = find("Service")?["spec"]["ports"][0]["port"].clone();
         if !args.contains("--tls-certificate=/etc/spillway-gateway/tls/tls.crt") || !secret || port != 443 {
             wrong.push(format!("{kind}: {args}, port {port}, {}", pod["volumes"]));
+        }
+    }
+    Ok(wrong)
+}
+
+/// A collector is told of requests where one is named.
+async fn collector(lab: &Lab) -> Result<Vec<String>> {
+    let mut wrong = Vec::new();
+    for (set, expected) in [
+        ("gateway.enabled=true", None),
+        ("gateway.enabled=true,gateway.otlp.endpoint=http://collector.monitoring:4318", Some("\"1\"")),
+        ("gateway.enabled=true,gateway.otlp.endpoint=http://collector:4318,gateway.otlp.ratio=0.05", Some("\"0.05\"")),
+    ] {
+        let text = helm(lab, &["template", "spillway", CHART], &["--set", set]).await?;
+        let ratio = text.split_once("OTEL_TRACES_SAMPLER_ARG\n");
+        let ratio = ratio.and_then(|(_, rest)| rest.trim_start().strip_prefix("value: ")?.lines().next());
+        if ratio != expected || text.contains("OTEL_EXPORTER_OTLP_ENDPOINT") != expected.is_some() {
+            wrong.push(format!("{set}: the collector is not as it should be: {ratio:?}"));
         }
     }
     Ok(wrong)

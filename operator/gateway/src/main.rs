@@ -17,9 +17,10 @@ use spillway_gateway::providers::Providers;
 use spillway_gateway::proxy::{Gateway, Limits, Parts, Stage};
 use spillway_gateway::routing::{BLOCKS_MAX, Cache, Config, Cost, Peers};
 use spillway_gateway::ship::UsageService;
+use spillway_gateway::telemetry::{self, Otlp, Telemetry};
 use spillway_gateway::tls::{Files, Tls};
 use spillway_gateway::wal::{self, Durability, Wal};
-use spillway_gateway::{cluster, file, leasing, server, ship};
+use spillway_gateway::{cluster, file, kv_cache, leasing, server, ship};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing_subscriber::EnvFilter;
@@ -115,6 +116,8 @@ enum LogFormat {
 const BILLING: Duration = Duration::from_secs(20);
 /// and what is billed on its way to the usage service.
 const SHIPPING: Duration = Duration::from_secs(10);
+/// How long the last traces may take, and the last metrics.
+const TELLING: Duration = Duration::from_secs(3);
 /// How long the last answers about its load may take.
 const FAREWELL: Duration = Duration::from_millis(200);
 
@@ -130,7 +133,8 @@ Examples:
   spillway-gateway key
   spillway-gateway --name me --catalogue catalogue.yaml --log-directory /tmp/gateway
 
-RUST_LOG sets what is logged (default: info).";
+RUST_LOG sets what is logged (default: info). OTEL_EXPORTER_OTLP_ENDPOINT names a collector that is told of requests by OTLP
+(http/protobuf), and OpenTelemetry's other variables say how.";
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
@@ -177,6 +181,10 @@ async fn main() -> anyhow::Result<()> {
     let roots = tokio::task::spawn_blocking(Providers::system_roots).await.context("reading authorities of TLS")?;
     let providers = Providers::new(arguments.providers.clone(), roots, limits.connect).context("TLS to providers")?;
     tokio::spawn(Arc::clone(&providers).follow());
+    let settings = telemetry::Settings::from_env(|name| std::env::var(name).ok()).context("telling a collector")?;
+    let otlp =
+        settings.as_ref().map(|settings| Otlp::new(settings, &name)).transpose().context("telling a collector")?;
+    let telemetry = Telemetry::new(otlp);
     let gateway = Gateway::new(Parts {
         name: name.as_str().into(),
         limits,
@@ -186,8 +194,10 @@ async fn main() -> anyhow::Result<()> {
         fleet: Fleet::new(Config { cache: Cache::AtMost(blocks), peers, cost: Cost::default(), seed }),
         providers,
         wal,
+        telemetry: Arc::clone(&telemetry),
     });
     tokio::spawn(Arc::clone(&gateway).follow());
+    tokio::spawn(kv_cache::read(Arc::clone(&gateway)));
     if let Some(base) = arguments.usage.clone() {
         let service = UsageService::new(base);
         tokio::spawn(ship::ship(Arc::clone(&gateway), service.clone(), name.as_str().into()));
@@ -255,6 +265,8 @@ async fn main() -> anyhow::Result<()> {
     // The operator hears that nothing runs here any more, and need not wait for who is gone.
     gateway.farewell();
     tokio::time::sleep(FAREWELL).await;
+    // It blocks while its requests go by this runtime.
+    let _ = tokio::task::spawn_blocking(move || telemetry.end(TELLING)).await;
     tracing::info!("ended");
     Ok(())
 }
