@@ -100,6 +100,7 @@ async fn helm_lints_and_refuses_what_would_not_work() -> Result<()> {
     wrong.extend(monitoring(&lab).await?);
     wrong.extend(metrics_api(&lab).await?);
     wrong.extend(client_tls(&lab).await?);
+    wrong.extend(usage_tls(&lab).await?);
     for (set, text) in REFUSED_VALUES {
         match helm(&lab, &["template", "spillway", CHART], &["--set", set]).await {
             Ok(_) => wrong.push(format!("{set} was taken")),
@@ -163,6 +164,38 @@ async fn client_tls(lab: &Lab) -> Result<Vec<String>> {
         let port = find("Service")?["spec"]["ports"][0]["port"].clone();
         if !args.contains("--tls-certificate=/etc/spillway-gateway/tls/tls.crt") || !secret || port != 443 {
             wrong.push(format!("{kind}: {args}, port {port}, {}", pod["volumes"]));
+        }
+    }
+    Ok(wrong)
+}
+
+/// Gateways and the usage service know each other by what the operator makes, and it may touch it; or nothing of it is there.
+async fn usage_tls(lab: &Lab) -> Result<Vec<String>> {
+    let mut wrong = Vec::new();
+    for (set, expected) in [
+        ("gateway.enabled=true,usage.enabled=true", true),
+        ("gateway.enabled=true,usage.enabled=true,usage.tls.enabled=false", false),
+        ("gateway.enabled=true", false),
+    ] {
+        let text = helm(lab, &["template", "spillway", CHART], &["--set", set]).await?;
+        let all = [
+            "- --usage-tls\n",
+            "resourceNames: [spillway-usage-ca, spillway-usage-tls, spillway-usage-client-tls]",
+            "--tls-callers=spillway-gateway.spillway-system.svc",
+            "secret: {secretName: spillway-usage-tls, defaultMode: 0440}",
+            "--usage-tls-name=spillway-usage.spillway-system.svc",
+            "secret: {secretName: spillway-usage-client-tls, defaultMode: 0440}",
+            "value: https://spillway-usage.spillway-system.svc:8090",
+        ];
+        for part in all.into_iter().filter(|part| text.contains(part) != expected) {
+            wrong.push(format!("{set}: {part:?} should be there: {expected}"));
+        }
+    }
+    let open = "networkPolicy.reportsFrom[0].ipBlock.cidr=10.0.0.0/28,usage.enabled=true";
+    for (set, expected) in [(open, true), ("usage.enabled=true", false)] {
+        let text = helm(lab, &["template", "spillway", CHART], &["--set", set]).await?;
+        if text.contains("- {port: reports}") != expected {
+            wrong.push(format!("{set}: who may read reports is not as it should be"));
         }
     }
     Ok(wrong)

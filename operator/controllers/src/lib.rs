@@ -9,6 +9,7 @@
 pub mod apikeys;
 pub mod assignments;
 pub mod backlog;
+mod certificate;
 pub mod changes;
 pub mod config;
 pub mod context;
@@ -24,6 +25,7 @@ pub mod gauges;
 pub mod guards;
 pub mod hosted;
 pub mod http;
+pub mod identities;
 pub mod kill;
 pub mod leader;
 pub mod loads;

@@ -43,7 +43,7 @@ use crate::{
     gateways::Gateways,
     guards::{self, Guards},
     hosted::Hosted,
-    http, leader,
+    http, identities, leader,
     metrics::Metrics,
     models, nodes,
     pods::{self, PodIndex},
@@ -206,10 +206,11 @@ fn start(
         sweeping.await;
         Err(Error::TaskEnded("sweeping"))
     });
+    let identities = identities::keep(Arc::clone(&context));
     let (scaling, keeping) =
         (scaling::run(Arc::clone(&context), gateways), external::keep(Arc::clone(&context), register));
     tasks.spawn(async move {
-        tokio::join!(scaling, keeping);
+        tokio::join!(scaling, keeping, identities);
         Err(Error::TaskEnded("scaling"))
     });
     control("endpoints", &context, endpoint_store, endpoint_stream, 4, endpoints::reconcile, tasks);

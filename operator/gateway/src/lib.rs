@@ -22,5 +22,4 @@ pub mod routing;
 pub mod server;
 pub mod ship;
 pub mod sse;
-pub mod tls;
 pub mod wal;

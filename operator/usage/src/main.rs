@@ -8,8 +8,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use spillway_tls::{Files, Peers, Server};
 use spillway_usage::leases::Config;
-use spillway_usage::server::{Service, admin, api, listen, serve_until};
+use spillway_usage::server::{Service, admin, posts, reports};
+use spillway_usage::socket::{listen, serve_until};
 use spillway_usage::store::{DAY_MS, Migration, Place, Store, Summary};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -30,9 +32,14 @@ const GRACE: Duration = Duration::from_secs(20);
 struct Arguments {
     #[command(flatten)]
     place: PlaceArguments,
-    /// Where gateways and the CLI come
+    /// Where gateways post records and ask for leases
     #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:8000")]
     listen: SocketAddr,
+    #[command(flatten)]
+    tls: TlsArguments,
+    /// Where sums are read, without TLS: it only answers GET. Whoever may reach it may read all
+    #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:8001")]
+    reports: SocketAddr,
     /// Address of /metrics, /healthz and /readyz
     #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:8080")]
     admin: SocketAddr,
@@ -45,6 +52,38 @@ struct Arguments {
 
     #[command(subcommand)]
     command: Option<Command>,
+}
+
+/// Who is let in to post.
+#[derive(Args, Debug)]
+struct TlsArguments {
+    /// PEM of the certificate that gateways are shown, read again when it changes. Without it there is no TLS, and whoever reaches the port may post
+    #[arg(long, value_name = "FILE", requires_all = ["tls_key", "tls_ca", "tls_callers"])]
+    tls_certificate: Option<PathBuf>,
+    /// PEM of the certificate's key
+    #[arg(long, value_name = "FILE", requires = "tls_certificate")]
+    tls_key: Option<PathBuf>,
+    /// PEM of the CA that signs the certificates of those who may post
+    #[arg(long, value_name = "FILE", requires = "tls_certificate")]
+    tls_ca: Option<PathBuf>,
+    /// DNS names of which one must be in the certificate of whoever posts
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', requires = "tls_certificate")]
+    tls_callers: Vec<String>,
+}
+
+impl TlsArguments {
+    async fn load(&self) -> anyhow::Result<Option<Arc<Server>>> {
+        let (Some(certificate), Some(key), Some(authority)) = (&self.tls_certificate, &self.tls_key, &self.tls_ca)
+        else {
+            tracing::warn!("there is no TLS: whoever reaches the port may post records, which bills are made of");
+            return Ok(None);
+        };
+        let files = Files { certificate: certificate.clone(), key: key.clone() };
+        let callers = Peers { authority: authority.clone(), names: self.tls_callers.clone() };
+        let tls = Server::load(files, Some(callers)).await.context("the certificate for gateways")?;
+        tokio::spawn(Arc::clone(&tls).follow());
+        Ok(Some(tls))
+    }
 }
 
 /// Where the store is.
@@ -115,7 +154,7 @@ Examples:
   spillway-usage check --sqlite /backup/usage.db
 
   # what acme used of each model
-  curl 'http://127.0.0.1:8000/v1/usage?tenant=acme&by=model,day'
+  curl 'http://127.0.0.1:8001/v1/usage?tenant=acme&by=model,day'
 
 RUST_LOG sets what is logged (default: info).";
 
@@ -159,24 +198,28 @@ async fn serve(arguments: &Arguments, store: Store) -> anyhow::Result<()> {
         let _ = end.wait_for(|end| *end).await;
     };
     let to_listen = |address| async move { listen(address).await.with_context(|| format!("listening on {address}")) };
-    let (admin_listener, listener) = (to_listen(arguments.admin).await?, to_listen(arguments.listen).await?);
-    let addresses = (listener.local_addr()?, admin_listener.local_addr()?);
-    tokio::spawn(serve_until(admin_listener, admin(Arc::clone(&service)), std::future::pending()));
-    let mut serving = tokio::spawn(serve_until(listener, api(Arc::clone(&service)), ended(end)));
+    let tls = arguments.tls.load().await?;
+    let (admin_listener, report_listener) = (to_listen(arguments.admin).await?, to_listen(arguments.reports).await?);
+    let listener = to_listen(arguments.listen).await?;
+    let addresses = (listener.local_addr()?, report_listener.local_addr()?, admin_listener.local_addr()?);
+    tokio::spawn(serve_until(admin_listener, admin(Arc::clone(&service)), None, std::future::pending()));
+    let is_tls = tls.is_some();
+    let posting = serve_until(listener, posts(Arc::clone(&service)), tls, ended(end.clone()));
+    let reporting = serve_until(report_listener, reports(Arc::clone(&service)), None, ended(end));
+    let serving = tokio::spawn(async move { tokio::join!(posting, reporting) });
     tokio::spawn(watch_store(Arc::clone(&service)));
     if let Some(days) = arguments.retention_days {
         tokio::spawn(forget(Arc::clone(&service), days));
     }
-    tracing::info!(address = %addresses.0, admin = %addresses.1, "serving");
+    tracing::info!(address = %addresses.0, tls = is_tls, reports = %addresses.1, admin = %addresses.2, "serving");
     tokio::select! {
         _ = terminate.recv() => {}
         _ = tokio::signal::ctrl_c() => {}
-        ended = &mut serving => return ended.context("serving")?.context("serving"),
     }
     tracing::info!("asked to end");
     to_end.send_replace(true);
     match tokio::time::timeout(GRACE, serving).await {
-        Ok(ended) => ended.context("serving")?.context("serving")?,
+        Ok(ended) => drop(ended.context("serving")?),
         Err(_) => tracing::warn!("connections are cut off"),
     }
     tracing::info!("ended");

@@ -1,11 +1,12 @@
-//! The API of the service, HTTP/1.1 and JSON: gateways post records and ask for leases, people and the CLI ask for sums.
+//! The API of the service, HTTP and JSON: gateways post records and ask for leases; people and the CLI ask for sums, on a port of their own, since
+//! whoever reads shows no certificate.
 //!
 //! A receipt is only given for what is durable. Every error is `{"error": "..."}` and says what to do.
 
-use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use axum::Router;
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{DefaultBodyLimit, RawQuery, State};
@@ -13,13 +14,10 @@ use axum::http::header::{CONTENT_TYPE, RETRY_AFTER};
 use axum::http::{StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use axum::serve::ListenerExt as _;
-use axum::{Router, serve};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use spillway_metering::lease::{Answer, Answers, Questions};
 use spillway_metering::shipping::{MOST_BYTES, MOST_RECORDS, Shipment};
-use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
 use crate::leases::{self, Leases};
@@ -238,26 +236,27 @@ async fn get_usage(State(service): State<Arc<Service>>, RawQuery(query): RawQuer
     Ok(json(&Rows { rows }))
 }
 
-async fn unknown(uri: Uri) -> Problem {
-    let text = format!("there is no {}: there are POST /v1/records, POST /v1/leases and GET /v1/usage", uri.path());
-    Problem::new(StatusCode::NOT_FOUND, text)
+/// What says what there is, where somebody asks for something else.
+fn with_hints(app: Router<Arc<Service>>, there: &'static str) -> Router<Arc<Service>> {
+    let unknown = move |uri: Uri| async move {
+        Problem::new(StatusCode::NOT_FOUND, format!("there is no {} on this port: there is {there}", uri.path()))
+    };
+    let other_method = move |uri: Uri| async move {
+        let text = format!("{} takes another method: there is {there}", uri.path());
+        Problem::new(StatusCode::METHOD_NOT_ALLOWED, text)
+    };
+    app.fallback(unknown).method_not_allowed_fallback(other_method)
 }
 
-async fn other_method(uri: Uri) -> Problem {
-    let text = format!("{} takes another method: POST /v1/records, POST /v1/leases, GET /v1/usage", uri.path());
-    Problem::new(StatusCode::METHOD_NOT_ALLOWED, text)
+/// What gateways post to.
+pub fn posts(service: Arc<Service>) -> Router {
+    let app = Router::new().route("/v1/records", post(post_records)).route("/v1/leases", post(post_leases));
+    with_hints(app, "POST /v1/records and POST /v1/leases").layer(DefaultBodyLimit::max(MOST_BYTES)).with_state(service)
 }
 
-/// The API.
-pub fn api(service: Arc<Service>) -> Router {
-    Router::new()
-        .route("/v1/records", post(post_records))
-        .route("/v1/leases", post(post_leases))
-        .route("/v1/usage", get(get_usage))
-        .fallback(unknown)
-        .method_not_allowed_fallback(other_method)
-        .layer(DefaultBodyLimit::max(MOST_BYTES))
-        .with_state(service)
+/// What is read, and changes nothing.
+pub fn reports(service: Arc<Service>) -> Router {
+    with_hints(Router::new().route("/v1/usage", get(get_usage)), "GET /v1/usage").with_state(service)
 }
 
 /// `/metrics`, `/healthz` and `/readyz`.
@@ -275,31 +274,4 @@ pub fn admin(service: Arc<Service>) -> Router {
                 }
             }),
         )
-}
-
-/// Serves until `ended` is over and those who are being answered have their answers.
-///
-/// # Errors
-///
-/// What the socket says.
-pub async fn serve_until(
-    listener: TcpListener,
-    app: Router,
-    ended: impl Future<Output = ()> + Send + 'static,
-) -> std::io::Result<()> {
-    let listener = listener.tap_io(|stream| {
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "a connection delays small packets");
-        }
-    });
-    serve(listener, app.into_make_service()).with_graceful_shutdown(ended).await
-}
-
-/// Listens there.
-///
-/// # Errors
-///
-/// What the system says.
-pub async fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
-    TcpListener::bind(address).await
 }

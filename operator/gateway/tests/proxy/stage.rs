@@ -19,7 +19,6 @@ use spillway_gateway::proxy::{Gateway, Limits, Parts, Stage as Phase};
 use spillway_gateway::request::Endpoint;
 use spillway_gateway::routing::{Cache, Config, Cost, EngineId, Peers};
 use spillway_gateway::server;
-use spillway_gateway::tls::Tls;
 use spillway_gateway::wal::{self, Durability, Wal};
 use spillway_metering::tokens::UsageRecord;
 use tempfile::TempDir;
@@ -49,7 +48,7 @@ pub(crate) struct Setting {
     pub(crate) key: admission::Limits,
     pub(crate) log_bytes: u64,
     pub(crate) mode: Mode,
-    pub(crate) tls: Option<Arc<Tls>>,
+    pub(crate) tls: Option<Arc<spillway_tls::Server>>,
 }
 
 impl Default for Setting {

@@ -25,7 +25,7 @@ struct Service {
 impl Service {
     fn start(path: &Path) -> Self {
         let mut child = Command::new(PROGRAM)
-            .args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--sqlite"])
+            .args(["--listen", "127.0.0.1:0", "--reports", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--sqlite"])
             .arg(path)
             .env("RUST_LOG", "info")
             .stderr(Stdio::piped())

@@ -16,6 +16,7 @@ mod contract;
 mod killed;
 mod postgres;
 mod restarts;
+mod tls;
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
