@@ -101,6 +101,7 @@ async fn helm_lints_and_refuses_what_would_not_work() -> Result<()> {
     wrong.extend(metrics_api(&lab).await?);
     wrong.extend(client_tls(&lab).await?);
     wrong.extend(usage_tls(&lab).await?);
+    wrong.extend(postgres_ca(&lab).await?);
     for (set, text) in REFUSED_VALUES {
         match helm(&lab, &["template", "spillway", CHART], &["--set", set]).await {
             Ok(_) => wrong.push(format!("{set} was taken")),
@@ -196,6 +197,24 @@ async fn usage_tls(lab: &Lab) -> Result<Vec<String>> {
         let text = helm(lab, &["template", "spillway", CHART], &["--set", set]).await?;
         if text.contains("- {port: reports}") != expected {
             wrong.push(format!("{set}: who may read reports is not as it should be"));
+        }
+    }
+    Ok(wrong)
+}
+
+/// The CA of a PostgreSQL, from a ConfigMap or a Secret.
+async fn postgres_ca(lab: &Lab) -> Result<Vec<String>> {
+    let mut wrong = Vec::new();
+    let base = "usage.enabled=true,usage.storage.kind=Postgres,usage.storage.postgresSecret.name=db";
+    for (set, source) in [
+        ("usage.storage.postgresCa.configMap=rds", Some("configMap: {name: rds}")),
+        ("usage.storage.postgresCa.secret=rds", Some("secret: {secretName: rds, defaultMode: 0440}")),
+        ("usage.storage.postgresCa.key=ca.crt", None),
+    ] {
+        let text = helm(lab, &["template", "spillway", CHART], &["--set", &format!("{base},{set}")]).await?;
+        let argument = text.contains("--postgres-ca=/etc/spillway-usage/postgres/ca.crt");
+        if argument != source.is_some() || source.is_some_and(|source| !text.contains(source)) {
+            wrong.push(format!("{set}: the CA of PostgreSQL is not as it should be"));
         }
     }
     Ok(wrong)

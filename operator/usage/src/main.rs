@@ -92,9 +92,13 @@ struct PlaceArguments {
     /// The file of records, which is made where there is none
     #[arg(long, value_name = "PATH", global = true, conflicts_with = "postgres")]
     sqlite: Option<PathBuf>,
-    /// The database of records, as postgres://user:password@host:5432/database; better by the environment, which nobody else sees
+    /// The database of records, as postgres://user:password@host:5432/database; better by the environment, which nobody else sees. It is reached by TLS
+    /// and must show a certificate for its host (sslmode=verify-full), unless the URL ends with ?sslmode=disable
     #[arg(long, value_name = "URL", global = true, env = "SPILLWAY_USAGE_POSTGRES", hide_env_values = true)]
     postgres: Option<String>,
+    /// PEM of the CAs by which the database's certificate is checked; without it, those of the system
+    #[arg(long, value_name = "FILE", global = true)]
+    postgres_ca: Option<PathBuf>,
 }
 
 impl std::fmt::Debug for PlaceArguments {
@@ -108,7 +112,7 @@ impl PlaceArguments {
     fn place(&self) -> anyhow::Result<Place> {
         match (&self.sqlite, &self.postgres) {
             (Some(path), None) => Ok(Place::Sqlite(path.clone())),
-            (None, Some(url)) => Ok(Place::Postgres(url.clone())),
+            (None, Some(url)) => Ok(Place::Postgres { url: url.clone(), authority: self.postgres_ca.clone() }),
             (None, None) => bail!("where is the store? Say --sqlite PATH, or set SPILLWAY_USAGE_POSTGRES"),
             (Some(_), Some(_)) => {
                 bail!("--sqlite and --postgres (or SPILLWAY_USAGE_POSTGRES) are both set: choose one")

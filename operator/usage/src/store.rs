@@ -12,6 +12,7 @@ mod batch;
 mod flat;
 mod postgres;
 mod query;
+mod security;
 mod sqlite;
 
 pub use postgres::Postgres;
@@ -59,6 +60,31 @@ pub enum Error {
     /// Not the URL of a PostgreSQL. It is not repeated here, for it has a password in it.
     #[error("the address of PostgreSQL is none: it must be like postgres://user:password@host:5432/database")]
     Url,
+    /// A way to reach PostgreSQL that keeps nobody out.
+    #[error(
+        "the URL of PostgreSQL says an sslmode by which anybody could answer for it: say sslmode=verify-full, with --postgres-ca where its CA is not the \
+         system's, or sslmode=disable where nobody can stand between"
+    )]
+    SslMode,
+    /// What PostgreSQL's certificate is to be checked by cannot be used.
+    #[error("the CA of PostgreSQL: {source}")]
+    Authority {
+        /// Why.
+        source: spillway_tls::Error,
+    },
+    /// The system trusts nobody.
+    #[error(
+        "the system has no CAs by which PostgreSQL's certificate can be checked: name a file with its CA by --postgres-ca"
+    )]
+    NoAuthority,
+    /// PostgreSQL is not reached by TLS.
+    #[error("connecting to PostgreSQL by TLS: {}; {remedy}", with_sources(source))]
+    Tls {
+        /// What is wrong.
+        source: tokio_postgres::Error,
+        /// What to do.
+        remedy: &'static str,
+    },
     /// The file system said no.
     #[error("{action}: {source}")]
     File {
@@ -145,8 +171,13 @@ fn with_sources(error: &dyn std::error::Error) -> String {
 pub enum Place {
     /// A file.
     Sqlite(PathBuf),
-    /// The URL of a database. Never printed: it has a password in it.
-    Postgres(String),
+    /// A database.
+    Postgres {
+        /// Its URL. Never printed: it has a password in it.
+        url: String,
+        /// A file with the CAs of which its certificate must be; without it, those of the system.
+        authority: Option<PathBuf>,
+    },
 }
 
 /// Whether a store that is new or old is made or migrated when it is opened.
@@ -201,7 +232,9 @@ impl Store {
     pub async fn open(place: &Place, migration: Migration) -> Result<Self, Error> {
         match place {
             Place::Sqlite(path) => Sqlite::open(path, migration).await.map(Self::Sqlite),
-            Place::Postgres(url) => Postgres::open(url, migration).await.map(Self::Postgres),
+            Place::Postgres { url, authority } => {
+                Postgres::open(url, authority.clone(), migration).await.map(Self::Postgres)
+            }
         }
     }
 

@@ -387,7 +387,10 @@ async fn a_backup_is_one_moment_of_a_store_that_is_written_to() {
 
 #[tokio::test]
 async fn no_error_tells_the_password() {
-    let place = spillway_usage::store::Place::Postgres("postgres://usage:hunter2@127.0.0.1:nothing/x".to_owned());
+    let place = spillway_usage::store::Place::Postgres {
+        url: "postgres://usage:hunter2@127.0.0.1:nothing/x".to_owned(),
+        authority: None,
+    };
     let error = Store::open(&place, Migration::Apply).await.err().unwrap();
     assert!(!format!("{error} {error:?}").contains("hunter2"), "{error:?}");
 }

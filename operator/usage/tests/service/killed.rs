@@ -169,7 +169,7 @@ fn subcommands_of_a_file() {
 #[test]
 fn subcommands_of_a_database() {
     let home = Home::new(Kind::Postgres);
-    let Place::Postgres(url) = home.place() else { panic!("a database") };
+    let Place::Postgres { url, .. } = home.place() else { panic!("a database") };
     let run = |arguments: &[&str]| {
         Command::new(PROGRAM).args(arguments).env("SPILLWAY_USAGE_POSTGRES", &url).output().unwrap()
     };
