@@ -102,6 +102,7 @@ async fn helm_lints_and_refuses_what_would_not_work() -> Result<()> {
     wrong.extend(client_tls(&lab).await?);
     wrong.extend(usage_tls(&lab).await?);
     wrong.extend(postgres_ca(&lab).await?);
+    wrong.extend(usage_replicas(&lab).await?);
     for (set, text) in REFUSED_VALUES {
         match helm(&lab, &["template", "spillway", CHART], &["--set", set]).await {
             Ok(_) => wrong.push(format!("{set} was taken")),
@@ -197,6 +198,32 @@ async fn usage_tls(lab: &Lab) -> Result<Vec<String>> {
         let text = helm(lab, &["template", "spillway", CHART], &["--set", set]).await?;
         if text.contains("- {port: reports}") != expected {
             wrong.push(format!("{set}: who may read reports is not as it should be"));
+        }
+    }
+    Ok(wrong)
+}
+
+/// On PostgreSQL there are two, each of which may die or be drained; a file has one.
+async fn usage_replicas(lab: &Lab) -> Result<Vec<String>> {
+    let mut wrong = Vec::new();
+    let postgres = "usage.enabled=true,usage.storage.kind=Postgres,usage.storage.postgresSecret.name=db";
+    for (set, kind, replicas) in [(postgres, "Deployment", 2), ("usage.enabled=true", "StatefulSet", 1)] {
+        let text = helm(lab, &["template", "spillway", CHART], &["--set", set]).await?;
+        let all = text.split("\n---\n").map(serde_yaml::from_str::<Value>).collect::<Result<Vec<_>, _>>()?;
+        let find = |kind: &str| {
+            let named = |one: &&Value| one["kind"] == kind && one["metadata"]["name"] == "spillway-usage";
+            all.iter().find(named).cloned().unwrap_or_default()
+        };
+        let (workload, several) = (find(kind), kind == "Deployment");
+        let pod = &workload["spec"]["template"]["spec"];
+        let advertised = pod["containers"][0]["env"].to_string().contains("status.podIP");
+        let apart = !pod["affinity"]["podAntiAffinity"].is_null();
+        let budget = !find("PodDisruptionBudget").is_null();
+        if workload["spec"]["replicas"] != replicas || [advertised, apart, budget] != [several; 3] {
+            wrong.push(format!("{set}: {workload}, a budget: {budget}"));
+        }
+        if find("Service")["spec"]["publishNotReadyAddresses"] == several {
+            wrong.push(format!("{set}: {}", find("Service")));
         }
     }
     Ok(wrong)

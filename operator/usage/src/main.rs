@@ -1,14 +1,16 @@
 //! `spillway-usage`: the arguments, the logs, the signals and the ports around the library.
 
 use std::io::Write as _;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use spillway_tls::{Files, Peers, Server};
+use spillway_tls::{Caller, Client, Files, Peers, Server};
+use spillway_usage::forward::Forward;
+use spillway_usage::holder;
 use spillway_usage::leases::Config;
 use spillway_usage::server::{Service, admin, posts, reports};
 use spillway_usage::socket::{listen, serve_until};
@@ -37,6 +39,9 @@ struct Arguments {
     listen: SocketAddr,
     #[command(flatten)]
     tls: TlsArguments,
+    /// Address of this pod, by which other replicas of the same PostgreSQL reach the port of --listen: one of them leases limits, the others ask it
+    #[arg(long, value_name = "IP", env = "POD_IP")]
+    advertise: Option<IpAddr>,
     /// Where sums are read, without TLS: it only answers GET. Whoever may reach it may read all
     #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:8001")]
     reports: SocketAddr,
@@ -69,6 +74,9 @@ struct TlsArguments {
     /// DNS names of which one must be in the certificate of whoever posts
     #[arg(long, value_name = "NAMES", value_delimiter = ',', requires = "tls_certificate")]
     tls_callers: Vec<String>,
+    /// The DNS name in the certificates of this service's replicas, which call each other
+    #[arg(long, value_name = "NAME", requires = "tls_certificate")]
+    tls_name: Option<String>,
 }
 
 impl TlsArguments {
@@ -195,7 +203,6 @@ fn say(summary: &Summary) -> anyhow::Result<()> {
 }
 
 async fn serve(arguments: &Arguments, store: Store) -> anyhow::Result<()> {
-    let service = Service::new(store, Config::default());
     let mut terminate = signal(SignalKind::terminate()).context("hearing SIGTERM")?;
     let (to_end, end) = watch::channel(false);
     let ended = |mut end: watch::Receiver<bool>| async move {
@@ -206,8 +213,16 @@ async fn serve(arguments: &Arguments, store: Store) -> anyhow::Result<()> {
     let (admin_listener, report_listener) = (to_listen(arguments.admin).await?, to_listen(arguments.reports).await?);
     let listener = to_listen(arguments.listen).await?;
     let addresses = (listener.local_addr()?, report_listener.local_addr()?, admin_listener.local_addr()?);
-    tokio::spawn(serve_until(admin_listener, admin(Arc::clone(&service)), None, std::future::pending()));
     let is_tls = tls.is_some();
+    let service = match &store {
+        Store::Sqlite(_) => Service::new(store, Config::default()),
+        Store::Postgres(_) => {
+            let forward = find_forward(arguments, addresses.0.port()).await?;
+            Service::one_of_several(store, Config::default(), holder::Config::default(), forward)
+        }
+    };
+    let leading = tokio::spawn(Arc::clone(&service).lead(holder::Config::default()));
+    tokio::spawn(serve_until(admin_listener, admin(Arc::clone(&service)), None, std::future::pending()));
     let posting = serve_until(listener, posts(Arc::clone(&service)), tls, ended(end.clone()));
     let reporting = serve_until(report_listener, reports(Arc::clone(&service)), None, ended(end));
     let serving = tokio::spawn(async move { tokio::join!(posting, reporting) });
@@ -221,6 +236,11 @@ async fn serve(arguments: &Arguments, store: Store) -> anyhow::Result<()> {
         _ = tokio::signal::ctrl_c() => {}
     }
     tracing::info!("asked to end");
+    // Or it would take up again what it gives back.
+    leading.abort();
+    if let Err(error) = service.leave().await {
+        tracing::warn!(%error, "another one leases limits only when this one's term is over");
+    }
     to_end.send_replace(true);
     match tokio::time::timeout(GRACE, serving).await {
         Ok(ended) => drop(ended.context("serving")?),
@@ -228,6 +248,26 @@ async fn serve(arguments: &Arguments, store: Store) -> anyhow::Result<()> {
     }
     tracing::info!("ended");
     Ok(())
+}
+
+/// How the replica that leases limits is asked.
+async fn find_forward(arguments: &Arguments, port: u16) -> anyhow::Result<Option<Forward>> {
+    let Some(ip) = arguments.advertise else { return Ok(None) };
+    let address = SocketAddr::new(ip, port);
+    let tls = &arguments.tls;
+    let (Some(certificate), Some(key), Some(authority)) = (&tls.tls_certificate, &tls.tls_key, &tls.tls_ca) else {
+        let caller = Caller::plain().context("calling other replicas")?;
+        return Ok(Some(Forward { caller, address: format!("http://{address}") }));
+    };
+    let name = tls
+        .tls_name
+        .as_deref()
+        .context("--advertise with TLS: say by --tls-name what certificates of replicas are for")?;
+    let files = Files { certificate: certificate.clone(), key: key.clone() };
+    let identity = Client::load(files, authority.clone()).await.context("the certificate for other replicas")?;
+    tokio::spawn(Arc::clone(&identity).follow());
+    let caller = Caller::new(identity, name).context("--tls-name")?;
+    Ok(Some(Forward { caller, address: format!("https://{address}") }))
 }
 
 async fn watch_store(service: Arc<Service>) {

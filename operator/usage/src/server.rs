@@ -3,7 +3,7 @@
 //!
 //! A receipt is only given for what is durable. Every error is `{"error": "..."}` and says what to do.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -11,15 +11,18 @@ use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{DefaultBodyLimit, RawQuery, State};
 use axum::http::header::{CONTENT_TYPE, RETRY_AFTER};
-use axum::http::{StatusCode, Uri};
+use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use spillway_metering::lease::{Answer, Answers, Questions};
+use spillway_metering::lease::{Answer, Answers, Grant, Question, Questions};
 use spillway_metering::shipping::{MOST_BYTES, MOST_RECORDS, Shipment};
+use spillway_metering::tokens::GatewayName;
 use tokio::sync::Semaphore;
 
+use crate::forward::{FORWARDED, Forward};
+use crate::holder::{self, Election, Step};
 use crate::leases::{self, Leases};
 use crate::metrics::Metrics;
 use crate::store::{self, Store, Usage};
@@ -37,22 +40,51 @@ const REPORT: Duration = Duration::from_secs(150);
 /// How long the store may take to say that it is there.
 const PING: Duration = Duration::from_secs(3);
 
+/// Who leases, and what.
+enum Leasing {
+    /// We, always: nobody else has the store.
+    Alone(Leases),
+    /// Those of our term, if we have one.
+    OneOf(Election, Option<Leases>),
+}
+
 /// What serves.
 pub struct Service {
     store: Store,
-    leases: Mutex<Leases>,
+    config: leases::Config,
+    leasing: Mutex<Leasing>,
+    forward: Option<Forward>,
     metrics: Metrics,
     start: Instant,
     batches: Semaphore,
 }
 
 impl Service {
-    /// A service that starts now.
+    /// A service that starts now, alone with its store.
     pub fn new(store: Store, config: leases::Config) -> Arc<Self> {
+        Self::with(store, config, Leasing::Alone(Leases::new(config, 0)), None)
+    }
+
+    /// One of several of a database. It leases once it has the seat ([`Service::lead`]), and until then asks who does.
+    pub fn one_of_several(
+        store: Store,
+        config: leases::Config,
+        holding: holder::Config,
+        forward: Option<Forward>,
+    ) -> Arc<Self> {
+        let election = Election::new(holding, uuid::Uuid::new_v4().to_string());
+        Self::with(store, config, Leasing::OneOf(election, None), forward)
+    }
+
+    fn with(store: Store, config: leases::Config, leasing: Leasing, forward: Option<Forward>) -> Arc<Self> {
+        let metrics = Metrics::default();
+        metrics.leases(matches!(leasing, Leasing::Alone(_)));
         Arc::new(Self {
             store,
-            leases: Mutex::new(Leases::new(config, 0)),
-            metrics: Metrics::default(),
+            config,
+            leasing: Mutex::new(leasing),
+            forward,
+            metrics,
             start: Instant::now(),
             batches: Semaphore::new(BATCHES),
         })
@@ -85,7 +117,117 @@ impl Service {
     /// Forgets leases that nobody holds.
     pub fn tidy(&self) {
         let now_ms = self.now_ms();
-        self.leases.lock().unwrap_or_else(PoisonError::into_inner).forget(now_ms);
+        match &mut *self.leasing() {
+            Leasing::Alone(leases) | Leasing::OneOf(_, Some(leases)) => leases.forget(now_ms),
+            Leasing::OneOf(_, None) => {}
+        }
+    }
+
+    fn leasing(&self) -> MutexGuard<'_, Leasing> {
+        self.leasing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does something with the election, if there is one, and takes note of what came of it.
+    fn elect<Done>(&self, step: impl FnOnce(&mut Election, u64) -> Done) -> Option<Done> {
+        let mut leasing = self.leasing();
+        // Read under the lock, so that it does not go back.
+        let now_ms = self.now_ms();
+        let Leasing::OneOf(election, leases) = &mut *leasing else { return None };
+        let done = step(election, now_ms);
+        let holds = election.holds(now_ms);
+        match leases {
+            None if holds => {
+                tracing::info!("limits are leased here from now on");
+                *leases = Some(Leases::new(self.config, now_ms));
+            }
+            Some(_) if !holds => {
+                tracing::info!("limits are leased elsewhere from now on");
+                *leases = None;
+            }
+            _ => {}
+        }
+        self.metrics.leases(holds);
+        Some(done)
+    }
+
+    /// Takes the seat when it is free, and renews it. Runs without end, for one of several.
+    pub async fn lead(self: Arc<Self>, config: holder::Config) {
+        let Store::Postgres(store) = &self.store else { return };
+        let mut ticks = tokio::time::interval(Duration::from_millis(config.look_ms));
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            if let Err(error) = self.look(store).await {
+                tracing::warn!(%error, "who leases limits is not known; it is asked again");
+            }
+        }
+    }
+
+    async fn look(&self, store: &store::Postgres) -> Result<(), store::Error> {
+        let Some((step, me, asked_ms)) =
+            self.elect(|election, now_ms| (election.step(now_ms), election.me().to_owned(), now_ms))
+        else {
+            return Ok(());
+        };
+        if step == Step::Renew {
+            let is_ours = store.renew_seat(&me).await?;
+            self.elect(|election, _| election.renewed(is_ours, asked_ms));
+            return Ok(());
+        }
+        let seat = store.seat().await?;
+        let Some(Some((free, asked_ms))) =
+            self.elect(|election, now_ms| election.read(seat, now_ms).map(|free| (free, now_ms)))
+        else {
+            return Ok(());
+        };
+        let address = self.forward.as_ref().map_or("", |forward| forward.address.as_str());
+        let is_ours = store.take_seat(&free, &me, address).await?;
+        self.elect(|election, _| election.taken(is_ours, asked_ms));
+        Ok(())
+    }
+
+    /// Whether limits are leased here.
+    pub fn is_leasing(&self) -> bool {
+        let leasing = self.leasing();
+        match &*leasing {
+            Leasing::Alone(_) => true,
+            Leasing::OneOf(election, _) => election.holds(self.now_ms()),
+        }
+    }
+
+    /// Grants nothing more, and lets another one do it at once.
+    ///
+    /// # Errors
+    ///
+    /// When the database does not hear of it: the others wait for the end of the term then.
+    pub async fn leave(&self) -> Result<(), store::Error> {
+        let Store::Postgres(store) = &self.store else { return Ok(()) };
+        let held = self.elect(|election, now_ms| {
+            let held = election.holds(now_ms);
+            election.end();
+            held.then(|| election.me().to_owned())
+        });
+        match held.flatten() {
+            Some(me) => store.leave_seat(&me).await,
+            None => Ok(()),
+        }
+    }
+
+    /// The answers to questions; or where they are answered, as far as that is known.
+    fn answer(&self, gateway: &GatewayName, needs: &[Question]) -> Result<Vec<Option<Grant>>, Option<String>> {
+        let mut leasing = self.leasing();
+        // Read under the lock, so that it does not go back.
+        let now_ms = self.now_ms();
+        let leases = match &mut *leasing {
+            Leasing::Alone(leases) => leases,
+            Leasing::OneOf(election, Some(leases)) if election.holds(now_ms) => leases,
+            Leasing::OneOf(election, _) => return Err(election.other().map(str::to_owned)),
+        };
+        let grants: Vec<_> = needs.iter().map(|question| leases.answer(gateway, question, now_ms)).collect();
+        let answered = grants.iter().flatten().count();
+        let count = |length: usize| u64::try_from(length).unwrap_or(u64::MAX);
+        self.metrics.leased(count(answered), count(grants.len().saturating_sub(answered)), leases.len());
+        Ok(grants)
     }
 }
 
@@ -110,6 +252,11 @@ impl Problem {
             StatusCode::SERVICE_UNAVAILABLE,
             "the store does not answer as it should; try again, the log of spillway-usage says why",
         )
+    }
+
+    fn unled() -> Self {
+        let text = "no service leases limits now: one does within seconds, once the one before has stopped; ask again";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, text)
     }
 
     fn slow() -> Self {
@@ -196,30 +343,44 @@ async fn post_records(
 
 async fn post_leases(
     State(service): State<Arc<Service>>,
+    headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Problem> {
+    let raw = body.as_ref().cloned().unwrap_or_default();
     let Questions { gateway, needs } = parse(body, "questions for leases")?;
     if needs.len() > MOST_QUESTIONS {
         let text = format!("a request has at most {MOST_QUESTIONS} needs: send fewer at once");
         return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, text));
     }
-    let asked = needs.len();
-    let (grants, scopes) = {
-        let mut leases = service.leases.lock().unwrap_or_else(PoisonError::into_inner);
-        // Read under the lock, so that it does not go back.
-        let now_ms = service.now_ms();
-        let answer = |question: &_| leases.answer(&gateway, question, now_ms);
-        let grants: Vec<_> = needs.iter().map(answer).collect();
-        (grants, leases.len())
+    let grants = match service.answer(&gateway, &needs) {
+        Ok(grants) => grants,
+        Err(elsewhere) if !headers.contains_key(FORWARDED) => return service.forward(elsewhere, raw).await,
+        Err(_) => return Err(Problem::unled()),
     };
-    let grants: Vec<Answer> = needs
+    let grants = needs
         .into_iter()
         .zip(grants)
         .filter_map(|(question, grant)| Some(Answer { scope: question.scope, grant: grant? }))
         .collect();
-    let count = |length: usize| u64::try_from(length).unwrap_or(u64::MAX);
-    service.metrics.leased(count(grants.len()), count(asked.saturating_sub(grants.len())), scopes);
     Ok(json(&Answers { grants }))
+}
+
+impl Service {
+    /// Asks who leases, and gives the answer on.
+    async fn forward(&self, elsewhere: Option<String>, body: Bytes) -> Result<Response, Problem> {
+        let (Some(forward), Some(address)) = (&self.forward, elsewhere) else { return Err(Problem::unled()) };
+        match forward.ask(&address, body).await {
+            Ok((status, body)) => {
+                self.metrics.forwarded(status.is_success());
+                Ok((status, [(CONTENT_TYPE, "application/json")], body).into_response())
+            }
+            Err(error) => {
+                self.metrics.forwarded(false);
+                tracing::debug!(address, error, "who leases limits does not answer");
+                Err(Problem::unled())
+            }
+        }
+    }
 }
 
 /// What `/v1/usage` answers.

@@ -12,6 +12,7 @@ mod batch;
 mod flat;
 mod postgres;
 mod query;
+mod seat;
 mod security;
 mod sqlite;
 
@@ -21,8 +22,6 @@ pub use sqlite::Sqlite;
 
 use batch::Batch;
 
-/// The version of the schema that this program knows. Stores of older ones are migrated, of newer ones refused.
-pub const SCHEMA_VERSION: i32 = 1;
 /// Milliseconds of a day. Days are those of UTC.
 pub const DAY_MS: i64 = 86_400_000;
 /// The longest name of anything in a record that is stored, in bytes: three times that of Kubernetes, and fit for an index.

@@ -20,14 +20,17 @@ use super::flat::{COLUMNS, Flat, outcome_text, signed};
 use super::query::{Bound, Dialect, GroupValue, Query};
 use super::security::{self, Trust};
 use super::{
-    DAY_MS, Error, FORGET_AT_ONCE, Filter, Forgotten, Group, GroupKey, Migration, SCHEMA_VERSION, Summary, Usage,
-    day_of, day_start_ms,
+    DAY_MS, Error, FORGET_AT_ONCE, Filter, Forgotten, Group, GroupKey, Migration, Summary, Usage, day_of, day_start_ms,
 };
 
+/// The version of the schema that this program knows. Stores of older ones are migrated, of newer ones refused.
+const SCHEMA_VERSION: i32 = 2;
 /// Connections of one service.
 const CONNECTIONS: usize = 8;
 /// How long a connection may take to be made.
 const CONNECT: Duration = Duration::from_secs(5);
+/// How long what is tried once may take.
+const ONCE: Duration = Duration::from_secs(3);
 /// How long one try of a batch may take.
 const WRITE: Duration = Duration::from_secs(15);
 /// How long one try of anything that looks at many rows may take.
@@ -42,7 +45,8 @@ const MIGRATION_LOCK: i64 = 0x5350_494c_4c57_4159;
 
 /// The statements that lead from version `n` to `n + 1`. What is here once is never changed: stores have it. Names are compared byte by byte, so
 /// that indexes hold whatever becomes of the system's locales.
-const MIGRATIONS: [&str; 1] = [r#"
+const MIGRATIONS: [&str; 2] = [
+    r#"
     CREATE TABLE records (
         id BYTEA PRIMARY KEY CHECK (octet_length(id) = 16),
         tenant TEXT COLLATE "C" NOT NULL, namespace TEXT COLLATE "C" NOT NULL, endpoint TEXT COLLATE "C" NOT NULL,
@@ -56,7 +60,15 @@ const MIGRATIONS: [&str; 1] = [r#"
     CREATE INDEX records_tenant_ended ON records (tenant, ended_ms);
     -- One row at most: records of days before it are gone.
     CREATE TABLE forgotten (only_row BOOLEAN PRIMARY KEY CHECK (only_row), before_day BIGINT NOT NULL);
-"#];
+"#,
+    // Who of several services leases limits: one row, always.
+    r#"
+    CREATE TABLE seat (
+        only_row BOOLEAN PRIMARY KEY CHECK (only_row), holder TEXT COLLATE "C" NOT NULL, address TEXT NOT NULL, beat BIGINT NOT NULL
+    );
+    INSERT INTO seat (only_row, holder, address, beat) VALUES (true, '', '', 0);
+"#,
+];
 
 /// A store in a database.
 #[derive(Clone)]
@@ -143,17 +155,25 @@ impl Postgres {
         Ok(forgotten)
     }
 
-    /// One try: who asks wants to know how it is now.
     pub(super) async fn ping(&self) -> Result<(), Error> {
+        let asking = async |client: &Client| client.simple_query("SELECT 1").await.map(drop);
+        self.once("asking for nothing", asking).await
+    }
+
+    /// One try: who asks wants to know how it is now.
+    pub(super) async fn once<Done>(
+        &self,
+        action: &'static str,
+        step: impl AsyncFnOnce(&Client) -> Result<Done, tokio_postgres::Error>,
+    ) -> Result<Done, Error> {
         let attempt = async {
             let client = self.take().await?;
-            let one = client.simple_query("SELECT 1").await;
-            one.map_err(sql("asking for nothing"))?;
+            let done = step(&client).await.map_err(sql(action))?;
             self.give(client);
-            Ok(())
+            Ok(done)
         };
-        let slow = Error::Slow { action: "asking for nothing", seconds: CONNECT.as_secs() };
-        tokio::time::timeout(CONNECT, attempt).await.unwrap_or(Err(slow))
+        let slow = Error::Slow { action, seconds: ONCE.as_secs() };
+        tokio::time::timeout(ONCE, attempt).await.unwrap_or(Err(slow))
     }
 
     pub(super) async fn check(&self) -> Result<Summary, Error> {

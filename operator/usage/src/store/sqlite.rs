@@ -17,10 +17,11 @@ use super::batch::Batch;
 use super::flat::{COLUMNS, Flat, outcome_text, signed};
 use super::query::{Bound, Dialect, GroupValue, Query};
 use super::{
-    DAY_MS, Error, FORGET_AT_ONCE, Filter, Forgotten, Group, GroupKey, Migration, SCHEMA_VERSION, Summary, Usage,
-    day_of, day_start_ms,
+    DAY_MS, Error, FORGET_AT_ONCE, Filter, Forgotten, Group, GroupKey, Migration, Summary, Usage, day_of, day_start_ms,
 };
 
+/// The version of the schema that this program knows. Stores of older ones are migrated, of newer ones refused.
+const SCHEMA_VERSION: i32 = 1;
 /// How long one process waits for another that writes.
 const BUSY: Duration = Duration::from_secs(10);
 /// Steps that wait for a thread. More wait for room.

@@ -17,6 +17,7 @@ mod killed;
 mod postgres;
 mod restarts;
 mod security;
+mod several;
 mod tls;
 
 use std::time::{SystemTime, UNIX_EPOCH};
