@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::Stdio;
 
 use anyhow::{Context as _, Result, ensure};
+use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{Api, DeleteParams};
 use spillway_lab::spillway::Spillway;
@@ -133,5 +134,17 @@ async fn gateways_and_the_usage_service_have_certificates() -> Result<()> {
         files(&secrets, name, |files| files["ca.crt"] != gateway["ca.crt"]).await?;
     }
     operator.stop().await.context("stopping the operator")?;
+
+    // On PostgreSQL there are two, and what is laid out for them is taken as it is.
+    let chart = concat!(env!("CARGO_MANIFEST_DIR"), "/../charts/spillway");
+    let postgres =
+        "usage.storage.kind=Postgres,usage.storage.postgresSecret.name=db,usage.storage.postgresCa.configMap=ca";
+    let upgrade = ["upgrade", "spillway", chart, "-n", NAMESPACE, "--reuse-values", "--set", postgres];
+    lab.helm(&upgrade).await?;
+    let deployments: Api<Deployment> = Api::namespaced(spillway.client(), NAMESPACE);
+    let spec = deployments.get("spillway-usage").await.context("reading the Deployment")?.spec.context("a spec")?;
+    ensure!(spec.replicas == Some(2), "there are to be {:?}", spec.replicas);
+    let sets: Api<StatefulSet> = Api::namespaced(spillway.client(), NAMESPACE);
+    ensure!(sets.get_opt("spillway-usage").await?.is_none(), "the StatefulSet is left");
     lab.stop()
 }

@@ -12,7 +12,7 @@ use spillway_tls::{Caller, Client, Files, Peers, Server};
 use spillway_usage::forward::Forward;
 use spillway_usage::holder;
 use spillway_usage::leases::Config;
-use spillway_usage::server::{Service, admin, posts, reports};
+use spillway_usage::server::{Front, Service, admin, posts, reports};
 use spillway_usage::socket::{listen, serve_until};
 use spillway_usage::store::{DAY_MS, Migration, Place, Store, Summary};
 use tokio::signal::unix::{SignalKind, signal};
@@ -180,9 +180,9 @@ async fn main() -> anyhow::Result<()> {
         LogFormat::Text => log.init(),
     }
     let place = arguments.place.place()?;
-    let open = |migration| async move { Store::open(&place, migration).await.context("opening the store") };
+    let open = async |migration| Store::open(&place, migration).await.context("opening the store");
     match &arguments.command {
-        None => serve(&arguments, open(Migration::Apply).await?).await,
+        None => serve(&arguments, &place).await,
         Some(Command::Migrate) => say(&open(Migration::Apply).await?.check().await?),
         Some(Command::Check) => say(&open(Migration::Refuse).await?.check().await?),
         Some(Command::Backup { to }) => open(Migration::Refuse)
@@ -202,7 +202,7 @@ fn say(summary: &Summary) -> anyhow::Result<()> {
         .context("printing")
 }
 
-async fn serve(arguments: &Arguments, store: Store) -> anyhow::Result<()> {
+async fn serve(arguments: &Arguments, place: &Place) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("hearing SIGTERM")?;
     let (to_end, end) = watch::channel(false);
     let ended = |mut end: watch::Receiver<bool>| async move {
@@ -210,9 +210,16 @@ async fn serve(arguments: &Arguments, store: Store) -> anyhow::Result<()> {
     };
     let to_listen = |address| async move { listen(address).await.with_context(|| format!("listening on {address}")) };
     let tls = arguments.tls.load().await?;
-    let (admin_listener, report_listener) = (to_listen(arguments.admin).await?, to_listen(arguments.reports).await?);
-    let listener = to_listen(arguments.listen).await?;
-    let addresses = (listener.local_addr()?, report_listener.local_addr()?, admin_listener.local_addr()?);
+    let (front, admin_listener) = (Arc::new(Front::default()), to_listen(arguments.admin).await?);
+    let admin_address = admin_listener.local_addr()?;
+    tokio::spawn(serve_until(admin_listener, admin(Arc::clone(&front)), None, std::future::pending()));
+    let store = tokio::select! {
+        store = open_store(place, &front) => store?,
+        _ = terminate.recv() => return Ok(()),
+        _ = tokio::signal::ctrl_c() => return Ok(()),
+    };
+    let (listener, report_listener) = (to_listen(arguments.listen).await?, to_listen(arguments.reports).await?);
+    let addresses = (listener.local_addr()?, report_listener.local_addr()?, admin_address);
     let is_tls = tls.is_some();
     let service = match &store {
         Store::Sqlite(_) => Service::new(store, Config::default()),
@@ -222,7 +229,7 @@ async fn serve(arguments: &Arguments, store: Store) -> anyhow::Result<()> {
         }
     };
     let leading = tokio::spawn(Arc::clone(&service).lead(holder::Config::default()));
-    tokio::spawn(serve_until(admin_listener, admin(Arc::clone(&service)), None, std::future::pending()));
+    front.open(Arc::clone(&service));
     let posting = serve_until(listener, posts(Arc::clone(&service)), tls, ended(end.clone()));
     let reporting = serve_until(report_listener, reports(Arc::clone(&service)), None, ended(end));
     let serving = tokio::spawn(async move { tokio::join!(posting, reporting) });
@@ -248,6 +255,20 @@ async fn serve(arguments: &Arguments, store: Store) -> anyhow::Result<()> {
     }
     tracing::info!("ended");
     Ok(())
+}
+
+/// Opens the store, as soon as it can be reached.
+async fn open_store(place: &Place, front: &Front) -> anyhow::Result<Store> {
+    loop {
+        match Store::open(place, Migration::Apply).await {
+            Err(error) if error.may_pass() => {
+                tracing::warn!(%error, "the store is not open yet, and nobody is served; it is tried again");
+                front.misses(error.to_string());
+                tokio::time::sleep(PROBE).await;
+            }
+            opened => return opened.context("opening the store"),
+        }
+    }
 }
 
 /// How the replica that leases limits is asked.

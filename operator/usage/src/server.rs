@@ -3,13 +3,13 @@
 //!
 //! A receipt is only given for what is durable. Every error is `{"error": "..."}` and says what to do.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
-use axum::extract::{DefaultBodyLimit, RawQuery, State};
+use axum::extract::{DefaultBodyLimit, FromRequest as _, RawQuery, Request, State};
 use axum::http::header::{CONTENT_TYPE, RETRY_AFTER};
 use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
@@ -31,6 +31,8 @@ mod parameters;
 
 /// Batches that are taken at once; more are refused, so that their bodies need not be kept.
 const BATCHES: usize = 64;
+/// How long a body may take to come.
+const BODY: Duration = Duration::from_secs(20);
 /// Questions of one request for leases.
 const MOST_QUESTIONS: usize = 10_000;
 /// How long a batch may take, all tries together.
@@ -286,22 +288,28 @@ fn json(body: &impl Serialize) -> Response {
     }
 }
 
-fn parse<Body: DeserializeOwned>(body: Result<Bytes, BytesRejection>, what: &str) -> Result<Body, Problem> {
-    let body = body.map_err(|rejection| match rejection.status() {
+/// Takes a body, once there is a place for it.
+async fn take(request: Request) -> Result<Bytes, Problem> {
+    let taken = tokio::time::timeout(BODY, Bytes::from_request(request, &())).await;
+    let taken: Result<Bytes, BytesRejection> = taken.map_err(|_| {
+        let text = format!("the body has not come within {} s: send it again", BODY.as_secs());
+        Problem::new(StatusCode::REQUEST_TIMEOUT, text)
+    })?;
+    taken.map_err(|rejection| match rejection.status() {
         StatusCode::PAYLOAD_TOO_LARGE => Problem::new(
             StatusCode::PAYLOAD_TOO_LARGE,
             format!("a body has at most {MOST_BYTES} bytes: send less at once"),
         ),
         status => Problem::new(status, "the body ended before its end: send it again"),
-    })?;
-    serde_json::from_slice(&body)
+    })
+}
+
+fn parse<Body: DeserializeOwned>(body: &[u8], what: &str) -> Result<Body, Problem> {
+    serde_json::from_slice(body)
         .map_err(|error| Problem::new(StatusCode::BAD_REQUEST, format!("the body is not the JSON of {what}: {error}")))
 }
 
-async fn post_records(
-    State(service): State<Arc<Service>>,
-    body: Result<Bytes, BytesRejection>,
-) -> Result<Response, Problem> {
+async fn post_records(State(service): State<Arc<Service>>, request: Request) -> Result<Response, Problem> {
     let Ok(_place) = service.batches.try_acquire() else {
         service.metrics.refused();
         return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too many batches at once; try again"));
@@ -310,7 +318,9 @@ async fn post_records(
         service.metrics.refused();
         problem
     };
-    let shipment: Shipment = parse(body, "a shipment").map_err(refuse)?;
+    let body = take(request).await.map_err(refuse)?;
+    let shipment: Shipment = parse(&body, "a shipment").map_err(refuse)?;
+    drop(body);
     if shipment.records.len() > MOST_RECORDS {
         let text = format!("a batch has at most {MOST_RECORDS} records: send fewer at once");
         return Err(refuse(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, text)));
@@ -344,17 +354,17 @@ async fn post_records(
 async fn post_leases(
     State(service): State<Arc<Service>>,
     headers: HeaderMap,
-    body: Result<Bytes, BytesRejection>,
+    request: Request,
 ) -> Result<Response, Problem> {
-    let raw = body.as_ref().cloned().unwrap_or_default();
-    let Questions { gateway, needs } = parse(body, "questions for leases")?;
+    let body = take(request).await?;
+    let Questions { gateway, needs } = parse(&body, "questions for leases")?;
     if needs.len() > MOST_QUESTIONS {
         let text = format!("a request has at most {MOST_QUESTIONS} needs: send fewer at once");
         return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, text));
     }
     let grants = match service.answer(&gateway, &needs) {
         Ok(grants) => grants,
-        Err(elsewhere) if !headers.contains_key(FORWARDED) => return service.forward(elsewhere, raw).await,
+        Err(elsewhere) if !headers.contains_key(FORWARDED) => return service.forward(elsewhere, body).await,
         Err(_) => return Err(Problem::unled()),
     };
     let grants = needs
@@ -420,19 +430,70 @@ pub fn reports(service: Arc<Service>) -> Router {
     with_hints(Router::new().route("/v1/usage", get(get_usage)), "GET /v1/usage").with_state(service)
 }
 
+/// What the admin port tells of: a service, once it has its store.
+#[derive(Default)]
+pub struct Front {
+    service: OnceLock<Arc<Service>>,
+    missing: Mutex<Option<String>>,
+}
+
+impl Front {
+    /// Of a service that has its store.
+    pub fn of(service: Arc<Service>) -> Arc<Self> {
+        Arc::new(Self { service: OnceLock::from(service), missing: Mutex::default() })
+    }
+
+    /// The store is there.
+    pub fn open(&self, service: Arc<Service>) {
+        // Once.
+        let _ = self.service.set(service);
+    }
+
+    /// Why it is not there yet.
+    pub fn misses(&self, why: String) {
+        *self.missing.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
+    }
+
+    fn metrics(&self) -> String {
+        self.service.get().map_or_else(|| Metrics::default().render(), |service| service.metrics.render())
+    }
+
+    fn is_alive(&self) -> bool {
+        self.service.get().is_none_or(|service| service.store.is_alive())
+    }
+
+    async fn is_ready(&self) -> Result<(), String> {
+        if let Some(service) = self.service.get() {
+            return service.probe().await.map_err(|why| format!("the store cannot be reached: {why}"));
+        }
+        let why = self.missing.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        Err(format!("the store is not open yet: {}", why.as_deref().unwrap_or("it is being opened")))
+    }
+}
+
 /// `/metrics`, `/healthz` and `/readyz`.
-pub fn admin(service: Arc<Service>) -> Router {
-    let measured = Arc::clone(&service);
+pub fn admin(front: Arc<Front>) -> Router {
+    let (measured, living) = (Arc::clone(&front), Arc::clone(&front));
+    let away = |why: String| (StatusCode::SERVICE_UNAVAILABLE, why);
+    let good = || (StatusCode::OK, "ok".to_owned());
     Router::new()
-        .route("/metrics", get(move || async move { measured.metrics.render() }))
-        .route("/healthz", get(|| async { "ok" }))
+        .route("/metrics", get(move || async move { measured.metrics() }))
+        .route(
+            "/healthz",
+            get(move || async move {
+                if living.is_alive() { good() } else { away("a thread of the store has ended: start anew".to_owned()) }
+            }),
+        )
         .route(
             "/readyz",
             get(move || async move {
-                match service.probe().await {
-                    Ok(()) => (StatusCode::OK, "ok".to_owned()),
-                    Err(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("the store cannot be reached: {why}")),
+                match front.is_ready().await {
+                    Ok(()) => good(),
+                    Err(why) => away(why),
                 }
             }),
         )
 }
+
+#[cfg(test)]
+mod tests;

@@ -149,6 +149,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether it may pass: it is about reaching the store, and not about what is in it or how it was asked for.
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Self::Postgres { .. } | Self::Slow { .. } | Self::Tls { .. } | Self::Authority { .. })
+    }
+
     /// Whether it is about what was asked, and would be the same another time.
     pub fn is_askers(&self) -> bool {
         matches!(self, Self::Name { .. } | Self::TooMany | Self::Overflow)
@@ -320,6 +325,14 @@ impl Store {
         match self {
             Self::Sqlite(store) => store.ping().await,
             Self::Postgres(store) => store.ping().await,
+        }
+    }
+
+    /// Whether it can work again without a start of the process: a store that cannot be reached now is alive.
+    pub fn is_alive(&self) -> bool {
+        match self {
+            Self::Sqlite(store) => store.is_alive(),
+            Self::Postgres(_) => true,
         }
     }
 

@@ -110,10 +110,25 @@ impl Sqlite {
             one.map_err(sql("reading the version of the schema"))
         };
         // They may be at work on something large: that they are there is enough.
-        if self.writer.jobs.is_closed() || self.reader.jobs.is_closed() {
+        if !self.is_alive() {
             return Err(Error::Closed);
         }
         self.prober.run(ask).await
+    }
+
+    /// Whether all threads are there.
+    pub(super) fn is_alive(&self) -> bool {
+        [&self.writer, &self.reader, &self.prober].iter().all(|worker| !worker.jobs.is_closed())
+    }
+
+    /// Ends the thread that writes, as a panic there would.
+    #[cfg(test)]
+    pub(crate) async fn end_writer(&self) {
+        let ended = self.writer.run(|_| -> Result<(), Error> { std::panic::resume_unwind(Box::new("a test ends it")) });
+        assert!(ended.await.is_err());
+        while self.is_alive() {
+            tokio::task::yield_now().await;
+        }
     }
 
     pub(super) async fn check(&self) -> Result<Summary, Error> {

@@ -13,8 +13,10 @@ use serde_json::{Value, json};
 use spillway_metering::shipping::{MOST_BYTES, Receipt, Shipment};
 use spillway_metering::tokens::UsageRecord;
 use spillway_usage::leases::Config;
-use spillway_usage::server::{Service, admin, posts, reports};
+use spillway_usage::server::{Front, Service, admin, posts, reports};
 use spillway_usage::socket::{listen, serve_until};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
 use crate::{Home, Kind, all, record, records};
 
@@ -65,7 +67,7 @@ struct Served {
 async fn serve(home: &Home) -> Served {
     let service = Service::new(home.open().await, Config::default());
     let mut addresses = Vec::new();
-    for app in [posts(Arc::clone(&service)), reports(Arc::clone(&service)), admin(Arc::clone(&service))] {
+    for app in [posts(Arc::clone(&service)), reports(Arc::clone(&service)), admin(Front::of(Arc::clone(&service)))] {
         let listener = listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
         addresses.push(listener.local_addr().unwrap());
         tokio::spawn(serve_until(listener, app, None, std::future::pending()));
@@ -201,6 +203,42 @@ async fn batches_have_bounds() {
     let (status, answer) = served.ask(Method::POST, "/v1/records", &body).await;
     assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY);
     assert!(answer["error"].as_str().unwrap().starts_with("the key of record "), "{answer}");
+}
+
+/// Who has a place may send a body, and who has none is told before it has sent it: so no more bodies are kept than there are places.
+#[tokio::test]
+async fn a_batch_has_its_place_before_its_body() {
+    let home = Home::new(Kind::Sqlite);
+    let served = serve(&home).await;
+    let mut callers = Vec::new();
+    for _ in 0..70 {
+        let mut caller = TcpStream::connect(served.api).await.unwrap();
+        let head = "POST /v1/records HTTP/1.1\r\nhost: usage\r\ncontent-type: application/json\r\ncontent-length: 1000\r\n\r\n{";
+        caller.write_all(head.as_bytes()).await.unwrap();
+        callers.push(caller);
+    }
+    let bound = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while served.metric("batches_total{result=\"refused\"}").await < 6 {
+        assert!(std::time::Instant::now() < bound, "those without a place are not told");
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    let mut refused = 0;
+    for caller in &mut callers {
+        let mut answer = [0; 12];
+        if let Ok(Ok(_)) =
+            tokio::time::timeout(std::time::Duration::from_millis(100), caller.read_exact(&mut answer)).await
+        {
+            assert_eq!(&answer, b"HTTP/1.1 503");
+            refused += 1;
+        }
+    }
+    assert_eq!(refused, 6, "64 have places");
+    assert!(served.http.ship(served.api, "g", records(0..1)).await.unwrap_err().contains("too many batches"));
+    // Who goes away leaves its place.
+    callers.truncate(30);
+    while served.http.ship(served.api, "g", records(0..1)).await.is_err() {
+        assert!(std::time::Instant::now() < bound, "places are not given back");
+    }
 }
 
 #[tokio::test]

@@ -154,6 +154,48 @@ async fn it_ends_when_it_is_asked_to() {
     assert!(now_ms() - begun < 10_000);
 }
 
+/// A database that is away when the service starts is waited for, however long, and meanwhile the service is alive and not ready.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_is_waited_for_at_the_start() {
+    let server = std::sync::Arc::new(crate::postgres::Server::start());
+    let database = server.new_database();
+    let url = server.url(&database);
+    let control = async |start: bool| {
+        let server = std::sync::Arc::clone(&server);
+        let run = move || if start { server.start_again() } else { server.stop_immediately() };
+        tokio::task::spawn_blocking(run).await.unwrap();
+    };
+    control(false).await;
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let mut child = Command::new(PROGRAM)
+        .env("SPILLWAY_USAGE_POSTGRES", &url)
+        .args(["--listen", "127.0.0.1:0", "--reports", "127.0.0.1:0", "--admin", &free.to_string()])
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let http = Http::new();
+    let asked = async |path: &str| http.send(Method::GET, free, path, "").await.map(|(status, _)| status.as_u16());
+    // Longer than a step is tried again.
+    let end = std::time::Instant::now() + Duration::from_secs(24);
+    let mut unready = 0;
+    while std::time::Instant::now() < end {
+        assert_eq!(child.try_wait().unwrap(), None, "it gave up");
+        unready += u32::from(asked("/readyz").await == Ok(503) && asked("/healthz").await == Ok(200));
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    assert!(unready > 50, "it tells that it lives {unready} times");
+    let (_, text) = http.send(Method::GET, free, "/metrics", "").await.unwrap();
+    assert!(text.contains("spillway_usage_store_up 0"), "{text}");
+    control(true).await;
+    let end = std::time::Instant::now() + Duration::from_secs(30);
+    while asked("/readyz").await != Ok(200) {
+        assert!(std::time::Instant::now() < end, "it does not take up the database");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
 /// Processes of one database, with the terms that they have in a cluster: one that is told to end leaves its seat, one that is killed loses it.
 #[tokio::test(flavor = "multi_thread")]
 async fn another_process_leases_when_one_ends() {
