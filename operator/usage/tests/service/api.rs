@@ -205,6 +205,23 @@ async fn batches_have_bounds() {
     assert!(answer["error"].as_str().unwrap().starts_with("the key of record "), "{answer}");
 }
 
+/// A connection that asks nothing is let go, on each port.
+#[tokio::test]
+async fn who_says_nothing_is_let_go() {
+    let home = Home::new(Kind::Sqlite);
+    let served = serve(&home).await;
+    let mut silent = Vec::new();
+    for port in [served.api, served.reports, served.admin] {
+        let mut caller = TcpStream::connect(port).await.unwrap();
+        silent.push(tokio::spawn(async move { caller.read(&mut [0]).await }));
+    }
+    for caller in silent {
+        let ended =
+            tokio::time::timeout(std::time::Duration::from_secs(25), caller).await.expect("it is kept").unwrap();
+        assert!(matches!(ended, Ok(0) | Err(_)), "{ended:?}");
+    }
+}
+
 /// Who has a place may send a body, and who has none is told before it has sent it: so no more bodies are kept than there are places.
 #[tokio::test]
 async fn a_batch_has_its_place_before_its_body() {
