@@ -39,6 +39,9 @@ struct Arguments {
     /// Address of external.metrics.k8s.io, which the autoscalers of endpoints ask; left out, it is not served
     #[arg(long, value_name = "ADDRESS")]
     metrics_api: Option<SocketAddr>,
+    /// Keep the certificates by which gateways and the usage service know each other, in Secrets
+    #[arg(long)]
+    usage_tls: bool,
     /// Form of the log
     #[arg(long, default_value = "json", value_parser = ["json", "text"])]
     log_format: String,
@@ -65,6 +68,7 @@ async fn main() -> anyhow::Result<()> {
         grace_cap_seconds: arguments.grace_cap_seconds,
         http: arguments.http,
         metrics_api: arguments.metrics_api,
+        usage_tls: arguments.usage_tls,
     };
     let mut kube_config =
         kube::Config::infer().await.context("finding the API server: is there a kubeconfig, or a service account?")?;

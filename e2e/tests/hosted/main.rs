@@ -4,6 +4,7 @@
 #![allow(clippy::indexing_slicing, reason = "a field that a JSON value lacks reads as null")]
 
 mod canary;
+mod certificates;
 mod keys;
 
 use std::time::Duration;

@@ -26,4 +26,6 @@ pub struct Config {
     pub http: std::net::SocketAddr,
     /// Address of `external.metrics.k8s.io`, if it is served.
     pub metrics_api: Option<std::net::SocketAddr>,
+    /// Whether gateways and the usage service have certificates of the operator's making.
+    pub usage_tls: bool,
 }

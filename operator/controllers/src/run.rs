@@ -44,7 +44,7 @@ use crate::{
     gateways::Gateways,
     guards::{self, Guards},
     hosted::Hosted,
-    http, leader,
+    http, identities, leader,
     metrics::Metrics,
     models, nodes,
     pods::{self, PodIndex},
@@ -208,10 +208,11 @@ fn start(
         Err(Error::TaskEnded("sweeping"))
     });
     let judging = canaries::run(Arc::clone(&context), Arc::clone(&gateways));
+    let identities = identities::keep(Arc::clone(&context));
     let (scaling, keeping) =
         (scaling::run(Arc::clone(&context), gateways), external::keep(Arc::clone(&context), register));
     tasks.spawn(async move {
-        tokio::join!(scaling, keeping, judging);
+        tokio::join!(scaling, keeping, judging, identities);
         Err(Error::TaskEnded("scaling"))
     });
     control("endpoints", &context, endpoint_store, endpoint_stream, 4, endpoints::reconcile, tasks);

@@ -25,5 +25,4 @@ pub mod server;
 pub mod ship;
 pub mod sse;
 pub mod telemetry;
-pub mod tls;
 pub mod wal;

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use axum::{Router, extract::RawQuery, http::StatusCode, routing::get};
 use clap::{Parser, Subcommand, ValueEnum};
 use spillway_crds::key::{ID_BYTES, KeyId, PresentedKey, SECRET_BYTES, mint};
@@ -18,9 +18,9 @@ use spillway_gateway::proxy::{Gateway, Limits, Parts, Stage};
 use spillway_gateway::routing::{BLOCKS_MAX, Cache, Config, Cost, Peers};
 use spillway_gateway::ship::UsageService;
 use spillway_gateway::telemetry::{self, Otlp, Telemetry};
-use spillway_gateway::tls::{Files, Tls};
 use spillway_gateway::wal::{self, Durability, Wal};
 use spillway_gateway::{cluster, file, kv_cache, leasing, server, ship};
+use spillway_tls::{Caller, Files};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing_subscriber::EnvFilter;
@@ -62,12 +62,24 @@ struct Arguments {
     /// What a bill survives before the last piece of its answer goes: `disk` the loss of power, `process` the end of this process
     #[arg(long, value_enum, default_value = "disk")]
     durability: LogDurability,
-    /// The usage service, such as http://spillway-usage:8090: what is billed is stored there, and with several gateways limits are kept there
+    /// The usage service, such as https://spillway-usage.spillway-system.svc:8090: what is billed is stored there, and with several gateways limits are kept there
     #[arg(long, env = "SPILLWAY_USAGE", value_name = "URL")]
     usage: Option<hyper::Uri>,
     /// Directory of keys for providers, one file each, such as a mounted Secret; read again when it changes
     #[arg(long, value_name = "PATH")]
     providers: Option<PathBuf>,
+    /// PEM of the certificate that the usage service is shown, read again when it changes. Without it, it is called without TLS
+    #[arg(long, value_name = "FILE", requires_all = ["usage", "usage_tls_key", "usage_tls_ca", "usage_tls_name"])]
+    usage_tls_certificate: Option<PathBuf>,
+    /// PEM of that certificate's key
+    #[arg(long, value_name = "FILE", requires = "usage_tls_certificate")]
+    usage_tls_key: Option<PathBuf>,
+    /// PEM of the CA that has signed the usage service's certificate
+    #[arg(long, value_name = "FILE", requires = "usage_tls_certificate")]
+    usage_tls_ca: Option<PathBuf>,
+    /// The DNS name in the usage service's certificate, whatever the host of its address is
+    #[arg(long, value_name = "NAME", requires = "usage_tls_certificate")]
+    usage_tls_name: Option<String>,
     /// How many gateways there are; with more than one, what others send to an engine is reckoned with
     #[arg(long, value_name = "COUNT", default_value_t = 1)]
     gateways: u32,
@@ -162,7 +174,8 @@ async fn main() -> anyhow::Result<()> {
 
     let tls = match (arguments.tls_certificate.clone(), arguments.tls_key.clone()) {
         (Some(certificate), Some(key)) => {
-            let tls = Tls::load(Files { certificate, key }).await.context("the certificate for clients")?;
+            let files = Files { certificate, key };
+            let tls = spillway_tls::Server::load(files, None).await.context("the certificate for clients")?;
             tokio::spawn(Arc::clone(&tls).follow());
             Some(tls)
         }
@@ -199,7 +212,7 @@ async fn main() -> anyhow::Result<()> {
     tokio::spawn(Arc::clone(&gateway).follow());
     tokio::spawn(kv_cache::read(Arc::clone(&gateway)));
     if let Some(base) = arguments.usage.clone() {
-        let service = UsageService::new(base);
+        let service = UsageService::new(base, find_caller(&arguments).await?);
         tokio::spawn(ship::ship(Arc::clone(&gateway), service.clone(), name.as_str().into()));
         if shared {
             // One that starts anew holds nothing: it is another gateway to the service.
@@ -279,6 +292,29 @@ async fn comes(within: Duration, is_true: impl Fn() -> bool) -> bool {
         }
     };
     tokio::time::timeout(within, waiting).await.is_ok()
+}
+
+/// How the usage service is called.
+async fn find_caller(arguments: &Arguments) -> anyhow::Result<Caller> {
+    let is_tls = arguments.usage.as_ref().is_some_and(|base| base.scheme() == Some(&hyper::http::uri::Scheme::HTTPS));
+    let files = (&arguments.usage_tls_certificate, &arguments.usage_tls_key, &arguments.usage_tls_ca);
+    let (Some(certificate), Some(key), Some(authority)) = files else {
+        ensure!(!is_tls, "--usage is https: say which certificate it is shown by --usage-tls-certificate");
+        tracing::warn!(
+            "the usage service is called without TLS: whoever is between can read and change what is billed"
+        );
+        return Caller::plain().context("calling the usage service");
+    };
+    ensure!(
+        is_tls,
+        "--usage is not https, and there is a certificate for it: say https, or leave --usage-tls-certificate out"
+    );
+    let files = Files { certificate: certificate.clone(), key: key.clone() };
+    let identity = spillway_tls::Client::load(files, authority.clone()).await;
+    let identity = identity.context("the certificate for the usage service")?;
+    tokio::spawn(Arc::clone(&identity).follow());
+    let name = arguments.usage_tls_name.as_deref().unwrap_or_default();
+    Caller::new(identity, name).context("--usage-tls-name")
 }
 
 /// Where what is known comes from.

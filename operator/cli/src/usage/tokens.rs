@@ -58,7 +58,7 @@ pub(crate) async fn read(client: &Client, args: &UsageArgs, from_ms: i64, to_ms:
         By::Sku => "model",
     };
     let mut path = format!(
-        "/api/v1/namespaces/{namespace}/services/spillway-usage:http/proxy/v1/usage?by={by}&from_ms={from_ms}&to_ms={to_ms}"
+        "/api/v1/namespaces/{namespace}/services/spillway-usage:reports/proxy/v1/usage?by={by}&from_ms={from_ms}&to_ms={to_ms}"
     );
     // Names of Kubernetes: there is nothing in them to be escaped, and anything else finds nothing.
     let plain = |name: &str| name.chars().all(|letter| letter.is_ascii_alphanumeric() || "-._".contains(letter));
@@ -77,7 +77,7 @@ pub(crate) async fn read(client: &Client, args: &UsageArgs, from_ms: i64, to_ms:
         Ok(Rows { rows }) => Some(Tokens { rows, missing: None }),
         Err(kube::Error::Api(status)) if status.code == 404 => None,
         Err(kube::Error::Api(status)) if status.code == 403 => missing(format!(
-            "you may not ask the usage service: it takes `get` of services/proxy, spillway-usage:http, in namespace {namespace}"
+            "you may not ask the usage service: it takes `get` of services/proxy, spillway-usage:reports, in namespace {namespace}"
         )),
         Err(error) => missing(format!("the usage service in namespace {namespace} does not answer: {error}")),
     }

@@ -22,7 +22,6 @@ use spillway_gateway::proxy::{Gateway, Limits, Parts, Stage as Phase};
 use spillway_gateway::request::Endpoint;
 use spillway_gateway::routing::{Cache, Config, Cost, EngineId, Peers};
 use spillway_gateway::telemetry::{Otlp, Telemetry};
-use spillway_gateway::tls::Tls;
 use spillway_gateway::wal::{self, Durability, Wal};
 use spillway_gateway::{kv_cache, server};
 use spillway_metering::tokens::UsageRecord;
@@ -54,7 +53,7 @@ pub(crate) struct Setting {
     pub(crate) key: admission::Limits,
     pub(crate) log_bytes: u64,
     pub(crate) mode: Mode,
-    pub(crate) tls: Option<Arc<Tls>>,
+    pub(crate) tls: Option<Arc<spillway_tls::Server>>,
     pub(crate) providers: Arc<Providers>,
     pub(crate) otlp: Option<Otlp>,
 }
