@@ -19,6 +19,8 @@ use crate::request;
 const RETRY_MS: u64 = 1_000;
 /// and where somebody has to do something first.
 const ABSENT_MS: u64 = 30_000;
+/// Characters of an engine's words that are given on.
+const SHOWN_MESSAGE_MAX: usize = 1_024;
 /// Characters of a model's name that are repeated to who asked for it.
 const SHOWN_MODEL_MAX: usize = 128;
 
@@ -178,6 +180,25 @@ fn limit_message(refusal: &Refusal) -> String {
             seconds(RETRY_MS)
         ),
     }
+}
+
+/// What an engine says of a request that it refuses, without what is its own: files of its program, the request once more, as vLLM's validation has them. None where nothing
+/// is left.
+fn plain(message: &str, param: Option<&str>) -> Option<String> {
+    if message.trim_start_matches(|digit: char| digit.is_ascii_digit()).starts_with(" validation error") {
+        // The first one: `{'type': ..., 'loc': ..., 'msg': 'Field required', 'input': ...}`.
+        let said = message.split_once("'msg': ")?.1;
+        let quote = said.chars().next().filter(|quote| matches!(quote, '\'' | '"'))?;
+        let said = said.get(1..)?.split_once(quote)?.0;
+        return Some(match param {
+            Some(param) => format!("`{param}`: {said}."),
+            None => format!("{said}."),
+        });
+    }
+    let end = ["\n\n  File ", "\nTraceback"].iter().filter_map(|mark| message.find(mark)).min();
+    let shown = message.get(..end.unwrap_or(message.len()))?.trim_end();
+    let shown: String = shown.chars().take(SHOWN_MESSAGE_MAX).collect();
+    (!shown.is_empty()).then_some(shown)
 }
 
 /// A wait as a person reads it, rounded up to a tenth of a second.
@@ -377,11 +398,17 @@ impl ApiError {
             Some(error) => error.get("message").and_then(serde_json::Value::as_str),
             None => said.message.as_deref(),
         };
-        let message =
-            message.unwrap_or("The model's server refuses the request: check it against the API of the model.");
         let param = said.error.as_ref().and_then(|error| error.get("param")).and_then(serde_json::Value::as_str);
+        // vLLM's are paths into the body.
+        let param = param.map(|param| param.strip_prefix("body.").unwrap_or(param));
+        let message = message.and_then(|message| plain(message, param));
+        let message = message.unwrap_or_else(|| {
+            "The model's server refuses the request: check it against the API of the model.".to_owned()
+        });
+        // vLLM's word for a prompt that is too long.
+        let code = if param == Some("input_tokens") { "context_length_exceeded" } else { "refused_by_model" };
         let error = serde_json::json!({
-            "message": message, "type": "invalid_request_error", "param": param, "code": "refused_by_model"
+            "message": message, "type": "invalid_request_error", "param": param, "code": code
         });
         serde_json::json!({ "error": error }).to_string()
     }

@@ -127,6 +127,7 @@ pub(crate) fn failure(outcome: Outcome) -> Option<&'static str> {
         Outcome::Partial(Cause::Shutdown) => Some("shutdown"),
         Outcome::Partial(Cause::Crash) => Some("crash"),
         Outcome::Partial(Cause::Bound) => Some("bound"),
+        Outcome::Partial(Cause::Refused) => Some("refused"),
     }
 }
 

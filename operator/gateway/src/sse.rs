@@ -50,11 +50,21 @@ pub struct FinishReasons(u8);
 
 impl FinishReasons {
     const WORDS: [&'static str; 5] = ["stop", "length", "tool_calls", "content_filter", "function_call"];
+    /// Of a choice that an engine gave up, as vLLM does when it is stopped: in its words, what came is no whole answer.
+    const ABORTED: u8 = 1 << 7;
 
     fn add(&mut self, word: &str) {
+        if matches!(word, "abort" | "error") {
+            self.0 |= Self::ABORTED;
+        }
         if let Some(number) = Self::WORDS.iter().position(|known| *known == word) {
             self.0 |= 1 << number;
         }
+    }
+
+    /// Whether the engine gave up one of them.
+    pub fn aborted(self) -> bool {
+        self.0 & Self::ABORTED != 0
     }
 
     /// The words, each once.

@@ -114,7 +114,7 @@ fn args(serving: &Serving<'_>) -> Vec<String> {
             push(&[weights.as_deref().unwrap_or(serving.model)]);
             push(&["--served-model-name", name, "--host", "0.0.0.0", "--port", &port, "--max-model-len", &context]);
             push(&["--tensor-parallel-size", &serving.needs.devices.to_string()]);
-            // Usage in each chunk is asked for by the request; cached tokens are in it with this.
+            // Without it usage does not tell of cached tokens.
             push(&["--enable-prompt-tokens-details"]);
         }
         Preset::LlamaCpp => {

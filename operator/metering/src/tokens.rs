@@ -237,6 +237,8 @@ pub enum Cause {
     NoUsage,
     /// The answer was longer, or took longer, than the gateway allows.
     Bound,
+    /// The engine said no to what the request is; nothing was used.
+    Refused,
 }
 
 /// Where a number was not taken as it came, and the rule that was used instead ([`settle`]).

@@ -189,3 +189,50 @@ fn every_error_is_whole() {
     }
     assert_eq!(codes.len(), 27);
 }
+
+/// What vLLM 0.25.1 said of requests that it refused.
+#[rstest]
+#[case::validation(
+    r#"{"error":{"message":"1 validation error:\n  {'type': 'float_parsing', 'loc': ('body', 'temperature'), 'msg': 'Input should be a valid number, unable to parse string as a number', 'input': 'x'}\n\n  File \"/site/vllm/entrypoints/serve/utils/api_utils.py\", line 40, in create_chat_completion\n    POST /v1/chat/completions [{'type': 'float_parsing'}]","type":"Bad Request","param":"body.temperature","code":400}}"#,
+    "`temperature`: Input should be a valid number, unable to parse string as a number.",
+    Some("temperature"),
+    "refused_by_model"
+)]
+#[case::too_long(
+    r#"{"error":{"message":"This model's maximum context length is 2048 tokens. (parameter=input_tokens, value=2009)","type":"BadRequestError","param":"input_tokens","code":400}}"#,
+    "This model's maximum context length is 2048 tokens. (parameter=input_tokens, value=2009)",
+    Some("input_tokens"),
+    "context_length_exceeded"
+)]
+#[case::tools(
+    r#"{"error":{"message":"\"auto\" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set","type":"BadRequestError","param":null,"code":400}}"#,
+    "\"auto\" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set",
+    None,
+    "refused_by_model"
+)]
+#[case::a_validation_of_another_form(
+    r#"{"error":{"message":"2 validation errors for the canary prompt","param":"body"}}"#,
+    "The model's server refuses the request: check it against the API of the model.",
+    Some("body"),
+    "refused_by_model"
+)]
+#[case::nothing_but_a_trace(
+    r#"{"error":{"message":"\nTraceback (most recent call last)"}}"#,
+    "The model's server refuses the request: check it against the API of the model.",
+    None,
+    "refused_by_model"
+)]
+fn what_an_engine_says_is_given_on_without_what_is_its_own(
+    #[case] body: &str,
+    #[case] message: &str,
+    #[case] param: Option<&str>,
+    #[case] code: &str,
+) {
+    let told: serde_json::Value = serde_json::from_str(&ApiError::engine_refusal(body.as_bytes())).unwrap();
+    let error = &told["error"];
+    assert_eq!((error["message"].as_str(), error["param"].as_str()), (Some(message), param));
+    assert_eq!(error["code"], code);
+    // However much it says, there is an end.
+    let long = serde_json::json!({"error": {"message": "word ".repeat(10_000)}}).to_string();
+    assert!(ApiError::engine_refusal(long.as_bytes()).len() < 2_000);
+}

@@ -186,7 +186,7 @@ impl Exchange {
                 }
                 self.operation.failed(if refused { "engine_refused" } else { "engine_failed" });
                 let answer = refusal(*response).await;
-                self.close(&Ended::unused(Cause::EngineFailed)).await;
+                self.close(&Ended::unused(if refused { Cause::Refused } else { Cause::EngineFailed })).await;
                 if refused {
                     self.settle_prompt();
                 } else {
@@ -522,6 +522,10 @@ impl Exchange {
         };
         let own_count = |body: &[u8]| sse::text_bytes_of_answer(body) / PromptSize::BYTES_PER_TOKEN;
         let (ended, body, verdict) = match read {
+            // An engine that is stopped gives what it has as if it were all (vLLM does).
+            Ok(Read::Whole(body)) if sse::usage_of_answer(&body).1.aborted() => {
+                (Ended::unused(Cause::EngineFailed), Err(ApiError::Upstream), Verdict::Unknown)
+            }
             Ok(Read::Whole(body)) => {
                 let (usage, reasons) = sse::usage_of_answer(&body);
                 let counted = if usage.is_some() { 0 } else { own_count(&body) };
@@ -624,13 +628,15 @@ impl Exchange {
         let ended = match cut {
             Some(cause) => Ended::cut(cause, tally, begun),
             // Some engines end without a word; who has sent the usage chunk has sent all.
-            None if tally.failed || !(tally.done || tally.usage_chunk) => Ended::cut(Cause::EngineFailed, tally, begun),
+            None if tally.failed || tally.reasons.aborted() || !(tally.done || tally.usage_chunk) => {
+                Ended::cut(Cause::EngineFailed, tally, begun)
+            }
             None => Ended { outcome: Outcome::Complete, begun: true, ..Ended::cut(Cause::Crash, tally, begun) },
         };
         let verdict = match ended.outcome {
             Outcome::Complete => Verdict::Worked,
             // What it tells of itself may be the request's fault.
-            Outcome::Partial(Cause::EngineFailed) if !tally.failed => Verdict::Failed,
+            Outcome::Partial(Cause::EngineFailed) if !(tally.failed || tally.reasons.aborted()) => Verdict::Failed,
             Outcome::Partial(_) => Verdict::Unknown,
         };
         self.note(&flight, &ended);

@@ -61,6 +61,7 @@ pub(super) fn encode_ending(ending: &Ending) -> [u8; ENDING_BYTES] {
         Outcome::Partial(Cause::Crash) => 4,
         Outcome::Partial(Cause::NoUsage) => 5,
         Outcome::Partial(Cause::Bound) => 6,
+        Outcome::Partial(Cause::Refused) => 7,
     };
     let mut payload = [0; ENDING_BYTES];
     let last = [outcome, ending.adjusted.bits()];
@@ -158,6 +159,7 @@ impl Fields<'_> {
             4 => Outcome::Partial(Cause::Crash),
             5 => Outcome::Partial(Cause::NoUsage),
             6 => Outcome::Partial(Cause::Bound),
+            7 => Outcome::Partial(Cause::Refused),
             _ => return None,
         };
         Some(Ending { ended_ms, tokens, outcome, adjusted: Adjustments::from_bits(self.byte()?)? })

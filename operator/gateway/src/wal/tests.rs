@@ -154,9 +154,11 @@ proptest! {
         names in vec("\\PC{0,64}", 8),
         (number, started_ms, ended_ms, stream) in any::<(u32, i64, i64, bool)>(),
         (prompt, cached, completion) in (0..=MOST_TOKENS, 0..=MOST_TOKENS, 0..=MOST_TOKENS),
-        (outcome, bits) in (0..6_usize, 0..64_u8),
+        (outcome, bits) in (0..8_usize, 0..64_u8),
     ) {
-        let causes = [Cause::ClientGone, Cause::EngineFailed, Cause::Shutdown, Cause::Crash, Cause::NoUsage];
+        let causes = [
+            Cause::ClientGone, Cause::EngineFailed, Cause::Shutdown, Cause::Crash, Cause::NoUsage, Cause::Bound, Cause::Refused,
+        ];
         let outcome = causes.get(outcome).map_or(Outcome::Complete, |cause| Outcome::Partial(*cause));
         let tokens = Tokens::new(prompt, cached.min(prompt), completion).unwrap();
         let [tenant, namespace, endpoint, model, version, key, gateway, replica] = names.try_into().unwrap();

@@ -35,6 +35,8 @@ pub(crate) struct Script {
     pub(crate) usage: Option<Value>,
     /// The status and body of a refusal.
     pub(crate) refuses: Option<(u16, &'static str)>,
+    /// Why its choice ends.
+    pub(crate) ends_by: &'static str,
     /// Whether it ends a stream with `[DONE]`.
     pub(crate) says_done: bool,
     /// What it says at `/metrics`; none: it has none.
@@ -53,6 +55,7 @@ impl Default for Script {
             answers: None,
             usage: Some(usage(7, 5)),
             refuses: None,
+            ends_by: "stop",
             says_done: true,
             metrics: None,
             pause_at_end: Duration::ZERO,
@@ -184,7 +187,7 @@ async fn answer(
         let content = format!("{}word ", script.says).repeat(usize::try_from(script.tokens).unwrap());
         *seen.lock().unwrap().produced.entry(id).or_default() += script.tokens;
         let text = json!({"id": "x", "object": "chat.completion", "usage": script.usage,
-            "choices": [{"index": 0, "message": {"role": "assistant", "content": content}, "finish_reason": "stop"}]});
+            "choices": [{"index": 0, "message": {"role": "assistant", "content": content}, "finish_reason": script.ends_by}]});
         return Ok(response(StatusCode::OK, "application/json", full(text.to_string())));
     }
     let (sender, mut receiver) = mpsc::channel(1);
@@ -229,7 +232,7 @@ async fn produce(
         }
     }
     let end = json!({"id": "x", "object": "chat.completion.chunk", "usage": null,
-        "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]});
+        "choices": [{"index": 0, "delta": {}, "finish_reason": script.ends_by}]});
     let _ = sender.send(event(&end)).await;
     tokio::time::sleep(script.pause_at_end).await;
     if let Some(usage) = &script.usage {

@@ -116,6 +116,25 @@ async fn answers_in_one_piece() {
     stage.at_rest().await;
 }
 
+/// vLLM that is told to stop ends what it has as if it were whole, but for a word of its own.
+#[tokio::test]
+async fn an_answer_that_an_engine_gave_up_is_no_answer() {
+    let engine = Engine::start(Script { ends_by: "abort", ..Script::default() }).await;
+    let stage = Stage::new(&[&engine]).await;
+    let text = text(stage.chat(json!({"stream": true})).await).await;
+    let told = events(&text);
+    assert!(told.last().unwrap().contains("upstream_error"), "{text}");
+    assert!(!text.contains("[DONE]") && !text.contains("abort"), "{text}");
+    let response = stage.chat(json!({})).await;
+    assert_eq!(response.status(), StatusCode::BAD_GATEWAY);
+    let bills = stage.bills(2).await;
+    let billed: Vec<_> = bills.iter().map(|bill| (bill.ending.tokens.completion(), bill.ending.outcome)).collect();
+    // What came of a stream has come; of a whole answer nothing was given out.
+    let failed = Outcome::Partial(Cause::EngineFailed);
+    assert_eq!(billed, [(5, failed), (0, failed)]);
+    stage.at_rest().await;
+}
+
 /// The client goes away in mid-stream: the engine is told, and what it produced until then is billed.
 #[tokio::test]
 async fn a_client_that_goes_away_pays_for_what_was_produced() {
@@ -293,6 +312,8 @@ async fn what_an_engine_refuses_is_passed_on_in_openais_form() {
     assert!(!text(answer).await.contains("secret"));
     let bills = stage.bills(2).await;
     assert!(bills.iter().all(|bill| bill.ending.tokens == Default::default()));
+    let ends: Vec<Outcome> = bills.iter().map(|bill| bill.ending.outcome).collect();
+    assert_eq!(ends, [Outcome::Partial(Cause::Refused), Outcome::Partial(Cause::EngineFailed)]);
     // What the request itself was refused for counts against its limits; what was the engine's fault does not.
     let counts = stage.admission.counts();
     assert_eq!((counts.settled, counts.refunded), (1, 1));

@@ -9,7 +9,7 @@ pub(super) const COLUMNS: &str = "id, tenant, namespace, endpoint, model, versio
      started_ms, ended_ms, stream, prompt, cached, completion, outcome, adjusted";
 
 /// How outcomes are written. Stores hold it: never changed, only added to.
-const OUTCOMES: [(&str, Outcome); 7] = [
+const OUTCOMES: [(&str, Outcome); 8] = [
     (COMPLETE, Outcome::Complete),
     ("client_gone", Outcome::Partial(Cause::ClientGone)),
     ("engine_failed", Outcome::Partial(Cause::EngineFailed)),
@@ -17,6 +17,7 @@ const OUTCOMES: [(&str, Outcome); 7] = [
     ("crash", Outcome::Partial(Cause::Crash)),
     ("no_usage", Outcome::Partial(Cause::NoUsage)),
     ("bound", Outcome::Partial(Cause::Bound)),
+    ("refused", Outcome::Partial(Cause::Refused)),
 ];
 /// The outcome of a request that is not partial.
 pub(super) const COMPLETE: &str = "complete";
@@ -31,6 +32,7 @@ pub(super) fn outcome_text(outcome: Outcome) -> &'static str {
         Outcome::Partial(Cause::Crash) => "crash",
         Outcome::Partial(Cause::NoUsage) => "no_usage",
         Outcome::Partial(Cause::Bound) => "bound",
+        Outcome::Partial(Cause::Refused) => "refused",
     }
 }
 
