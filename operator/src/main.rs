@@ -39,6 +39,12 @@ struct Arguments {
     /// Address of external.metrics.k8s.io, which the autoscalers of endpoints ask; left out, it is not served
     #[arg(long, value_name = "ADDRESS")]
     metrics_api: Option<SocketAddr>,
+    /// The usage service, to which the GPU time of bookings that ended is posted, as http://spillway-usage:8090; left out, the ledger alone keeps it
+    #[arg(long, value_name = "URL", env = "SPILLWAY_USAGE")]
+    usage: Option<http::Uri>,
+    /// Days for which pages of the ledger's archive are kept after their GPU time is in the usage store
+    #[arg(long, value_name = "DAYS", env = "SPILLWAY_ARCHIVE_DAYS", default_value_t = 30)]
+    archive_days: u32,
     /// Form of the log
     #[arg(long, default_value = "json", value_parser = ["json", "text"])]
     log_format: String,
@@ -65,6 +71,8 @@ async fn main() -> anyhow::Result<()> {
         grace_cap_seconds: arguments.grace_cap_seconds,
         http: arguments.http,
         metrics_api: arguments.metrics_api,
+        usage: arguments.usage,
+        archive_days: arguments.archive_days,
     };
     let mut kube_config =
         kube::Config::infer().await.context("finding the API server: is there a kubeconfig, or a service account?")?;

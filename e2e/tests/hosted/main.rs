@@ -3,6 +3,7 @@
 
 #![allow(clippy::indexing_slicing, reason = "a field that a JSON value lacks reads as null")]
 
+mod archive;
 mod keys;
 
 use std::time::Duration;

@@ -26,4 +26,8 @@ pub struct Config {
     pub http: std::net::SocketAddr,
     /// Address of `external.metrics.k8s.io`, if it is served.
     pub metrics_api: Option<std::net::SocketAddr>,
+    /// The usage service, to which the GPU time of bookings that ended is posted, if there is one.
+    pub usage: Option<hyper::Uri>,
+    /// Days for which pages of the archive are kept after that.
+    pub archive_days: u32,
 }

@@ -7,6 +7,7 @@
 //! Nothing here is true only in memory: a new leader reads the ledger and the API server and goes on.
 
 pub mod apikeys;
+pub mod archive;
 pub mod assignments;
 pub mod backlog;
 pub mod changes;
@@ -40,6 +41,7 @@ pub mod status;
 pub mod store;
 pub mod table;
 pub mod tenants;
+pub mod usage_service;
 pub mod view;
 pub mod watches;
 pub mod written;

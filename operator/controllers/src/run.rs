@@ -30,7 +30,7 @@ use tokio::{
 };
 
 use crate::{
-    apikeys, assignments,
+    apikeys, archive, assignments,
     backlog::Backlog,
     changes::{Changed, Sharing},
     config::{Config, MAX_GAP},
@@ -48,6 +48,7 @@ use crate::{
     models, nodes,
     pods::{self, PodIndex},
     pools, reservations, scaling, snapshot, tenants,
+    usage_service::UsageService,
     view::View,
     watches::{self, Queue, Synced, object, slim, slim_node, watch},
     written::Written,
@@ -206,6 +207,13 @@ fn start(
         sweeping.await;
         Err(Error::TaskEnded("sweeping"))
     });
+    if let Some(base) = context.config.usage.clone() {
+        let shipping = archive::ship(Arc::clone(&context), UsageService::new(base));
+        tasks.spawn(async move {
+            shipping.await;
+            Err(Error::TaskEnded("archive"))
+        });
+    }
     let (scaling, keeping) =
         (scaling::run(Arc::clone(&context), gateways), external::keep(Arc::clone(&context), register));
     tasks.spawn(async move {

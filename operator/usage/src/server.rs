@@ -1,4 +1,4 @@
-//! The API of the service, HTTP/1.1 and JSON: gateways post records and ask for leases, people and the CLI ask for sums.
+//! The API of the service, HTTP/1.1 and JSON: gateways post records and ask for leases, the operator posts segments of bookings that ended, people and the CLI ask for sums.
 //!
 //! A receipt is only given for what is durable. Every error is `{"error": "..."}` and says what to do.
 
@@ -18,7 +18,7 @@ use axum::{Router, serve};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use spillway_metering::lease::{Answer, Answers, Questions};
-use spillway_metering::shipping::{MOST_BYTES, MOST_RECORDS, Shipment};
+use spillway_metering::shipping::{MOST_BYTES, MOST_RECORDS, Receipt, Segments, Shipment};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
@@ -157,36 +157,79 @@ async fn post_records(
     State(service): State<Arc<Service>>,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Problem> {
-    let Ok(_place) = service.batches.try_acquire() else {
-        service.metrics.refused();
-        return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too many batches at once; try again"));
+    let shipment = |body| {
+        let shipment: Shipment = parse(body, "a shipment")?;
+        check_count(shipment.records.len(), "records").map(|()| shipment)
     };
-    let refuse = |problem| {
-        service.metrics.refused();
-        problem
+    take_batch(&service, body, shipment, Metrics::stored, async |shipment| {
+        let (gateway, count) = (shipment.gateway, shipment.records.len());
+        let stored = service.store.put(shipment.records).await;
+        match &stored {
+            Ok(receipt) => tracing::debug!(%gateway, count, stored = receipt.stored, "a batch is stored"),
+            Err(error) => tracing::warn!(%gateway, count, %error, "a batch was not stored"),
+        }
+        stored
+    })
+    .await
+}
+
+async fn post_segments(
+    State(service): State<Arc<Service>>,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Response, Problem> {
+    let segments = |body| {
+        let posted: Segments = parse(body, "segments of bookings")?;
+        check_count(posted.segments.len(), "segments").map(|()| posted)
     };
-    let shipment: Shipment = parse(body, "a shipment").map_err(refuse)?;
-    if shipment.records.len() > MOST_RECORDS {
-        let text = format!("a batch has at most {MOST_RECORDS} records: send fewer at once");
-        return Err(refuse(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, text)));
+    take_batch(&service, body, segments, Metrics::stored_segments, async |posted| {
+        let count = posted.segments.len();
+        let stored = service.store.put_segments(posted).await;
+        match &stored {
+            Ok(receipt) => tracing::debug!(count, stored = receipt.stored, "segments are stored"),
+            Err(error) => tracing::warn!(count, %error, "segments were not stored"),
+        }
+        stored
+    })
+    .await
+}
+
+fn check_count(count: usize, what: &str) -> Result<(), Problem> {
+    if count <= MOST_RECORDS {
+        return Ok(());
     }
-    let begun = Instant::now();
-    let (gateway, count) = (shipment.gateway, shipment.records.len());
-    let stored = tokio::time::timeout(BATCH, service.store.put(shipment.records)).await;
-    let stored = stored.map_err(|_| Problem::slow()).and_then(|stored| {
-        stored.map_err(|error| {
-            tracing::warn!(%gateway, count, %error, "a batch was not stored");
-            Problem::of_store(&error)
-        })
-    });
-    match stored {
-        Ok(receipt) => {
-            service.metrics.stored(&receipt, begun.elapsed());
-            tracing::debug!(%gateway, count, stored = receipt.stored, "a batch is stored");
+    let text = format!("a batch has at most {MOST_RECORDS} {what}: send fewer at once");
+    Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, text))
+}
+
+/// Stores a batch of either kind, and counts how that ended.
+async fn take_batch<Posted>(
+    service: &Service,
+    body: Result<Bytes, BytesRejection>,
+    read: impl FnOnce(Result<Bytes, BytesRejection>) -> Result<Posted, Problem>,
+    count: impl FnOnce(&Metrics, &Receipt, Duration),
+    store: impl AsyncFnOnce(Posted) -> Result<Receipt, store::Error>,
+) -> Result<Response, Problem> {
+    let stored = async {
+        let Ok(_place) = service.batches.try_acquire() else {
+            return Err((Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too many batches at once; try again"), false));
+        };
+        let posted = read(body).map_err(|problem| (problem, false))?;
+        let begun = Instant::now();
+        let stored = tokio::time::timeout(BATCH, store(posted)).await;
+        let stored = stored.map_err(|_| Problem::slow()).and_then(|one| one.map_err(|error| Problem::of_store(&error)));
+        let receipt = stored.map_err(|problem| {
+            let failed = problem.status == StatusCode::SERVICE_UNAVAILABLE;
+            (problem, failed)
+        })?;
+        Ok((receipt, begun.elapsed()))
+    };
+    match stored.await {
+        Ok((receipt, after)) => {
+            count(&service.metrics, &receipt, after);
             Ok(json(&receipt))
         }
-        Err(problem) => {
-            if problem.status == StatusCode::SERVICE_UNAVAILABLE {
+        Err((problem, failed)) => {
+            if failed {
                 service.metrics.failed();
             } else {
                 service.metrics.refused();
@@ -224,6 +267,9 @@ async fn post_leases(
     Ok(json(&Answers { grants }))
 }
 
+/// What is posted to.
+const POSTS: &str = "/v1/records, /v1/segments, /v1/leases";
+
 /// What `/v1/usage` answers.
 #[derive(Serialize)]
 struct Rows {
@@ -238,13 +284,21 @@ async fn get_usage(State(service): State<Arc<Service>>, RawQuery(query): RawQuer
     Ok(json(&Rows { rows }))
 }
 
+async fn get_gpu(State(service): State<Arc<Service>>, RawQuery(query): RawQuery) -> Result<Response, Problem> {
+    let asked = parameters::parse_gpu(query.as_deref().unwrap_or_default());
+    let (filter, groups) = asked.map_err(|text| Problem::new(StatusCode::BAD_REQUEST, text))?;
+    let usage = tokio::time::timeout(REPORT, service.store.gpu_usage(&filter, &groups)).await;
+    let usage = usage.map_err(|_| Problem::slow())?.map_err(|error| Problem::of_store(&error))?;
+    Ok(json(&usage))
+}
+
 async fn unknown(uri: Uri) -> Problem {
-    let text = format!("there is no {}: there are POST /v1/records, POST /v1/leases and GET /v1/usage", uri.path());
+    let text = format!("there is no {}: there are POST {POSTS} and GET /v1/usage, /v1/gpu", uri.path());
     Problem::new(StatusCode::NOT_FOUND, text)
 }
 
 async fn other_method(uri: Uri) -> Problem {
-    let text = format!("{} takes another method: POST /v1/records, POST /v1/leases, GET /v1/usage", uri.path());
+    let text = format!("{} takes another method: POST {POSTS}; GET /v1/usage, /v1/gpu", uri.path());
     Problem::new(StatusCode::METHOD_NOT_ALLOWED, text)
 }
 
@@ -252,6 +306,8 @@ async fn other_method(uri: Uri) -> Problem {
 pub fn api(service: Arc<Service>) -> Router {
     Router::new()
         .route("/v1/records", post(post_records))
+        .route("/v1/segments", post(post_segments))
+        .route("/v1/gpu", get(get_gpu))
         .route("/v1/leases", post(post_leases))
         .route("/v1/usage", get(get_usage))
         .fallback(unknown)

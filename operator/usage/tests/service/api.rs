@@ -53,14 +53,14 @@ impl Http {
     }
 }
 
-struct Served {
-    api: SocketAddr,
+pub(crate) struct Served {
+    pub(crate) api: SocketAddr,
     admin: SocketAddr,
     service: Arc<Service>,
-    http: Http,
+    pub(crate) http: Http,
 }
 
-async fn serve(home: &Home) -> Served {
+pub(crate) async fn serve(home: &Home) -> Served {
     let service = Service::new(home.open().await, Config::default());
     let mut addresses = Vec::new();
     for app in [api(Arc::clone(&service)), admin(Arc::clone(&service))] {
@@ -72,12 +72,12 @@ async fn serve(home: &Home) -> Served {
 }
 
 impl Served {
-    async fn ask(&self, method: Method, path: &str, body: &str) -> (StatusCode, Value) {
+    pub(crate) async fn ask(&self, method: Method, path: &str, body: &str) -> (StatusCode, Value) {
         let (status, text) = self.http.send(method, self.api, path, body.to_owned()).await.unwrap();
         (status, serde_json::from_str(&text).unwrap())
     }
 
-    async fn metric(&self, name: &str) -> u64 {
+    pub(crate) async fn metric(&self, name: &str) -> u64 {
         let (_, text) = self.http.send(Method::GET, self.admin, "/metrics", "").await.unwrap();
         let line = text.lines().find_map(|line| line.strip_prefix(&format!("spillway_usage_{name} ")));
         line.unwrap_or_else(|| panic!("no {name} in {text}")).parse().unwrap()
