@@ -17,6 +17,7 @@ pub mod leasing;
 pub mod load;
 pub mod metrics;
 pub mod proxy;
+pub mod replay;
 pub mod request;
 pub mod routing;
 pub mod server;

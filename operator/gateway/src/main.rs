@@ -3,12 +3,13 @@
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use axum::{Router, extract::RawQuery, http::StatusCode, routing::get};
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use spillway_crds::key::{ID_BYTES, KeyId, PresentedKey, SECRET_BYTES, mint};
 use spillway_gateway::admission::{Admission, Mode};
 use spillway_gateway::catalogue::Catalogue;
@@ -18,7 +19,7 @@ use spillway_gateway::routing::{BLOCKS_MAX, Cache, Config, Cost, Peers};
 use spillway_gateway::ship::UsageService;
 use spillway_gateway::tls::{Files, Tls};
 use spillway_gateway::wal::{self, Durability, Wal};
-use spillway_gateway::{cluster, file, leasing, server, ship};
+use spillway_gateway::{cluster, file, leasing, replay, server, ship};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing_subscriber::EnvFilter;
@@ -87,6 +88,28 @@ enum Command {
     ///
     /// Keys of a cluster are made by ApiKey objects.
     Key,
+    /// Have the log of a gateway that is gone stored by the usage service
+    ///
+    /// For a gateway that was scaled away and left its volume. What was open is billed at its last mark, as its next start would have done. Prints what
+    /// was found and done as JSON. Exit status: 0 nothing is left in the log, 3 something is (run it again), 1 the log cannot be opened: it is written by
+    /// a gateway, damaged, or not there. To run it twice is safe: each request is stored once.
+    Replay(ReplayArguments),
+}
+
+#[derive(Args, Debug)]
+struct ReplayArguments {
+    /// Directory of the log
+    #[arg(long, value_name = "PATH")]
+    log_directory: PathBuf,
+    /// The usage service, such as http://spillway-usage:8090
+    #[arg(long, env = "SPILLWAY_USAGE", value_name = "URL", required_unless_present = "dry_run")]
+    usage: Option<hyper::Uri>,
+    /// Only look, and change nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Seconds for which a usage service that does not answer is asked again
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    patience: u64,
 }
 
 /// What a bill survives.
@@ -126,13 +149,17 @@ Examples:
   spillway-gateway key
   spillway-gateway --name me --catalogue catalogue.yaml --log-directory /tmp/gateway
 
+  # what a gateway that was scaled away has left in its log, and then to have it stored
+  spillway-gateway replay --log-directory /log --dry-run
+  spillway-gateway replay --log-directory /log --usage http://spillway-usage:8090
+
 RUST_LOG sets what is logged (default: info).";
 
 #[tokio::main]
-async fn main() -> anyhow::Result<()> {
+async fn main() -> anyhow::Result<ExitCode> {
     let arguments = Arguments::parse();
     if let Some(Command::Key) = arguments.command {
-        return print_key();
+        return print_key().map(|()| ExitCode::SUCCESS);
     }
     let name = arguments.name.clone().unwrap_or_default();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
@@ -140,6 +167,9 @@ async fn main() -> anyhow::Result<()> {
     match arguments.log_format {
         LogFormat::Json => log.json().init(),
         LogFormat::Text => log.init(),
+    }
+    if let Some(Command::Replay(asked)) = arguments.command {
+        return replay_log(asked).await;
     }
     let durability = match arguments.durability {
         LogDurability::Disk => Durability::Disk,
@@ -209,8 +239,8 @@ async fn main() -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("hearing SIGTERM")?;
     tokio::select! {
         known = waiting.wait_for(|known| *known) => { known.context("what is known of the cluster")?; }
-        _ = terminate.recv() => return Ok(()),
-        _ = tokio::signal::ctrl_c() => return Ok(()),
+        _ = terminate.recv() => return Ok(ExitCode::SUCCESS),
+        _ = tokio::signal::ctrl_c() => return Ok(ExitCode::SUCCESS),
     }
     let listener = tokio::net::TcpListener::bind(arguments.listen)
         .await
@@ -247,7 +277,27 @@ async fn main() -> anyhow::Result<()> {
     gateway.farewell();
     tokio::time::sleep(FAREWELL).await;
     tracing::info!("ended");
-    Ok(())
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Status of a replay after which something is left.
+const LEFT: u8 = 3;
+
+async fn replay_log(asked: ReplayArguments) -> anyhow::Result<ExitCode> {
+    let directory = asked.log_directory;
+    let failed = || format!("opening the log in {}", directory.display());
+    let report = match asked.usage.filter(|_| !asked.dry_run) {
+        None => replay::look(&directory).with_context(failed)?,
+        Some(base) => {
+            let patience = Duration::from_secs(asked.patience);
+            let progress =
+                |report: &replay::Report| tracing::info!(stored = report.stored, left = report.left, "stored");
+            replay::replay(&directory, &UsageService::new(base), patience, progress).await.with_context(failed)?
+        }
+    };
+    let text = serde_json::to_string_pretty(&report).context("what was done")?;
+    writeln!(std::io::stdout().lock(), "{text}").context("printing what was done")?;
+    Ok(if report.is_done() { ExitCode::SUCCESS } else { ExitCode::from(LEFT) })
 }
 
 /// Whether something comes true within a time.

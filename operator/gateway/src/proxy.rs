@@ -248,6 +248,7 @@ impl Gateway {
 
     /// What `/metrics` shows.
     pub fn metrics(&self) -> String {
+        self.metrics.set_aside(self.wal.aside().count());
         self.metrics.render(&self.admission.counts(), &self.wal.stats(), self.running(), self.loads.held())
     }
 
