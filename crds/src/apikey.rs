@@ -48,6 +48,10 @@ pub struct ApiKeySpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 256), inner(length(min = 1, max = 127)), extend("x-kubernetes-list-type" = "set"))]
     pub models: Option<Vec<String>>,
+    /// Regions in which its requests may be processed, within those of its tenant. Empty: all of these.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32), inner(length(min = 1, max = 63)), extend("x-kubernetes-list-type" = "set"))]
+    pub residency: Vec<String>,
     /// Its own limits, within those of its tenant.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<ServingLimits>,

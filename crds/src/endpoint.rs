@@ -28,6 +28,11 @@ use crate::Condition;
     printcolumn(name = "Address", type_ = "string", json_path = ".status.address", priority = 1),
     printcolumn(name = "Message", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].message", priority = 1),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    validation = ("has(self.spec.capacity) != has(self.spec.external)", "set exactly one of spec.capacity and spec.external"),
+    validation = ("has(self.spec.external) == has(oldSelf.spec.external)", "an endpoint of our own replicas and one of a provider do not become each other: make another ModelEndpoint"),
+    validation = ("!has(self.spec.external) || !(has(self.spec.scaling) || has(self.spec.canary))", "an endpoint of a provider has no replicas: leave out spec.scaling and spec.canary"),
+    validation = ("!has(self.spec.canary) || self.spec.canary.version != self.spec.model.version", "spec.canary.version is what all of the endpoint serves: name another version, or leave spec.canary out"),
+    validation = ("!has(self.spec.routing) || !has(self.spec.routing.fallback) || self.spec.routing.fallback.all(one, one.endpoint != self.metadata.name)", "spec.routing.fallback names the endpoint itself: name another one of its namespace"),
     validation = ("size(self.metadata.name) <= 40", "the name of an endpoint is part of names of its Deployments and Services: at most 40 characters"),
     validation = ("self.metadata.name.matches('^[a-z]([a-z0-9-]*[a-z0-9])?$')", "the name of an endpoint may have lower-case letters, digits and dashes only, and begins with a letter: it is the name of a Service")
 )]
@@ -35,8 +40,15 @@ use crate::Condition;
 pub struct ModelEndpointSpec {
     /// What is served.
     pub model: ServedModel,
-    /// What it is served on.
-    pub capacity: Capacity,
+    /// Another version that is tried with a part of the requests. Taken out, its replicas go; to promote it, name it in `model.version` instead.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub canary: Option<Canary>,
+    /// What it is served on: this, or `external`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capacity: Option<Capacity>,
+    /// Who else serves it: a provider with an OpenAI-compatible API. Only in namespaces of an owner Tenant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub external: Option<External>,
     /// How many replicas are wanted. With `scaling` it is written by the autoscaler, and left out by GitOps.
     #[serde(default = "default_replicas")]
     #[schemars(range(min = 0, max = 1000))]
@@ -50,6 +62,9 @@ pub struct ModelEndpointSpec {
     #[schemars(length(min = 2, max = 32), regex(pattern = r"^([0-9]+(\.[0-9]+)?(h|m|s|ms))+$"))]
     #[x_kube(validation = ("duration(self) >= duration('5s') && duration(self) <= duration('1h')", "drain must be from 5s to 1h"))]
     pub drain: String,
+    /// Which of its replicas a request goes to, and where else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub routing: Option<Routing>,
     /// Who beside the namespace's own tenant may call it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub access: Option<Access>,
@@ -138,6 +153,93 @@ pub struct ServedModel {
     pub version: String,
 }
 
+/// Another version that is tried.
+#[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Canary {
+    /// Which of the model's versions. One that was rolled back is tried again once `canary` was taken out, or has named another version.
+    #[schemars(length(min = 1, max = 32))]
+    pub version: String,
+    /// Percent of the requests that go to it while it has replicas that answer. Of the replicas it has about this part, at least one, and never all.
+    #[schemars(range(min = 1, max = 99))]
+    pub weight: i32,
+    /// It is rolled back when more than this percent of its requests failed by the engine's fault, and more than of the other version's.
+    #[serde(default = "default_max_error_percent")]
+    #[schemars(range(min = 0, max = 100))]
+    pub max_error_percent: i32,
+    /// Requests to it before it is judged.
+    #[serde(default = "default_min_requests")]
+    #[schemars(range(min = 1, max = 100_000))]
+    pub min_requests: i32,
+}
+
+fn default_max_error_percent() -> i32 {
+    5
+}
+
+fn default_min_requests() -> i32 {
+    20
+}
+
+/// A provider that serves the model.
+#[derive(Clone, Debug, Deserialize, Eq, KubeSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = ("!has(self.credentials) || self.url.startsWith('https://')", "external.credentials go by https only: set external.url to an https address"))]
+pub struct External {
+    /// Where its `/chat/completions` is, such as `https://api.example.com/v1`.
+    #[schemars(
+        length(min = 8, max = 512),
+        regex(pattern = r"^https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?(/[A-Za-z0-9._~-]+)*$")
+    )]
+    pub url: String,
+    /// The model's name at it.
+    #[schemars(length(min = 1, max = 256))]
+    pub model: String,
+    /// Which key of the gateways' Secret of credentials has its key (`gateway.providers.secretName` of the chart). Absent: it asks for none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"))]
+    pub credentials: Option<String>,
+    /// The region in which it processes requests. Absent: it is not known, and whose data may not leave some regions is not served by it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63))]
+    pub region: Option<String>,
+}
+
+/// Where requests go.
+#[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Routing {
+    /// Which replica a request goes to.
+    #[serde(default)]
+    pub policy: RoutingPolicy,
+    /// Endpoints of the same namespace that are asked, in this order, when none of its own replicas takes a request now. Whoever may call this endpoint is
+    /// served by them; what they used is on the bill as theirs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 4), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["endpoint"]))]
+    pub fallback: Vec<Fallback>,
+}
+
+/// Which replica a request goes to.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+pub enum RoutingPolicy {
+    /// The one that is expected to give the first token soonest, by what it has of the prompt in its cache and what it has to do.
+    #[default]
+    PrefixAffinity,
+    /// The one with fewest tokens of prompts under way.
+    LeastTokens,
+    /// One after the other.
+    RoundRobin,
+}
+
+/// Who is asked when an endpoint cannot answer.
+#[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Fallback {
+    /// Name of a `ModelEndpoint` of the same namespace.
+    #[schemars(length(min = 1, max = 63))]
+    pub endpoint: String,
+}
+
 /// What an endpoint is served on.
 #[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -192,7 +294,7 @@ pub struct ModelEndpointStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
     /// `Ready`: it answers. `Reconciling`: replicas are on their way. `Stalled`: a person must help. `Autoscaling`, with `spec.scaling`: whether
-    /// replicas follow what is asked.
+    /// replicas follow what is asked. `Canary`, with `spec.canary`: whether that version is tried.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
@@ -208,6 +310,17 @@ pub struct ModelEndpointStatus {
     #[serde(default)]
     #[schemars(range(min = 0))]
     pub bookable_replicas: i32,
+    /// Versions that there are replicas of, or are to be.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["version"]))]
+    pub versions: Vec<VersionStatus>,
+    /// What became of `spec.canary`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub canary: Option<CanaryStatus>,
+    /// Regions in which its requests may be processed: those of the pools of its capacity, or of its provider. Empty: they are not known.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8), inner(length(max = 63)), extend("x-kubernetes-list-type" = "set"))]
+    pub regions: Vec<String>,
     /// It went to no replica because nobody asked, and a request or a change of `spec.scaling` brings it back. One that a person scaled to none is not.
     #[serde(default)]
     pub asleep: bool,
@@ -219,4 +332,45 @@ pub struct ModelEndpointStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 300))]
     pub address: Option<String>,
+}
+
+/// One version at an endpoint.
+#[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct VersionStatus {
+    /// Which.
+    #[schemars(length(max = 32))]
+    pub version: String,
+    /// Percent of the requests that go to it. Absent: it goes, as those of the others come.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 100))]
+    pub weight: Option<i32>,
+    /// Replicas of it that there are.
+    #[serde(default)]
+    #[schemars(range(min = 0))]
+    pub replicas: i32,
+    /// Of these, those that answer.
+    #[serde(default)]
+    #[schemars(range(min = 0))]
+    pub ready_replicas: i32,
+}
+
+/// What became of a canary.
+#[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CanaryStatus {
+    /// Of which version.
+    #[schemars(length(max = 32))]
+    pub version: String,
+    /// How it is.
+    pub phase: CanaryPhase,
+}
+
+/// How a canary is.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+pub enum CanaryPhase {
+    /// It is tried.
+    Running,
+    /// It failed, and gets no requests any more.
+    RolledBack,
 }

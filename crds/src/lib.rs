@@ -24,8 +24,8 @@ pub use apikey::{ApiKey, ApiKeySpec, ApiKeyStatus, KeyHash, KeyRecord, ServingLi
 pub use condition::{Condition, ConditionStatus};
 pub use duration::{DurationError, parse_duration_ms};
 pub use endpoint::{
-    Access, Burst, BurstTier, Capacity, ModelEndpoint, ModelEndpointSpec, ModelEndpointStatus, Scaling, ScalingTarget,
-    ServedModel,
+    Access, Burst, BurstTier, Canary, CanaryPhase, CanaryStatus, Capacity, External, Fallback, ModelEndpoint,
+    ModelEndpointSpec, ModelEndpointStatus, Routing, RoutingPolicy, Scaling, ScalingTarget, ServedModel, VersionStatus,
 };
 pub use ledger::{
     CapacityLedger, CapacityLedgerPage, CapacityLedgerPageSpec, CapacityLedgerSpec, LedgerPool, PageKind,

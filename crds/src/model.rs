@@ -58,12 +58,14 @@ pub struct ModelSpec {
 /// One version of a model.
 #[derive(Clone, Debug, Deserialize, Eq, KubeSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = ("has(self.runtime) == has(self.needs)", "a version has both runtime and needs, or, where only providers serve it, neither"))]
 pub struct ModelVersion {
     /// Its name, such as `q4` or `2026-10`.
     #[schemars(length(min = 1, max = 32), regex(pattern = "^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$"))]
     pub name: String,
-    /// What serves it.
-    pub runtime: Runtime,
+    /// What serves it. Absent: only endpoints of providers do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runtime: Option<Runtime>,
     /// Where its weights are. Absent: the image has them, or gets them by its own means.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<Source>,
@@ -71,7 +73,8 @@ pub struct ModelVersion {
     #[schemars(range(min = 16, max = 100_000_000))]
     pub context_length: i32,
     /// What each replica needs.
-    pub needs: Needs,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub needs: Option<Needs>,
 }
 
 /// What serves a version.

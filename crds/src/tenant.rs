@@ -41,6 +41,10 @@ pub struct TenantSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32), inner(length(min = 1, max = 63)), extend("x-kubernetes-list-type" = "set"))]
     pub regions: Vec<String>,
+    /// Regions in which its requests to hosted models may be processed. Empty: all. One whose region is not known is none of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32), inner(length(min = 1, max = 63)), extend("x-kubernetes-list-type" = "set"))]
+    pub residency: Vec<String>,
     /// Limits of requests to hosted models, of all its keys together.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<ServingLimits>,

@@ -15,6 +15,7 @@ flags.add_argument("--ctx-size", type=int, default=0)
 flags.add_argument("--parallel", type=int, default=1)
 flags.add_argument("--metrics", action="store_true")
 flags.add_argument("--embeddings", action="store_true")
+flags.add_argument("--api-key")
 flags.add_argument("--pooling", choices=["mean", "cls", "last"])
 asked = flags.parse_args()
 
@@ -27,6 +28,8 @@ params.n_ctx = asked.ctx_size
 params.n_parallel = asked.parallel
 params.endpoint_metrics = asked.metrics
 params.embedding = asked.embeddings
+if asked.api_key:
+    params.api_keys = [asked.api_key]
 if asked.pooling:
     params.pooling_type = getattr(xllamacpp.llama_pooling_type, f"LLAMA_POOLING_TYPE_{asked.pooling.upper()}")
 

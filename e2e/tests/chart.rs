@@ -146,11 +146,13 @@ async fn metrics_api(lab: &Lab) -> Result<Vec<String>> {
     Ok(wrong)
 }
 
-/// With a Secret clients come by TLS, whatever the log is on.
+/// With a Secret clients come by TLS, and with another providers get their keys, whatever the log is on.
 async fn client_tls(lab: &Lab) -> Result<Vec<String>> {
     let mut wrong = Vec::new();
     for kind in ["Volume", "Scratch"] {
-        let set = format!("gateway.enabled=true,gateway.tls.secretName=front,gateway.storage.kind={kind}");
+        let set = format!(
+            "gateway.enabled=true,gateway.tls.secretName=front,gateway.providers.secretName=keys,gateway.storage.kind={kind}"
+        );
         let text = helm(lab, &["template", "spillway", CHART], &["--set", &set]).await?;
         let find = |kind: &str| -> Result<Value> {
             let all = text.split("\n---\n").map(serde_yaml::from_str::<Value>).collect::<Result<Vec<_>, _>>()?;
@@ -159,7 +161,9 @@ async fn client_tls(lab: &Lab) -> Result<Vec<String>> {
         };
         let pod = find("StatefulSet")?["spec"]["template"]["spec"].clone();
         let args = pod["containers"][0]["args"].to_string();
-        let secret = pod["volumes"].as_array().into_iter().flatten().any(|one| one["secret"]["secretName"] == "front");
+        let mounts =
+            |name: &str| pod["volumes"].as_array().into_iter().flatten().any(|one| one["secret"]["secretName"] == name);
+        let secret = mounts("front") && mounts("keys") && args.contains("--providers=/etc/spillway-gateway/providers");
         let port = find("Service")?["spec"]["ports"][0]["port"].clone();
         if !args.contains("--tls-certificate=/etc/spillway-gateway/tls/tls.crt") || !secret || port != 443 {
             wrong.push(format!("{kind}: {args}, port {port}, {}", pod["volumes"]));

@@ -4,6 +4,7 @@
 #![allow(clippy::indexing_slicing, reason = "a field that a JSON value lacks reads as null")]
 
 mod archive;
+mod canary;
 mod keys;
 
 use std::time::Duration;
@@ -55,10 +56,15 @@ struct Stage<'a> {
 impl Stage<'_> {
     /// Waits until the endpoint's `Ready` has this reason and what it says contains a text.
     async fn wait_reason(&self, reason: &str, ready: bool, text: &str) -> Result<()> {
-        let wanted = if ready { ConditionStatus::True } else { ConditionStatus::False };
-        wait_for(&format!("the endpoint to be {reason}"), BOUND, || async {
+        self.wait_condition("Ready", reason, ready, text).await
+    }
+
+    /// Waits until a condition of the endpoint has this reason and what it says contains a text.
+    async fn wait_condition(&self, type_: &str, reason: &str, holds: bool, text: &str) -> Result<()> {
+        let wanted = if holds { ConditionStatus::True } else { ConditionStatus::False };
+        wait_for(&format!("the endpoint's {type_} to be {reason}"), BOUND, || async {
             let status = self.endpoints.get("chat").await?.status.unwrap_or_default();
-            let found = status.conditions.into_iter().find(|condition| condition.type_ == "Ready");
+            let found = status.conditions.into_iter().find(|condition| condition.type_ == type_);
             Ok(found.is_some_and(|one| one.reason == reason && one.status == wanted && one.message.contains(text)))
         })
         .await
@@ -153,6 +159,7 @@ async fn an_endpoint_is_laid_out_on_what_its_reservation_holds() -> Result<()> {
     lab.kubectl(&["wait", "--for=condition=Ready", "me/chat", "-n", TENANT, "--timeout=10s"]).await?;
 
     one_at_a_time(&stage).await?;
+    canary::is_tried(&stage).await?;
     beyond_the_reservation(&stage).await?;
 
     // A version with other needs takes the place of the one before.

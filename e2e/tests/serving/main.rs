@@ -3,6 +3,7 @@
 #![expect(clippy::print_stderr, reason = "a test tells how long things took")]
 #![allow(clippy::indexing_slicing, reason = "a field that a JSON value lacks reads as null")]
 
+mod canary;
 mod scale;
 mod serve;
 

@@ -15,7 +15,7 @@ use spillway_lab::pip;
 use spillway_lab::spillway::{Binaries, NAMESPACE, Spillway};
 use spillway_lab::{Lab, LabOptions, Size, wait_for, wait_for_value};
 
-use crate::{TENANT, create, scale};
+use crate::{TENANT, canary, create, scale};
 
 /// Longest time until a pod serves that loads a model, on a machine that does other things as well.
 pub(crate) const START: Duration = Duration::from_secs(120);
@@ -36,6 +36,11 @@ impl Client {
         }
         let url = format!("http://{}/v1/chat/completions", self.address);
         self.http.post(url).bearer_auth(&self.key).json(&body).send().await.context("asking the gateway")
+    }
+
+    /// Asks a model; gives the status of the answer.
+    pub(crate) async fn status(&self, model: &str) -> Result<u16> {
+        Ok(self.chat(json!({"model": model})).await?.status().as_u16())
     }
 
     /// Whether it lists a model.
@@ -119,7 +124,10 @@ async fn tell(lab: &Lab) -> Result<()> {
             "needs": {"devices": 2, "cpu": "500m", "memory": "1Gi", "startup": "2m"},
         })
     };
-    let versions = [version("q4"), version("q4b")];
+    // One that asks for a key that gateways do not have: it starts, says that it is well, and fails each request.
+    let mut mute = version("mute");
+    mute["runtime"]["args"] = json!(["--api-key", "nobody-has-it"]);
+    let versions = [version("q4"), version("q4b"), mute];
     let model = json!({"metadata": {"name": "smollm2"}, "spec": {"capabilities": ["Chat", "Completions"], "versions": versions}});
     create::<Model>(&Api::all(client.clone()), model).await?;
     let endpoints: Api<ModelEndpoint> = Api::namespaced(client.clone(), TENANT);
@@ -178,6 +186,7 @@ async fn tell(lab: &Lab) -> Result<()> {
     ensure!(answer.status().as_u16() == 200, "after the scale-down: {}", answer.status());
 
     scale::rolled_out(&spillway, &gateway).await?;
+    canary::is_rolled_back(&spillway, &gateway).await?;
 
     // To none, and it says so.
     lab.kubectl(&["scale", "me", "chat", "-n", TENANT, "--replicas=0"]).await?;

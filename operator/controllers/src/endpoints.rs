@@ -13,25 +13,24 @@ use k8s_openapi::{
 use kube::{
     Api, Resource, ResourceExt,
     api::{DeleteParams, Patch, PatchParams, Preconditions},
-    runtime::{controller::Action, reflector::ObjectRef},
+    runtime::{controller::Action, events::EventType, reflector::ObjectRef},
 };
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use spillway_crds::{
-    ModelEndpoint, ModelVersion,
-    names::{
-        ENDPOINT_LABEL, EXTERNAL_METRICS_APISERVICE, FIELD_MANAGER, RESERVATION_LABEL, ROLE_LABEL, ROLE_OWNER,
-        VERSION_LABEL,
-    },
+    CanaryPhase, Capacity, Model, ModelEndpoint, ModelVersion,
+    names::{ENDPOINT_LABEL, EXTERNAL_METRICS_APISERVICE, FIELD_MANAGER, RESERVATION_LABEL, ROLE_LABEL, ROLE_OWNER},
     parse_duration_ms,
 };
 use spillway_manifests::endpoint::{
     ASLEEP, Facts, Place, Replicas, STOP_SECONDS, Serving, build_autoscaler, build_deployment, build_disruption_budget,
-    build_network_policy, build_service, build_status, burst_name, deployment_name, find_version, shift,
+    build_network_policy, build_service, build_status, burst_name, canary_share, deployment_name, find_version,
+    runtime_of, shift,
 };
 use spillway_planner::{Booking, ReservationUid};
 
 mod burst;
+mod canary;
 
 use crate::{
     context::Context,
@@ -45,7 +44,10 @@ const RESYNC: Duration = Duration::from_secs(300);
 
 /// What an endpoint can be laid out from.
 struct Found {
+    model: Arc<Model>,
     version: ModelVersion,
+    /// Regions of the pools that it may run on.
+    regions: Vec<String>,
     resource: String,
     /// The pool of burst reservations.
     pool: String,
@@ -72,40 +74,80 @@ pub async fn reconcile(object: Arc<ModelEndpoint>, context: Arc<Context>) -> Res
         return Ok(Action::requeue(Duration::from_secs(2)));
     }
     let mut facts = Facts::default();
-    match fetch(&context, &object, &namespace) {
-        Ok(found) => {
-            let serving = Serving {
-                endpoint: &object,
-                namespace: &namespace,
-                name: &name,
-                model: &object.spec.model.name,
-                version: &found.version,
-                resource: &found.resource,
-                pool: &found.pool,
-                drain_seconds: found.drain_seconds,
-            };
-            lay_out(&context, &serving, &found, &mut facts).await?;
+    let external = object.spec.external.as_ref();
+    let served = match (external, &object.spec.capacity) {
+        (Some(external), _) => {
+            facts.regions = Some(external.region.clone().into_iter().collect());
+            check_external(&context, &object, &namespace)
         }
-        // What serves goes on: a model or reservation that cannot be found may be on its way back.
-        Err(problem) => {
-            let known = object.status.as_ref().map_or(0, |status| status.bookable_replicas);
-            facts.bookable = if problem.0 == "NoCapacity" { 0 } else { known };
-            facts.problem = Some(problem);
-        }
+        (None, Some(capacity)) => serve(&context, &object, capacity, (&namespace, &name), &mut facts).await?,
+        // The schema lets none in.
+        (None, None) => Ok(()),
+    };
+    // What serves goes on: a model or reservation that cannot be found may be on its way back.
+    if let Err(problem) = served {
+        let known = object.status.as_ref().map_or(0, |status| status.bookable_replicas);
+        facts.bookable = if problem.0 == "NoCapacity" { 0 } else { known };
+        facts.problem = Some(problem);
     }
     if facts.autoscaling.is_none() {
         facts.autoscaling = autoscaling(&context, &object, &namespace, &name);
     }
     facts.replicas = count(&context, &namespace, &name);
-    let status = build_status(&object, &facts, Timestamp::now());
+    let mut status = build_status(&object, &facts, Timestamp::now());
+    let tried = status.canary.as_ref().is_some_and(|canary| canary.phase == CanaryPhase::Running);
+    let there: Vec<Arc<Deployment>> = deployments(&context, &namespace, &name).collect();
+    status.versions = if external.is_some() { Vec::new() } else { canary::versions(&object, &there, tried) };
     let api: Api<ModelEndpoint> = Api::namespaced(context.client.clone(), &namespace);
     status::write("writing an endpoint's status", &api, &*object, object.status.as_ref(), &status).await?;
+    if let Some(canary) = facts.canary.filter(|canary| canary.phase == Some(CanaryPhase::RolledBack)) {
+        context.event(&*object, EventType::Warning, "CanaryRolledBack", &canary.message, "RollBack").await;
+    }
     Ok(Action::requeue(RESYNC))
 }
 
+/// Lays out an endpoint of our own replicas, or says why that cannot be.
+async fn serve(
+    context: &Context,
+    endpoint: &ModelEndpoint,
+    capacity: &Capacity,
+    (namespace, name): (&str, &str),
+    facts: &mut Facts,
+) -> Result<Result<(), (&'static str, String)>, Error> {
+    let found = match fetch(context, endpoint, capacity, namespace) {
+        Ok(found) => found,
+        Err(problem) => return Ok(Err(problem)),
+    };
+    let (runtime, needs) = match runtime_of(&found.version) {
+        Ok(both) => both,
+        Err(problem) => return Ok(Err(problem)),
+    };
+    let serving = Serving {
+        endpoint,
+        namespace,
+        name,
+        model: &endpoint.spec.model.name,
+        version: &found.version,
+        runtime,
+        needs,
+        resource: &found.resource,
+        pool: &found.pool,
+        reservation: &capacity.reservation,
+        drain_seconds: found.drain_seconds,
+    };
+    facts.regions = Some(found.regions.clone());
+    lay_out(context, &serving, capacity, &found, facts).await.map(Ok)
+}
+
 /// Makes, changes and ends what an endpoint is laid out as.
-async fn lay_out(context: &Context, serving: &Serving<'_>, found: &Found, facts: &mut Facts) -> Result<(), Error> {
-    let most = serving.endpoint.spec.capacity.burst.as_ref().map_or(0, |burst| burst.max_replicas);
+async fn lay_out(
+    context: &Context,
+    serving: &Serving<'_>,
+    capacity: &Capacity,
+    found: &Found,
+    facts: &mut Facts,
+) -> Result<(), Error> {
+    let most = capacity.burst.as_ref().map_or(0, |burst| burst.max_replicas);
     let beyond = serving.endpoint.spec.replicas.saturating_sub(found.held).clamp(0, most);
     let bursts = burst::known(context, serving.endpoint);
     let (more, waits) = burst::bookable(&bursts, most);
@@ -116,10 +158,19 @@ async fn lay_out(context: &Context, serving: &Serving<'_>, found: &Found, facts:
         return Ok(());
     }
     let there: Vec<Arc<Deployment>> = deployments(context, serving.namespace, serving.name).collect();
-    let plan = Plan::new(serving, found.held, &burst::usable(&bursts, serving.version.needs.devices, beyond), &there);
-    facts.problem = apply(context, serving, &plan, &mut facts.autoscaling).await?;
+    let (tried, canary) = canary::look(context, serving.endpoint, &found.model, serving.needs.devices, &there);
+    facts.canary = canary;
+    let usable = burst::usable(&bursts, serving.needs.devices, beyond);
+    let plan = Plan::new(serving, found.held, &usable, tried.as_ref(), &there);
+    let tried = tried.as_ref().and_then(|version| {
+        let (runtime, needs) = runtime_of(version).ok()?;
+        Some(Serving { version, runtime, needs, ..serving.clone() })
+    });
+    let mut wanted: Vec<(&Serving<'_>, Place)> = plan.places.iter().map(|place| (serving, *place)).collect();
+    wanted.extend(tried.iter().filter(|_| plan.canary > 0).map(|tried| (tried, Place::Named(plan.canary))));
+    facts.problem = apply(context, serving, &wanted, &mut facts.autoscaling).await?;
     if facts.problem.is_none() {
-        prune(context, serving, &plan, &there).await?;
+        prune(context, serving, &wanted, &plan.old, &there).await?;
         burst::end(context, serving, &bursts, beyond, &there).await?;
     }
     Ok(())
@@ -129,15 +180,27 @@ async fn lay_out(context: &Context, serving: &Serving<'_>, found: &Found, facts:
 struct Plan {
     /// Of the version that is asked for.
     places: Vec<Place>,
+    /// Replicas of the canary, on the named reservation.
+    canary: i32,
     /// Of versions before, which go as others come: with so many replicas.
     old: Vec<(Arc<Deployment>, i32)>,
 }
 
 impl Plan {
-    fn new(serving: &Serving<'_>, held: i32, usable: &[i32], there: &[Arc<Deployment>]) -> Self {
+    fn new(
+        serving: &Serving<'_>,
+        held: i32,
+        usable: &[i32],
+        tried: Option<&ModelVersion>,
+        there: &[Arc<Deployment>],
+    ) -> Self {
         let version = serving.version.name.as_str();
-        let is_old = |one: &Deployment| one.labels().get(VERSION_LABEL).is_some_and(|of| of != version);
-        let named = serving.endpoint.spec.capacity.reservation.as_str();
+        let spec = &serving.endpoint.spec;
+        let is_new = |one: &Deployment| canary::is_of(one, version);
+        // A canary that is not tried any more goes at once, and nothing comes in its place for it.
+        let is_canary =
+            |one: &Deployment| spec.canary.as_ref().is_some_and(|canary| canary::is_of(one, &canary.version));
+        let is_old = |one: &Deployment| !is_new(one) && !is_canary(one);
         let on = |one: &Deployment, name: &str| one.labels().get(RESERVATION_LABEL).is_some_and(|of| of == name);
         let sum = |all: &mut dyn Iterator<Item = &Arc<Deployment>>| {
             all.fold(Replicas::default(), |sum, one| Replicas {
@@ -145,9 +208,18 @@ impl Plan {
                 ready: sum.ready + ready(one),
             })
         };
+        let named = serving.reservation;
         let before = sum(&mut there.iter().filter(|one| is_old(one) && on(one, named)));
-        let now = sum(&mut there.iter().filter(|one| !is_old(one) && on(one, named)));
-        let (mut keep, lay) = shift(serving.endpoint.spec.replicas, held, before, now);
+        let now = sum(&mut there.iter().filter(|one| is_new(one) && on(one, named)));
+        let bursts = i32::try_from(usable.len()).unwrap_or(i32::MAX);
+        let weight = spec.canary.as_ref().filter(|_| tried.is_some()).map_or(0, |canary| canary.weight);
+        let canary = match weight {
+            0 => 0,
+            weight => canary_share(spec.replicas.min(held.saturating_add(bursts)), weight).min(held),
+        };
+        // Those of the canary that answer take the place of others; the rest do so where there is no device for both.
+        let answer = sum(&mut there.iter().filter(|one| tried.is_some() && is_canary(one))).ready.min(canary);
+        let (mut keep, lay) = shift(spec.replicas - answer, held - canary, before, now);
         let mut old = Vec::new();
         for one in there.iter().filter(|one| is_old(one) && on(one, named)) {
             let kept = laid_out(one).min(keep);
@@ -164,12 +236,12 @@ impl Plan {
                 Some(before) if !may_change => old.push((Arc::clone(before), 1)),
                 before => {
                     places.push(Place::Burst(*number));
-                    let answers = there.iter().any(|one| on(one, &name) && !is_old(one) && ready(one) > 0);
+                    let answers = there.iter().any(|one| on(one, &name) && is_new(one) && ready(one) > 0);
                     may_change &= before.is_none() && answers;
                 }
             }
         }
-        Self { places, old }
+        Self { places, canary, old }
     }
 }
 
@@ -183,22 +255,51 @@ fn ready(deployment: &Deployment) -> i32 {
     deployment.status.as_ref().and_then(|status| status.ready_replicas).unwrap_or(0)
 }
 
-/// The model's version and the capacity, or why there is none.
-fn fetch(context: &Context, object: &ModelEndpoint, namespace: &str) -> Result<Found, (&'static str, String)> {
-    let shared = object.spec.access.as_ref().is_some_and(|access| !access.tenants.is_empty());
+/// Whether a namespace is one of an owner Tenant.
+fn is_owners(context: &Context, namespace: &str) -> bool {
     let role = context.namespace(namespace).and_then(|found| found.labels().get(ROLE_LABEL).cloned());
-    if shared && role.as_deref() != Some(ROLE_OWNER) {
-        let message = format!(
-            "spec.access.tenants shares the endpoint, and namespace {namespace} is not one of an owner Tenant: leave it out, or make the endpoint there."
-        );
-        return Err(("AccessNotAllowed", message));
-    }
+    role.as_deref() == Some(ROLE_OWNER)
+}
+
+/// The model of an endpoint, and the version that is asked for.
+fn find_model(context: &Context, object: &ModelEndpoint) -> Result<(Arc<Model>, ModelVersion), (&'static str, String)> {
     let model = context.hosted.models.get(&ObjectRef::new(&object.spec.model.name)).ok_or_else(|| {
         let message = format!("There is no Model {}: create it, or set spec.model.name.", object.spec.model.name);
         ("ModelNotFound", message)
     })?;
     let version = find_version(&model, &object.spec.model.version)?.clone();
-    let reservation = &object.spec.capacity.reservation;
+    Ok((model, version))
+}
+
+/// Whether an endpoint of a provider can be served.
+fn check_external(context: &Context, object: &ModelEndpoint, namespace: &str) -> Result<(), (&'static str, String)> {
+    if !is_owners(context, namespace) {
+        // Whoever could name an address would be sent the credentials of gateways there, and reach what they reach.
+        let message = format!(
+            "spec.external is for namespaces of an owner Tenant, and {namespace} is none: make the endpoint in one, and share it by spec.access."
+        );
+        return Err(("ExternalNotAllowed", message));
+    }
+    find_model(context, object).map(drop)
+}
+
+/// The model's version and the capacity, or why there is none.
+fn fetch(
+    context: &Context,
+    object: &ModelEndpoint,
+    capacity: &Capacity,
+    namespace: &str,
+) -> Result<Found, (&'static str, String)> {
+    let shared = object.spec.access.as_ref().is_some_and(|access| !access.tenants.is_empty());
+    if shared && !is_owners(context, namespace) {
+        let message = format!(
+            "spec.access.tenants shares the endpoint, and namespace {namespace} is not one of an owner Tenant: leave it out, or make the endpoint there."
+        );
+        return Err(("AccessNotAllowed", message));
+    }
+    let (model, version) = find_model(context, object)?;
+    let devices_each = runtime_of(&version)?.1.devices;
+    let reservation = &capacity.reservation;
     let found = context.stores.reservations.get(&ObjectRef::new(reservation).within(namespace)).ok_or_else(|| {
         let message = format!(
             "There is no GpuReservation {reservation} in namespace {namespace}: create it, or set spec.capacity.reservation."
@@ -207,7 +308,7 @@ fn fetch(context: &Context, object: &ModelEndpoint, namespace: &str) -> Result<F
     })?;
     let view = context.view();
     let booking = view.booking_of(&ReservationUid::from(found.uid().unwrap_or_default()));
-    let burst = object.spec.capacity.burst.as_ref();
+    let burst = capacity.burst.as_ref();
     let phase = found.status.as_ref().map_or("Pending", |status| status.phase.as_str());
     let says_why = format!("kubectl describe gpures {reservation} -n {namespace} says why.");
     let own = booking.map(|booking| booking.pool.as_str());
@@ -221,18 +322,17 @@ fn fetch(context: &Context, object: &ModelEndpoint, namespace: &str) -> Result<F
         ("PoolNotFound", message)
     })?;
     let burst_pool = context.stores.pools.get(&ObjectRef::new(beyond.unwrap_or(name)));
-    if burst_pool.is_some_and(|burst| burst.spec.devices.resource != pool.spec.devices.resource) {
+    if burst_pool.as_ref().is_some_and(|burst| burst.spec.devices.resource != pool.spec.devices.resource) {
         let message = format!(
             "GpuPool {} has other devices than the one of GpuReservation {reservation}: name a pool of the same devices in spec.capacity.burst.pool.",
             beyond.unwrap_or(name)
         );
         return Err(("PoolNotFound", message));
     }
-    let held = booking.map_or(0, |booking| fits(booking, version.needs.devices));
+    let held = booking.map_or(0, |booking| fits(booking, devices_each));
     let devices: u32 = booking.map_or(0, |booking| open(booking).sum());
     let missing = format!(
-        "Reservation {reservation} holds {devices} devices, and each replica takes {} of one node: reserve more, or want fewer replicas.",
-        version.needs.devices
+        "Reservation {reservation} holds {devices} devices, and each replica takes {devices_each} of one node: reserve more, or want fewer replicas."
     );
     let cap = context.config.grace_cap_seconds;
     let drain = parse_duration_ms(&object.spec.drain).unwrap_or(30_000).div_euclid(1_000);
@@ -247,8 +347,12 @@ fn fetch(context: &Context, object: &ModelEndpoint, namespace: &str) -> Result<F
         );
         return Err(("DrainTooLong", message));
     }
+    let mut regions = vec![pool.spec.region.clone()];
+    regions.extend(
+        burst.and(burst_pool).map(|pool| pool.spec.region.clone()).filter(|region| *region != pool.spec.region),
+    );
     let (resource, pool) = (pool.spec.devices.resource.clone(), beyond.unwrap_or(name).to_owned());
-    Ok(Found { version, drain_seconds, resource, pool, held, missing })
+    Ok(Found { model, version, regions, drain_seconds, resource, pool, held, missing })
 }
 
 /// Devices that a booking has on each of its nodes, of those that were handed over.
@@ -266,15 +370,19 @@ fn fits(booking: &Booking, devices: i32) -> i32 {
     i32::try_from(open(booking).map(|held| held / each).sum::<u32>()).unwrap_or(i32::MAX)
 }
 
+/// Name of the Deployment of a version at a place.
+fn name_of((serving, place): &(&Serving<'_>, Place)) -> String {
+    deployment_name(serving.name, &serving.version.name, *place)
+}
+
 /// Applies what is laid out; gives why it cannot, if somebody else has the fields. What was applied just so a short while ago is not again.
 async fn apply(
     context: &Context,
     serving: &Serving<'_>,
-    plan: &Plan,
+    wanted: &[(&Serving<'_>, Place)],
     autoscaling: &mut Option<(bool, &'static str, String)>,
 ) -> Result<Option<(&'static str, String)>, Error> {
-    let named = |place: &Place| deployment_name(serving.name, &serving.version.name, *place);
-    let names: Vec<String> = plan.places.iter().map(named).collect();
+    let names: Vec<String> = wanted.iter().map(name_of).collect();
     let deployment = names.first().cloned().unwrap_or_default();
     // In this order: nobody comes by before the policy, and the Service is there before who is behind it.
     let mut all = vec![
@@ -283,8 +391,8 @@ async fn apply(
         ("PodDisruptionBudget", serving.name, build_disruption_budget(serving)),
     ];
     // The one whose generation is kept is the last.
-    for (place, name) in plan.places.iter().zip(&names).rev() {
-        all.push(("Deployment", name.as_str(), build_deployment(serving, *place)));
+    for ((of, place), name) in wanted.iter().zip(&names).rev() {
+        all.push(("Deployment", name.as_str(), build_deployment(of, *place)));
     }
     let scales = (context.hosted.registration() == Registration::Ours).then(|| build_autoscaler(serving)).flatten();
     let lacks = scales.is_some() && autoscaler(context, serving.namespace, serving.name).is_none();
@@ -360,13 +468,17 @@ fn deployments(context: &Context, namespace: &str, name: &str) -> impl Iterator<
 }
 
 /// Deletes what an endpoint has and its spec does not ask for any more.
-async fn prune(context: &Context, serving: &Serving<'_>, plan: &Plan, there: &[Arc<Deployment>]) -> Result<(), Error> {
+async fn prune(
+    context: &Context,
+    serving: &Serving<'_>,
+    wanted: &[(&Serving<'_>, Place)],
+    old: &[(Arc<Deployment>, i32)],
+    there: &[Arc<Deployment>],
+) -> Result<(), Error> {
     let (namespace, name) = (serving.namespace, serving.name);
-    let wanted = |one: &Deployment| {
-        plan.places.iter().any(|place| deployment_name(name, &serving.version.name, *place) == one.name_any())
-    };
-    for one in there.iter().filter(|one| !wanted(one)) {
-        let kept = plan.old.iter().find(|(old, _)| old.name_any() == one.name_any()).map_or(0, |(_, kept)| *kept);
+    let names: Vec<String> = wanted.iter().map(name_of).collect();
+    for one in there.iter().filter(|one| !names.contains(&one.name_any())) {
+        let kept = old.iter().find(|(old, _)| old.name_any() == one.name_any()).map_or(0, |(_, kept)| *kept);
         if kept == 0 {
             delete(context, namespace, &**one).await?;
         } else if laid_out(one) != kept {

@@ -23,6 +23,7 @@ use spillway_crds::{
     names::ENDPOINT_LABEL,
 };
 
+use crate::canaries::Failed;
 use crate::external::Registration;
 use crate::watches::{Feed, Queue, Synced, object, slim, watch};
 
@@ -45,6 +46,8 @@ pub struct Hosted {
     shards: Vec<Store<Secret>>,
     namespace: String,
     queue: Queue<ModelEndpoint>,
+    /// Canaries that failed.
+    pub failed: Arc<Failed>,
     /// What was applied of each endpoint, and when.
     applied: Arc<Mutex<HashMap<String, (Applied, Instant)>>>,
 }
@@ -151,6 +154,7 @@ impl Hosted {
                 shards,
                 namespace,
                 queue: endpoint_queue,
+                failed: Arc::default(),
                 applied: Arc::default(),
             },
             feeds,
@@ -192,12 +196,17 @@ impl Hosted {
         found.is_some_and(|key| key.uid().as_deref() == Some(uid))
     }
 
+    /// An endpoint is looked at.
+    pub async fn push(&self, namespace: &str, name: &str) {
+        self.queue.push_in(namespace, name).await;
+    }
+
     /// A reservation changed: those that stand on it are looked at.
     pub async fn reservation(&self, namespace: &str, name: &str) {
         let on_it = |endpoint: &ModelEndpoint| {
             let of = endpoint.namespace();
             of.as_deref() == Some(namespace)
-                && (endpoint.spec.capacity.reservation == name
+                && (endpoint.spec.capacity.as_ref().is_some_and(|capacity| capacity.reservation == name)
                     || name.strip_prefix(&format!("{}-burst-", endpoint.name_any())).is_some())
         };
         push(&self.queue, &self.endpoints, on_it).await;

@@ -10,6 +10,7 @@ pub mod apikeys;
 pub mod archive;
 pub mod assignments;
 pub mod backlog;
+pub mod canaries;
 pub mod changes;
 pub mod config;
 pub mod context;

@@ -2,12 +2,12 @@
 //!
 //! What is not known is an error, never 0: whoever scales does nothing then.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::SocketAddr;
 
 use spillway_metering::NamespaceName;
 use spillway_metering::load::{EndpointLoad, LoadReport};
-use spillway_metering::tokens::EndpointName;
+use spillway_metering::tokens::{EndpointName, ModelVersion};
 
 /// Milliseconds for which a report counts: five times as long as one takes.
 const FRESH_MS: u64 = 5_000;
@@ -67,10 +67,21 @@ struct Gateway {
     tokens: VecDeque<(u64, HashMap<FullName, u64>)>,
 }
 
+/// How requests ended.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Outcomes {
+    /// That were answered.
+    pub answered: u64,
+    /// That failed by the engine's fault.
+    pub failed: u64,
+}
+
 /// The load of all endpoints at all gateways.
 #[derive(Debug, Default)]
 pub struct Loads {
     gateways: HashMap<SocketAddr, Gateway>,
+    /// Of all gateways together, since they were first heard here.
+    outcomes: HashMap<FullName, BTreeMap<ModelVersion, Outcomes>>,
 }
 
 impl Loads {
@@ -99,9 +110,24 @@ impl Loads {
     /// What a gateway told.
     pub fn note(&mut self, address: SocketAddr, report: LoadReport, now_ms: u64) {
         let Some(gateway) = self.gateways.get_mut(&address) else { return };
-        if report.up_ms < gateway.up_ms {
-            // It began anew, and counts from 0.
+        let anew = report.up_ms < gateway.up_ms;
+        if anew {
+            // It counts from 0.
             gateway.tokens.clear();
+        }
+        // What it counted before it was first heard is not known to be of now.
+        if gateway.told {
+            for load in &report.endpoints {
+                let name = (load.namespace.clone(), load.endpoint.clone());
+                let before = gateway.load.get(&name).filter(|_| !anew).map(|load| load.versions.as_slice());
+                let sums = self.outcomes.entry(name).or_default();
+                for now in &load.versions {
+                    let before = before.unwrap_or_default().iter().find(|one| one.version == now.version);
+                    let sum = sums.entry(now.version.clone()).or_default();
+                    sum.answered += now.answered.saturating_sub(before.map_or(0, |one| one.answered));
+                    sum.failed += now.failed.saturating_sub(before.map_or(0, |one| one.failed));
+                }
+            }
         }
         gateway.up_ms = report.up_ms;
         gateway.heard_ms = now_ms;
@@ -191,6 +217,16 @@ impl Loads {
             None => gateway.up_ms,
         };
         Ok(self.heard(name, now_ms)?.map(idle).min().unwrap_or(0))
+    }
+
+    /// How requests to a version of an endpoint ended, as far as it is known.
+    pub fn outcomes(&self, name: &FullName, version: &ModelVersion) -> Outcomes {
+        self.outcomes.get(name).and_then(|all| all.get(version)).copied().unwrap_or_default()
+    }
+
+    /// Forgets how requests ended to other endpoints than these.
+    pub fn retain_outcomes(&mut self, is_there: impl Fn(&FullName) -> bool) {
+        self.outcomes.retain(|name, _| is_there(name));
     }
 
     /// Whether anybody waits for a replica, as far as it is known.

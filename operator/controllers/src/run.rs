@@ -32,6 +32,7 @@ use tokio::{
 use crate::{
     apikeys, archive, assignments,
     backlog::Backlog,
+    canaries,
     changes::{Changed, Sharing},
     config::{Config, MAX_GAP},
     context::{Context, NodeMemory, Queues, Stores, Throttle},
@@ -214,10 +215,11 @@ fn start(
             Err(Error::TaskEnded("archive"))
         });
     }
+    let judging = canaries::run(Arc::clone(&context), Arc::clone(&gateways));
     let (scaling, keeping) =
         (scaling::run(Arc::clone(&context), gateways), external::keep(Arc::clone(&context), register));
     tasks.spawn(async move {
-        tokio::join!(scaling, keeping);
+        tokio::join!(scaling, keeping, judging);
         Err(Error::TaskEnded("scaling"))
     });
     control("endpoints", &context, endpoint_store, endpoint_stream, 4, endpoints::reconcile, tasks);

@@ -16,6 +16,7 @@ use spillway_crds::{ModelEndpoint, names::FIELD_MANAGER, parse_duration_ms};
 use spillway_manifests::endpoint::find_version;
 
 use crate::{
+    canaries::full_name,
     context::Context,
     error::{Error, call},
     gateways::Gateways,
@@ -123,10 +124,6 @@ async fn look(context: &Context, gateways: &Gateways, seen: &mut HashMap<FullNam
     futures::future::join_all(writing).await;
 }
 
-fn full_name(endpoint: &ModelEndpoint) -> FullName {
-    (endpoint.namespace().unwrap_or_default().into(), endpoint.name_any().into())
-}
-
 fn facts(context: &Context, endpoint: &ModelEndpoint, held: bool, idle_ms: Result<u64, Unknown>) -> Facts {
     let spec = &endpoint.spec;
     let milliseconds = |text: &str| parse_duration_ms(text).ok().and_then(|ms| u64::try_from(ms).ok());
@@ -134,7 +131,7 @@ fn facts(context: &Context, endpoint: &ModelEndpoint, held: bool, idle_ms: Resul
     let startup = model
         .as_ref()
         .and_then(|model| find_version(model, &spec.model.version).ok())
-        .and_then(|version| milliseconds(&version.needs.startup));
+        .and_then(|version| milliseconds(&version.needs.as_ref()?.startup));
     Facts {
         replicas: spec.replicas,
         min: spec.scaling.as_ref().map(|scaling| scaling.min),

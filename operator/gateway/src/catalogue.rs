@@ -8,7 +8,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use hyper::Uri;
 use serde::Serialize;
+use spillway_crds::RoutingPolicy;
 use spillway_metering::tokens::{EndpointName, ModelName, ModelVersion, ReplicaName};
 use spillway_metering::{NamespaceName, TenantName};
 
@@ -24,12 +26,43 @@ pub struct Replica {
     pub name: ReplicaName,
     /// Its number for routing: every gateway gives it alike.
     pub engine: EngineId,
-    /// Where it serves `/v1`.
-    pub address: SocketAddr,
+    /// Where it serves.
+    pub target: Target,
     /// The version of the model that it serves: another than the endpoint's while one takes the place of another.
     pub version: ModelVersion,
     /// The model's name at it.
     pub served_name: String,
+}
+
+/// Where requests are sent.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Target {
+    /// A pod, which serves `/v1` here.
+    Pod(SocketAddr),
+    /// A provider.
+    Provider(Arc<Provider>),
+}
+
+/// A provider with an OpenAI-compatible API.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Provider {
+    /// Where its `/chat/completions` is.
+    pub base: Uri,
+    /// Under which name the key is known that it asks for.
+    pub credentials: Option<String>,
+}
+
+/// How a request finds a replica.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Routing {
+    /// Which of them it goes to.
+    pub policy: RoutingPolicy,
+    /// The version that is tried, and how many percent of the requests go to it. 0: none, whatever else there is.
+    pub canary: Option<(ModelVersion, u32)>,
+    /// Endpoints of the same namespace that are asked when it cannot answer.
+    pub fallback: Vec<EndpointName>,
+    /// Regions in which it may be processed. Empty: they are not known.
+    pub regions: BTreeSet<String>,
 }
 
 /// What a request waits for that finds no replica.
@@ -75,9 +108,16 @@ pub struct Served {
     pub absence: Absence,
     /// Replicas that answer.
     pub replicas: Vec<Replica>,
+    /// How a request finds one, and where it goes where there is none.
+    pub routing: Routing,
 }
 
 impl Served {
+    /// Whether what it is asked stays in these regions; empty: all of them will do.
+    fn stays_in(&self, regions: &BTreeSet<String>) -> bool {
+        regions.is_empty() || (!self.routing.regions.is_empty() && self.routing.regions.is_subset(regions))
+    }
+
     /// Whether the keys of a tenant may call it.
     fn is_for(&self, tenant: &TenantName) -> bool {
         self.tenant == *tenant || self.shared_with.contains(tenant)
@@ -94,8 +134,21 @@ pub struct Catalogue {
     pub keys: Keyring,
     /// Limits of tenants; of one that is not here there are none.
     pub tenants: HashMap<TenantName, Limits>,
+    /// Regions in which requests of tenants may be processed; of one that is not here, all.
+    pub residency: HashMap<TenantName, BTreeSet<String>>,
     /// The endpoints.
     pub endpoints: BTreeMap<FullName, Arc<Served>>,
+}
+
+/// Regions in which requests with a key may be processed.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Residency {
+    /// All.
+    Anywhere,
+    /// These.
+    Only(BTreeSet<String>),
+    /// None: the key's and its tenant's have none in common.
+    Nowhere,
 }
 
 /// One of the list that `/v1/models` gives.
@@ -127,7 +180,33 @@ impl Catalogue {
     /// What a key may call, with the names that it calls them by.
     pub fn models<'a>(&'a self, key: &'a Key) -> impl Iterator<Item = (String, &'a Arc<Served>)> {
         let named = self.endpoints.values().map(move |served| (name_for(key, served), served));
-        named.filter(|(name, served)| served.is_for(&key.tenant) && key.allows(name))
+        let may = |served: &Arc<Served>, name: &str| served.is_for(&key.tenant) && key.allows(name);
+        named.filter(move |(name, served)| may(served, name) && !self.candidates(key, served).is_empty())
+    }
+
+    /// Regions in which requests with a key may be processed.
+    pub fn residency(&self, key: &Key) -> Residency {
+        let tenant = self.residency.get(&key.tenant).filter(|regions| !regions.is_empty());
+        match (tenant, key.residency.is_empty()) {
+            (None, true) => Residency::Anywhere,
+            (None, false) => Residency::Only(key.residency.clone()),
+            (Some(regions), true) => Residency::Only(regions.clone()),
+            (Some(regions), false) => match regions & &key.residency {
+                both if both.is_empty() => Residency::Nowhere,
+                both => Residency::Only(both),
+            },
+        }
+    }
+
+    /// Who may serve a request with a key to this endpoint, in the order in which they are asked: it, and those that its owner named for when it cannot.
+    pub fn candidates(&self, key: &Key, served: &Arc<Served>) -> Vec<Arc<Served>> {
+        let named = |name: &EndpointName| self.endpoints.get(&(served.namespace.clone(), name.clone())).cloned();
+        let all = std::iter::once(Arc::clone(served)).chain(served.routing.fallback.iter().filter_map(named));
+        match self.residency(key) {
+            Residency::Anywhere => all.collect(),
+            Residency::Only(regions) => all.filter(|one| one.stays_in(&regions)).collect(),
+            Residency::Nowhere => Vec::new(),
+        }
     }
 
     /// Limits of a tenant.
@@ -144,7 +223,7 @@ impl Catalogue {
 
     /// The answer to `GET /v1/models/{model}`, if the key may call it.
     pub fn entry(&self, key: &Key, model: &str) -> Option<String> {
-        let served = self.resolve(key, model)?;
+        let served = self.resolve(key, model).filter(|served| !self.candidates(key, served).is_empty())?;
         Some(serde_json::to_string(&listed(name_for(key, served), served)).unwrap_or_default())
     }
 }

@@ -19,14 +19,15 @@ use spillway_crds::apikey::{KEY_SHARDS, keys_secret};
 use spillway_crds::key::{KeyId, SecretHash};
 use spillway_crds::names::{ENDPOINT_LABEL, host_of};
 use spillway_crds::{
-    ApiKey, Capability, ConditionStatus, KeyRecord, Model, ModelEndpoint, ModelVersion, ServingLimits, Tenant,
+    ApiKey, Canary, Capability, ConditionStatus, External, KeyRecord, Model, ModelEndpoint, ModelVersion,
+    ServingLimits, Tenant,
 };
 use spillway_metering::tokens::ReplicaName;
 use spillway_metering::{NamespaceName, TenantName};
 use tokio::sync::{Notify, watch};
 
 use crate::admission::Limits;
-use crate::catalogue::{Absence, Catalogue, FullName, Replica, Served};
+use crate::catalogue::{Absence, Catalogue, FullName, Provider, Replica, Routing, Served, Target};
 use crate::keys::{AllowedModels, Key, Keyring, Secret as KeySecret};
 use crate::request::Endpoint;
 use crate::routing::EngineId;
@@ -58,10 +59,16 @@ pub struct Objects {
 /// Puts a catalogue together. What is not whole is left out: a key without its object, an endpoint without its model or tenant.
 pub fn build(objects: &Objects) -> Catalogue {
     let mut tenants = HashMap::new();
+    let mut residency = HashMap::new();
     let mut owners: HashMap<NamespaceName, TenantName> = HashMap::new();
+    let mut of_owner: BTreeSet<TenantName> = BTreeSet::new();
     for tenant in &objects.tenants {
         let name = TenantName::from(tenant.name_any());
         tenants.insert(name.clone(), limits(tenant.spec.limits));
+        residency.insert(name.clone(), tenant.spec.residency.iter().cloned().collect());
+        if tenant.spec.owner {
+            of_owner.insert(name.clone());
+        }
         for namespace in tenant.status.iter().flat_map(|status| &status.namespaces) {
             owners.insert(namespace.name.as_str().into(), name.clone());
         }
@@ -71,7 +78,13 @@ pub fn build(objects: &Objects) -> Catalogue {
     let mut served = |endpoint: &Arc<ModelEndpoint>| -> Option<(FullName, Arc<Served>)> {
         let name: FullName = (endpoint.namespace()?.into(), endpoint.name_any().into());
         let model = models.get(&endpoint.spec.model.name)?;
-        let served = serve(endpoint, &name, owners.get(&name.0)?, model)?;
+        let tenant = owners.get(&name.0)?;
+        let served = serve(endpoint, &name, tenant, model)?;
+        if let Some(external) = &endpoint.spec.external {
+            // Only an owner says where the gateways' credentials go.
+            let replicas = of_owner.contains(tenant).then(|| provider(endpoint, external, &served)).flatten();
+            return Some((name, Arc::new(Served { replicas: replicas.into_iter().collect(), ..served })));
+        }
         // What a pod calls its host is its version, as names of pods may be. One of a version that is no more serves on until it goes.
         let replica = |one: Found| {
             let version =
@@ -79,7 +92,7 @@ pub fn build(objects: &Objects) -> Catalogue {
             Replica {
                 name: one.name,
                 engine: one.engine,
-                address: one.address,
+                target: Target::Pod(one.address),
                 version: version.map_or_else(|| served.version.clone(), |version| version.name.as_str().into()),
                 served_name: version
                     .map_or_else(|| served.served_name.clone(), |version| served_name(endpoint, version)),
@@ -89,7 +102,7 @@ pub fn build(objects: &Objects) -> Catalogue {
         Some((name, Arc::new(Served { replicas, ..served })))
     };
     let endpoints: BTreeMap<FullName, Arc<Served>> = objects.endpoints.iter().filter_map(&mut served).collect();
-    Catalogue { keys: keyring(objects, &owners), tenants, endpoints }
+    Catalogue { keys: keyring(objects, &owners), tenants, residency, endpoints }
 }
 
 fn serve(endpoint: &ModelEndpoint, name: &FullName, tenant: &TenantName, model: &Model) -> Option<Served> {
@@ -109,16 +122,58 @@ fn serve(endpoint: &ModelEndpoint, name: &FullName, tenant: &TenantName, model: 
         wanted: u32::try_from(endpoint.spec.replicas).unwrap_or(0),
         absence: absence(endpoint),
         replicas: Vec::new(),
+        routing: routing(endpoint),
+    })
+}
+
+/// How a request finds a replica.
+fn routing(endpoint: &ModelEndpoint) -> Routing {
+    let status = endpoint.status.as_ref();
+    // The operator says how much it gets: of one that was rolled back nothing, whatever is asked for.
+    let weight = |canary: &Canary| {
+        let known = status.iter().flat_map(|status| &status.versions).find(|one| one.version == canary.version);
+        let weight = known.and_then(|known| known.weight).unwrap_or(0);
+        (canary.version.as_str().into(), u32::try_from(weight).unwrap_or(0).min(100))
+    };
+    let spec = endpoint.spec.routing.clone().unwrap_or_default();
+    let mut regions: BTreeSet<String> = status.iter().flat_map(|status| status.regions.clone()).collect();
+    if let Some(external) = &endpoint.spec.external {
+        regions = external.region.iter().cloned().collect();
+    }
+    Routing {
+        policy: spec.policy,
+        canary: endpoint.spec.canary.as_ref().map(weight),
+        fallback: spec.fallback.iter().map(|one| one.endpoint.as_str().into()).collect(),
+        regions,
+    }
+}
+
+/// A provider, as the one replica of its endpoint.
+fn provider(endpoint: &ModelEndpoint, external: &External, served: &Served) -> Option<Replica> {
+    let base = external.url.parse().ok()?;
+    Some(Replica {
+        name: format!("provider/{}", served.name).into(),
+        engine: EngineId(number(endpoint.metadata.uid.as_deref().unwrap_or_default())),
+        target: Target::Provider(Arc::new(Provider { base, credentials: external.credentials.clone() })),
+        version: served.version.clone(),
+        served_name: served.served_name.clone(),
     })
 }
 
 /// The model's name at engines of a version: vLLM and llama.cpp are told it; another image may know it by one of its own.
 fn served_name(endpoint: &ModelEndpoint, version: &ModelVersion) -> String {
-    version.runtime.served_name.clone().unwrap_or_else(|| endpoint.spec.model.name.clone())
+    if let Some(external) = &endpoint.spec.external {
+        return external.model.clone();
+    }
+    let named = version.runtime.as_ref().and_then(|runtime| runtime.served_name.clone());
+    named.unwrap_or_else(|| endpoint.spec.model.name.clone())
 }
 
 /// What a request waits for where an endpoint has no replica.
 fn absence(endpoint: &ModelEndpoint) -> Absence {
+    if endpoint.spec.external.is_some() {
+        return Absence::Stalled;
+    }
     let sleeps = endpoint.spec.scaling.as_ref().is_some_and(|scaling| scaling.min == 0);
     if endpoint.spec.replicas == 0 && !sleeps {
         return Absence::Stopped;
@@ -220,6 +275,7 @@ fn keyring(objects: &Objects, owners: &HashMap<NamespaceName, TenantName>) -> Ke
                 Some(models) => AllowedModels::Only(models.iter().cloned().collect::<BTreeSet<String>>()),
             },
             limits: limits(spec.limits),
+            residency: spec.residency.iter().cloned().collect(),
         })
     };
     records.filter_map(key).collect()

@@ -1,7 +1,7 @@
 //! What a client is told when a request does not go through, so that OpenAI's own clients understand it.
 //!
 //! The body is `{"error": {"message", "type", "param", "code"}}`. The official clients choose their exception by the status alone: 400
-//! `BadRequestError`, 401 `AuthenticationError`, 404 `NotFoundError`, 429 `RateLimitError`, 500 and above `InternalServerError`, any other
+//! `BadRequestError`, 401 `AuthenticationError`, 403 `PermissionDeniedError`, 404 `NotFoundError`, 429 `RateLimitError`, 500 and above `InternalServerError`, any other
 //! `APIStatusError`; they try 408, 409, 429 and 5xx again, after `retry-after-ms` or `retry-after`, unless `x-should-retry` is `false`. Within
 //! a stream an event whose data has an `error` is raised. (openai-python, `_client.py`, `_base_client.py` and `_streaming.py`.)
 //!
@@ -34,6 +34,11 @@ pub enum ApiError {
         /// As it was asked for, or empty where that is no name. Made by [`ApiError::model_not_found`].
         model: String,
     },
+    /// The model is there, and nowhere where it may be asked.
+    #[error(
+        "The model is not served where this key's requests may be processed: ask its owner for one that is, or the owner of the key for more regions (spec.residency of the ApiKey or Tenant)."
+    )]
+    Residency,
     /// The body is not one that we understand.
     #[error("{0}")]
     Body(request::Error),
@@ -224,6 +229,7 @@ impl ApiError {
             Self::Body(request::Error::TooLarge { .. }) => 413,
             Self::Body(_) | Self::NotCapable { .. } | Self::Incomplete | Self::AnswerTooLarge { .. } => 400,
             Self::Key(_) => 401,
+            Self::Residency => 403,
             Self::ModelNotFound { .. } | Self::UnknownPath => 404,
             Self::MethodNotAllowed { .. } => 405,
             Self::RequestTimeout { .. } => 408,
@@ -261,6 +267,7 @@ impl ApiError {
             Self::Key(KeyError::Expired) => "expired_api_key",
             Self::Key(KeyError::Revoked) => "revoked_api_key",
             Self::ModelNotFound { .. } => "model_not_found",
+            Self::Residency => "region_not_allowed",
             Self::Body(request::Error::TooLarge { .. }) => "request_too_large",
             Self::Body(request::Error::NotJson { .. } | request::Error::NotAnObject) => "invalid_json",
             Self::Body(request::Error::Missing { .. }) => "missing_required_parameter",
@@ -296,7 +303,7 @@ impl ApiError {
     pub fn param(&self) -> Option<&'static str> {
         match self {
             Self::Body(error) => error.field().map(request::Field::as_str),
-            Self::ModelNotFound { .. } | Self::NotCapable { .. } => Some("model"),
+            Self::ModelNotFound { .. } | Self::NotCapable { .. } | Self::Residency => Some("model"),
             _ => None,
         }
     }

@@ -1,5 +1,6 @@
 //! A catalogue in a file, for trying a gateway out and measuring it without a cluster.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -7,7 +8,7 @@ use serde::Deserialize;
 use spillway_crds::key::{KeyId, SecretHash};
 use spillway_crds::{Capability, ServingLimits};
 
-use crate::catalogue::{Absence, Catalogue, FullName, Replica, Served};
+use crate::catalogue::{Absence, Catalogue, FullName, Replica, Routing, Served, Target};
 use crate::cluster::{capability, limits, number};
 use crate::keys::{AllowedModels, Key, Secret};
 use crate::routing::EngineId;
@@ -102,6 +103,7 @@ pub fn parse(text: &str) -> Result<Catalogue, Error> {
             revoked: false,
             models: entry.models.map_or(AllowedModels::All, |models| AllowedModels::Only(models.into_iter().collect())),
             limits: limits(entry.limits),
+            residency: BTreeSet::new(),
         })
     };
     let keys = file.keys.into_iter().enumerate().map(key).collect::<Result<_, Error>>()?;
@@ -109,7 +111,7 @@ pub fn parse(text: &str) -> Result<Catalogue, Error> {
         let replica = |one: Address| Replica {
             engine: EngineId(number(&one.name)),
             name: one.name.into(),
-            address: one.address,
+            target: Target::Pod(one.address),
             version: endpoint.version.as_str().into(),
             served_name: endpoint.served_name.clone().unwrap_or_else(|| endpoint.model.clone()),
         };
@@ -130,10 +132,12 @@ pub fn parse(text: &str) -> Result<Catalogue, Error> {
             // None comes by itself.
             absence: Absence::Stopped,
             replicas,
+            routing: Routing::default(),
         };
         (name, Arc::new(served))
     };
-    Ok(Catalogue { keys, tenants, endpoints: file.endpoints.into_iter().map(endpoint).collect() })
+    let endpoints = file.endpoints.into_iter().map(endpoint).collect();
+    Ok(Catalogue { keys, tenants, endpoints, ..Catalogue::default() })
 }
 
 #[cfg(test)]

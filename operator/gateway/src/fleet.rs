@@ -3,11 +3,13 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
+use spillway_crds::RoutingPolicy;
+use spillway_metering::tokens::ModelVersion;
 use tokio::sync::Notify;
 
-use crate::catalogue::{Catalogue, FullName, Replica};
+use crate::catalogue::{Catalogue, FullName, Replica, Routing};
 use crate::clock::Clock;
-use crate::routing::{Config, EngineId, PrefixAffinity, Prompt, Strategy, Ticket, Usage};
+use crate::routing::{Config, EngineId, Least, PrefixAffinity, Prompt, RoundRobin, Strategy, Ticket, Turns, Usage};
 
 mod breaker;
 
@@ -63,15 +65,55 @@ pub struct Group {
     changed: Notify,
 }
 
-#[derive(Debug)]
 struct State {
-    strategy: PrefixAffinity,
+    policy: RoutingPolicy,
+    strategy: Box<dyn Strategy + Send>,
+    /// The version that is tried, and its part of the requests in percent.
+    canary: Option<(ModelVersion, u32)>,
+    turns: Turns,
     replicas: HashMap<EngineId, (Replica, Breaker)>,
 }
 
+impl std::fmt::Debug for State {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("State").field("policy", &self.policy).finish_non_exhaustive()
+    }
+}
+
+fn strategy(policy: RoutingPolicy, config: Config) -> Box<dyn Strategy + Send> {
+    match policy {
+        RoutingPolicy::PrefixAffinity => Box::new(PrefixAffinity::new(config)),
+        RoutingPolicy::LeastTokens => Box::new(Least::prompt_tokens()),
+        RoutingPolicy::RoundRobin => Box::new(RoundRobin::new()),
+    }
+}
+
+impl State {
+    /// Whether this request is one of the version that is tried: none, where it does not matter. A version that gets nothing is never asked.
+    fn side(&mut self, now_ms: u64, tried: &[EngineId]) -> Option<bool> {
+        let (version, weight) = self.canary.as_ref()?;
+        let any = |of_it: bool| {
+            let mut open = self.replicas.values().filter(|(_, breaker)| breaker.wait_ms(now_ms) == 0);
+            open.any(|(one, _)| (one.version == *version) == of_it && !tried.contains(&one.engine))
+        };
+        match (any(true), any(false)) {
+            _ if *weight == 0 => Some(false),
+            (true, false) => Some(true),
+            (false, _) => Some(false),
+            (true, true) => Some(self.turns.is_next(*weight)),
+        }
+    }
+}
+
 impl Group {
-    fn new(config: Config) -> Self {
-        let state = State { strategy: PrefixAffinity::new(config), replicas: HashMap::new() };
+    fn new(policy: RoutingPolicy, config: Config) -> Self {
+        let state = State {
+            policy,
+            strategy: strategy(policy, config),
+            canary: None,
+            turns: Turns::default(),
+            replicas: HashMap::new(),
+        };
         Self { state: Mutex::new(state), changed: Notify::new() }
     }
 
@@ -92,10 +134,17 @@ impl Group {
     ) -> Result<Flight, Option<u64>> {
         let now_ns = clock.now_ns();
         let mut state = self.lock();
-        let State { strategy, replicas } = &mut *state;
         let now_ms = now_ns / 1_000_000;
+        let side = state.side(now_ms, tried);
+        let State { strategy, replicas, canary, .. } = &mut *state;
         let wait = |engine: &EngineId| replicas.get(engine).map(|(_, breaker)| breaker.wait_ms(now_ms));
-        let open = |engine: EngineId| !tried.contains(&engine) && wait(&engine) == Some(0);
+        let is_on = |engine: &EngineId| match (side, &canary) {
+            (Some(side), Some((version, _))) => {
+                replicas.get(engine).is_some_and(|(replica, _)| (replica.version == *version) == side)
+            }
+            _ => true,
+        };
+        let open = |engine: EngineId| !tried.contains(&engine) && wait(&engine) == Some(0) && is_on(&engine);
         let Some(engine) = strategy.choose(now_ns, prompt, &open) else {
             return Err(replicas.keys().filter(|engine| !tried.contains(engine)).filter_map(wait).min());
         };
@@ -123,8 +172,13 @@ impl Group {
         }
     }
 
-    fn set_replicas(&self, replicas: &[Replica]) {
+    fn set(&self, routing: &Routing, replicas: &[Replica], config: Config) {
         let mut state = self.lock();
+        if state.policy != routing.policy {
+            state.policy = routing.policy;
+            state.strategy = strategy(routing.policy, config);
+        }
+        state.canary.clone_from(&routing.canary);
         let known = std::mem::take(&mut state.replicas);
         let keep = |replica: &Replica| {
             let same = known.get(&replica.engine).filter(|(known, _)| known == replica);
@@ -157,8 +211,8 @@ impl Fleet {
         let mut groups = self.groups.write().unwrap_or_else(PoisonError::into_inner);
         groups.retain(|name, _| catalogue.endpoints.contains_key(name));
         for (name, served) in &catalogue.endpoints {
-            let new = || Arc::new(Group::new(self.config));
-            groups.entry(name.clone()).or_insert_with(new).set_replicas(&served.replicas);
+            let new = || Arc::new(Group::new(served.routing.policy, self.config));
+            groups.entry(name.clone()).or_insert_with(new).set(&served.routing, &served.replicas, self.config);
         }
     }
 

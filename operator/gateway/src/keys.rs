@@ -57,6 +57,8 @@ pub struct Key {
     pub models: AllowedModels,
     /// Its own limits, within those of its tenant.
     pub limits: Limits,
+    /// Regions in which its requests may be processed, within those of its tenant. Empty: all of these.
+    pub residency: BTreeSet<String>,
 }
 
 impl Key {

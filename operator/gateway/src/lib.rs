@@ -1,7 +1,7 @@
 //! The data plane of hosted models: an OpenAI-compatible API that admits, routes and meters (docs/adr/0011-the-shape-of-hosted-models.md).
 //!
 //! What decides is pure and takes its clock as an argument: [`admission`], [`catalogue`], [`request`], [`routing`], [`sse`]. [`wal`] is the log of what
-//! is billed. What touches sockets is [`server`] and [`proxy`], what touches the API server [`cluster`].
+//! is billed. What touches sockets is [`server`], [`proxy`] and [`providers`], what touches the API server [`cluster`].
 
 pub mod admission;
 pub mod budget;
@@ -16,6 +16,7 @@ pub mod keys;
 pub mod leasing;
 pub mod load;
 pub mod metrics;
+pub mod providers;
 pub mod proxy;
 pub mod replay;
 pub mod request;

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use spillway_metering::TenantName;
-use spillway_metering::load::{EndpointLoad, LoadReport, PATIENCE_MS};
-use spillway_metering::tokens::GatewayName;
+use spillway_metering::load::{EndpointLoad, LoadReport, PATIENCE_MS, VersionLoad};
+use spillway_metering::tokens::{GatewayName, ModelVersion};
 use tokio::sync::watch;
 
 use crate::catalogue::{Catalogue, FullName};
@@ -58,6 +58,8 @@ struct Entry {
     /// When one was refused last for want of a place to wait in: it calls all the same.
     refused_ms: Option<u64>,
     tokens: u64,
+    /// How requests ended, by version: answered and failed.
+    versions: HashMap<ModelVersion, (u64, u64)>,
 }
 
 /// A request that was let in, until it is dropped.
@@ -114,6 +116,16 @@ impl Loads {
             {
                 woken.push(now_ms.saturating_sub(called_ms));
             }
+            if let Some(served) = served {
+                // One that is gone is asked for no more.
+                let is_there = |version: &ModelVersion| served.replicas.iter().any(|one| one.version == *version);
+                let is_tried = |version: &ModelVersion| {
+                    served.routing.canary.as_ref().is_some_and(|(canary, _)| canary == version)
+                };
+                let stays =
+                    |version: &ModelVersion| *version == served.version || is_tried(version) || is_there(version);
+                entry.versions.retain(|version, _| stays(version));
+            }
             entry.in_flight > 0 || now_ms.saturating_sub(entry.ended_ms) < FORGET_MS
         });
         woken
@@ -134,6 +146,7 @@ impl Loads {
                 .max(u64::from(entry.refused_ms.is_some_and(|at_ms| now_ms.saturating_sub(at_ms) < CALLS_MS))),
             idle_ms: if entry.in_flight > 0 { 0 } else { now_ms.saturating_sub(entry.ended_ms) },
             tokens: entry.tokens,
+            versions: entry.versions.iter().map(version_load).collect(),
         });
         LoadReport {
             gateway: gateway.clone(),
@@ -174,6 +187,29 @@ impl Load {
         }
     }
 
+    /// A replica of this version answered it, or failed.
+    pub fn ended(&self, version: &ModelVersion, failed: bool) {
+        self.change(|entry| {
+            let (answers, failures) = entry.versions.entry(version.clone()).or_default();
+            let count = if failed { failures } else { answers };
+            *count = count.saturating_add(1);
+        });
+    }
+
+    /// It goes elsewhere, and calls for a replica all the same. `asleep`: none is wanted.
+    pub fn call(&self, asleep: bool) {
+        let now_ms = self.loads.clock.now_ms();
+        let mut state = self.loads.lock();
+        let Some(entry) = state.endpoints.get_mut(&self.name) else { return };
+        let first = entry.held == 0 && entry.refused_ms.is_none_or(|at_ms| now_ms.saturating_sub(at_ms) >= CALLS_MS);
+        entry.refused_ms = Some(now_ms);
+        if asleep && first {
+            entry.called_ms = Some(now_ms);
+            drop(state);
+            self.loads.calls.send_modify(|calls| *calls += 1);
+        }
+    }
+
     /// It waits for a replica, if there is room to. `asleep`: none is wanted, so that one has to be called for.
     pub fn hold(&self, asleep: bool) -> Option<Held> {
         let bounds = self.loads.bounds;
@@ -208,6 +244,10 @@ impl Load {
             change(entry);
         }
     }
+}
+
+fn version_load((version, (answered, failed)): (&ModelVersion, &(u64, u64))) -> VersionLoad {
+    VersionLoad { version: version.clone(), answered: *answered, failed: *failed }
 }
 
 impl Drop for Load {

@@ -14,6 +14,7 @@ use spillway_crds::key::{ID_BYTES, KeyId, PresentedKey, SECRET_BYTES, mint};
 use spillway_gateway::admission::{Admission, Mode};
 use spillway_gateway::catalogue::Catalogue;
 use spillway_gateway::fleet::Fleet;
+use spillway_gateway::providers::Providers;
 use spillway_gateway::proxy::{Gateway, Limits, Parts, Stage};
 use spillway_gateway::routing::{BLOCKS_MAX, Cache, Config, Cost, Peers};
 use spillway_gateway::ship::UsageService;
@@ -64,6 +65,9 @@ struct Arguments {
     /// The usage service, such as http://spillway-usage:8090: what is billed is stored there, and with several gateways limits are kept there
     #[arg(long, env = "SPILLWAY_USAGE", value_name = "URL")]
     usage: Option<hyper::Uri>,
+    /// Directory of keys for providers, one file each, such as a mounted Secret; read again when it changes
+    #[arg(long, value_name = "PATH")]
+    providers: Option<PathBuf>,
     /// How many gateways there are; with more than one, what others send to an engine is reckoned with
     #[arg(long, value_name = "COUNT", default_value_t = 1)]
     gateways: u32,
@@ -199,13 +203,18 @@ async fn main() -> anyhow::Result<ExitCode> {
     let shared = arguments.gateways > 1 && arguments.usage.is_some();
     let mode = if shared { Mode::Leased } else { Mode::Local };
     let peers = if arguments.gateways > 1 { Peers::Any } else { Peers::None };
+    let limits = Limits { hold: Duration::from_secs(arguments.hold_seconds), ..Limits::default() };
+    let roots = tokio::task::spawn_blocking(Providers::system_roots).await.context("reading authorities of TLS")?;
+    let providers = Providers::new(arguments.providers.clone(), roots, limits.connect).context("TLS to providers")?;
+    tokio::spawn(Arc::clone(&providers).follow());
     let gateway = Gateway::new(Parts {
         name: name.as_str().into(),
-        limits: Limits { hold: Duration::from_secs(arguments.hold_seconds), ..Limits::default() },
+        limits,
         catalogue,
         stage: stage.clone(),
         admission: Arc::new(Admission::new(mode)),
         fleet: Fleet::new(Config { cache: Cache::AtMost(blocks), peers, cost: Cost::default(), seed }),
+        providers,
         wal,
     });
     tokio::spawn(Arc::clone(&gateway).follow());

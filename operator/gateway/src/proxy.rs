@@ -29,6 +29,7 @@ use crate::keys::Key;
 use crate::leasing::Bell;
 use crate::load::{self, Loads};
 use crate::metrics::Metrics;
+use crate::providers::Providers;
 use crate::request::{self, Bounds, Route, check_content_type, route};
 use crate::routing::BlockShape;
 use crate::wal::Wal;
@@ -168,6 +169,7 @@ pub struct Gateway {
     wal: Wal,
     metrics: Metrics,
     engines: Client<Connector, Full<Bytes>>,
+    providers: Arc<Providers>,
     running: AtomicUsize,
     bodies: Arc<Budget>,
     pub(crate) bell: Bell,
@@ -192,6 +194,8 @@ pub struct Parts {
     pub admission: Arc<Admission>,
     /// The engines.
     pub fleet: Fleet,
+    /// Who else serves models.
+    pub providers: Arc<Providers>,
     /// The log of what is billed.
     pub wal: Wal,
 }
@@ -229,6 +233,7 @@ impl Gateway {
             wal: parts.wal,
             metrics: Metrics::default(),
             engines,
+            providers: parts.providers,
             running: AtomicUsize::new(0),
             bodies: Budget::new(limits.bodies, limits.bodies_of_key, limits.requests_of_key),
             bell: Bell::default(),
@@ -334,6 +339,10 @@ impl Gateway {
         if !served.capabilities.contains(&endpoint) {
             return Err(ApiError::NotCapable { path: endpoint.path() });
         }
+        let candidates = catalogue.candidates(key, served).into_iter();
+        let mut candidates = candidates.filter(|one| one.capabilities.contains(&endpoint));
+        let served = &candidates.next().ok_or(ApiError::Residency)?;
+        let fallbacks: Vec<Arc<Served>> = candidates.collect();
         let guard = self.admit(&catalogue, key, served, &request).await?;
         let rates = guard.rates();
         let trace = TRACE.iter().filter_map(|name| Some((name.clone(), head.headers.get(name)?.clone()))).collect();
@@ -344,8 +353,11 @@ impl Gateway {
             tenant: key.tenant.clone(),
             key: key.id,
             upstream: request.upstream_body(&body, &served.served_name).into(),
-            // As it came, where an engine of another version knows the model by another name.
-            body: served.replicas.iter().any(|one| one.served_name != served.served_name).then(|| body.clone()),
+            // As it came, where another engine may know the model by another name.
+            body: (!fallbacks.is_empty() || served.replicas.iter().any(|one| one.served_name != served.served_name))
+                .then(|| body.clone()),
+            upstream_name: served.served_name.clone(),
+            fallbacks,
             share: Some(share),
             blocks: BlockShape { salt: 0, size: BLOCK_BYTES }.of_bytes(request.prefix(&body)),
             request,

@@ -21,6 +21,7 @@ mod least;
 mod popularity;
 mod round_robin;
 mod streams;
+mod turns;
 
 #[cfg(test)]
 mod tests;
@@ -32,6 +33,7 @@ pub use flights::{IN_FLIGHT_MAX, Ticket};
 pub use index::BlockIndex;
 pub use least::Least;
 pub use round_robin::RoundRobin;
+pub use turns::Turns;
 
 /// An engine: a replica of a model, by a number that every gateway gives it alike, such as the hash of its pod's UID.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]

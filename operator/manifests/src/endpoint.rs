@@ -9,7 +9,8 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use spillway_crds::{
-    ConditionStatus, Model, ModelEndpoint, ModelEndpointStatus, ModelVersion, Preset, Source,
+    CanaryPhase, CanaryStatus, ConditionStatus, Model, ModelEndpoint, ModelEndpointStatus, ModelVersion, Needs, Preset,
+    Runtime, Source,
     names::{ENDPOINT_LABEL, MODEL_LABEL, RESERVATION_LABEL, VERSION_LABEL, host_of},
     parse_duration_ms,
 };
@@ -20,8 +21,12 @@ use crate::conditions::{Wanted, merge};
 const MODELS: &str = "/models";
 /// Seconds that an engine has to end when it is told to, after its drain.
 pub const STOP_SECONDS: u32 = 10;
+/// Seconds in which a pod is placed and its image is there.
+const SCHEDULING_SECONDS: i64 = 120;
 /// Reason of an endpoint that has no replica because nobody asks.
 pub const ASLEEP: &str = "Asleep";
+/// Reason of an endpoint that a provider serves.
+const EXTERNAL: &str = "External";
 /// Metric of requests that run or wait.
 pub const METRIC_IN_FLIGHT: &str = "spillway-in-flight";
 /// Metric of requests that have no first token yet.
@@ -30,6 +35,8 @@ pub const METRIC_QUEUED: &str = "spillway-queued";
 pub const METRIC_TOKENS: &str = "spillway-tokens-per-second";
 /// The condition that says whether replicas follow what is asked.
 const AUTOSCALING: &str = "Autoscaling";
+/// The condition that says whether another version is tried.
+const CANARY: &str = "Canary";
 /// Seconds between two startup probes.
 const STARTUP_PERIOD: i64 = 2;
 
@@ -46,10 +53,16 @@ pub struct Serving<'a> {
     pub model: &'a str,
     /// The version that is served.
     pub version: &'a ModelVersion,
+    /// What serves that version.
+    pub runtime: &'a Runtime,
+    /// What each replica of it needs.
+    pub needs: &'a Needs,
     /// The extended resource of the pool.
     pub resource: &'a str,
     /// The pool of burst reservations.
     pub pool: &'a str,
+    /// Name of the reservation that the endpoint names.
+    pub reservation: &'a str,
     /// Seconds for which a replica that is told to go serves what it has.
     pub drain_seconds: u32,
 }
@@ -71,14 +84,9 @@ fn engine(preset: Preset) -> Engine {
     }
 }
 
-/// The port on which a version's engine serves.
-pub fn port(version: &ModelVersion) -> i32 {
-    version.runtime.port.unwrap_or_else(|| engine(version.runtime.preset).port)
-}
-
-/// The name under which a version's engine knows its model.
-pub fn served_name<'a>(model: &'a str, version: &'a ModelVersion) -> &'a str {
-    version.runtime.served_name.as_deref().unwrap_or(model)
+/// The port on which an engine serves.
+pub fn port(runtime: &Runtime) -> i32 {
+    runtime.port.unwrap_or_else(|| engine(runtime.preset).port)
 }
 
 /// What the engine is told to load.
@@ -93,17 +101,17 @@ fn weights(source: Option<&Source>) -> Option<String> {
 }
 
 fn args(serving: &Serving<'_>) -> Vec<String> {
-    let version = serving.version;
-    let (name, port) = (served_name(serving.model, version), port(version).to_string());
+    let (version, runtime) = (serving.version, serving.runtime);
+    let (name, port) = (runtime.served_name.as_deref().unwrap_or(serving.model), port(runtime).to_string());
     let context = version.context_length.to_string();
     let weights = weights(version.source.as_ref());
     let mut args: Vec<String> = Vec::new();
     let mut push = |all: &[&str]| args.extend(all.iter().map(|one| (*one).to_owned()));
-    match version.runtime.preset {
+    match runtime.preset {
         Preset::Vllm => {
             push(&[weights.as_deref().unwrap_or(serving.model)]);
             push(&["--served-model-name", name, "--host", "0.0.0.0", "--port", &port, "--max-model-len", &context]);
-            push(&["--tensor-parallel-size", &version.needs.devices.to_string()]);
+            push(&["--tensor-parallel-size", &serving.needs.devices.to_string()]);
             // Usage in each chunk is asked for by the request; cached tokens are in it with this.
             push(&["--enable-prompt-tokens-details"]);
         }
@@ -115,7 +123,7 @@ fn args(serving: &Serving<'_>) -> Vec<String> {
         }
         Preset::OpenAi => {}
     }
-    args.extend(version.runtime.args.iter().cloned());
+    args.extend(runtime.args.iter().cloned());
     args
 }
 
@@ -148,7 +156,7 @@ pub fn build_burst(serving: &Serving<'_>, number: i32) -> Value {
     if let Some(fields) = metadata.as_object_mut() {
         fields.insert("name".to_owned(), json!(burst_name(serving.name, number)));
     }
-    let devices = serving.version.needs.devices;
+    let devices = serving.needs.devices;
     json!({
         "apiVersion": "spillway.dev/v1alpha1",
         "kind": "GpuReservation",
@@ -176,7 +184,7 @@ fn labels(serving: &Serving<'_>, place: Place) -> BTreeMap<&'static str, String>
     labels.insert(
         RESERVATION_LABEL,
         match place {
-            Place::Named(_) => serving.endpoint.spec.capacity.reservation.clone(),
+            Place::Named(_) => serving.reservation.to_owned(),
             Place::Burst(number) => burst_name(serving.name, number),
         },
     );
@@ -214,22 +222,22 @@ fn volumes(version: &ModelVersion) -> (Vec<Value>, Vec<Value>) {
 
 /// The Deployment, for server-side apply.
 pub fn build_deployment(serving: &Serving<'_>, place: Place) -> Value {
-    let version = serving.version;
-    let engine = engine(version.runtime.preset);
-    let startup_ms = parse_duration_ms(&version.needs.startup).unwrap_or(600_000);
+    let (version, runtime, wants) = (serving.version, serving.runtime, serving.needs);
+    let engine = engine(runtime.preset);
+    let startup_ms = parse_duration_ms(&wants.startup).unwrap_or(600_000);
     let probe = json!({"path": engine.health, "port": "http"});
     let needs = json!({
-        "cpu": version.needs.cpu, "memory": version.needs.memory,
-        serving.resource: version.needs.devices.to_string(),
+        "cpu": wants.cpu, "memory": wants.memory,
+        serving.resource: wants.devices.to_string(),
     });
     let (volumes, mounts) = volumes(version);
     let mut container = json!({
         "name": "engine",
-        "image": version.runtime.image,
+        "image": runtime.image,
         "args": args(serving),
         // What engines write (caches, compiled kernels) goes where it may.
         "env": [{"name": "HOME", "value": "/tmp"}],
-        "ports": [{"name": "http", "containerPort": port(version)}],
+        "ports": [{"name": "http", "containerPort": port(runtime)}],
         "resources": {"requests": needs, "limits": needs},
         "startupProbe": {
             "httpGet": probe, "periodSeconds": STARTUP_PERIOD, "timeoutSeconds": 5,
@@ -266,6 +274,9 @@ pub fn build_deployment(serving: &Serving<'_>, place: Place) -> Value {
         "spec": {
             "replicas": replicas,
             "selector": {"matchLabels": wanted},
+            // Until a pod that goes has drained, and the one in its place has started.
+            "progressDeadlineSeconds":
+                startup_ms / 1000 + i64::from(serving.drain_seconds) + i64::from(STOP_SECONDS) + SCHEDULING_SECONDS,
             // In place, one at a time: a new version needs no device that is not held.
             "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}},
             "template": {
@@ -390,6 +401,21 @@ pub struct Facts {
     pub missing: Option<String>,
     /// Whether replicas follow what is asked: a word and a sentence. None: it is not known yet.
     pub autoscaling: Option<(bool, &'static str, String)>,
+    /// What becomes of the canary. None, where there is one: what was known before.
+    pub canary: Option<CanaryFacts>,
+    /// Regions in which it is served. None: those that were known before.
+    pub regions: Option<Vec<String>>,
+}
+
+/// What becomes of a canary.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct CanaryFacts {
+    /// How it is; none where it is not tried for want of something.
+    pub phase: Option<CanaryPhase>,
+    /// A word.
+    pub reason: &'static str,
+    /// A sentence.
+    pub message: String,
 }
 
 /// The status that says what is known.
@@ -404,8 +430,10 @@ pub fn build_status(endpoint: &ModelEndpoint, facts: &Facts, now: Timestamp) -> 
     // One that slept sleeps until it is woken or lifted, whatever its spec says meanwhile: it is not taken for one that a person stopped.
     let asleep = wanted == 0 && (may_sleep || previous.asleep);
     let (there, ready) = facts.replicas;
+    let external = endpoint.spec.external.is_some();
     let (is_ready, stalled, reason, message) = match &facts.problem {
         Some((reason, message)) => (false, true, *reason, message.clone()),
+        None if external => (true, false, EXTERNAL, "A provider serves it.".to_owned()),
         None if asleep => (true, false, ASLEEP, "Nobody asks: the first request starts a replica.".to_owned()),
         None if wanted == 0 => (true, false, "ScaledToZero", "No replica is wanted.".to_owned()),
         None if facts.bookable < wanted => {
@@ -419,7 +447,7 @@ pub fn build_status(endpoint: &ModelEndpoint, facts: &Facts, now: Timestamp) -> 
         }
         None => (true, false, "Serving", format!("{ready} of {wanted} replicas answer.")),
     };
-    let reconciling = !stalled && (ready < wanted || there > wanted);
+    let reconciling = !stalled && !external && (ready < wanted || there > wanted);
     let mut conditions = vec![
         Wanted::new("Ready", is_ready, reason, message.clone()),
         Wanted::new("Reconciling", reconciling, reason, message.clone()),
@@ -436,6 +464,19 @@ pub fn build_status(endpoint: &ModelEndpoint, facts: &Facts, now: Timestamp) -> 
             (None, None) => None,
         });
     }
+    let mut canary = None;
+    if let Some(spec) = &endpoint.spec.canary {
+        canary = previous.canary.filter(|known| known.version == spec.version);
+        let known = previous.conditions.iter().find(|one| one.type_ == CANARY);
+        if let Some(facts) = &facts.canary {
+            canary = facts.phase.map(|phase| CanaryStatus { version: spec.version.clone(), phase });
+            let runs = facts.phase == Some(CanaryPhase::Running);
+            conditions.push(Wanted::new(CANARY, runs, facts.reason, &facts.message));
+        } else if let (Some(_), Some(known)) = (&canary, known) {
+            let holds = known.status == ConditionStatus::True;
+            conditions.push(Wanted::new(CANARY, holds, &known.reason, &known.message));
+        }
+    }
     let conditions = merge(&previous.conditions, conditions, endpoint.metadata.generation, now);
     let selector: Vec<String> = selector(name).iter().map(|(key, value)| format!("{key}={value}")).collect();
     ModelEndpointStatus {
@@ -444,9 +485,12 @@ pub fn build_status(endpoint: &ModelEndpoint, facts: &Facts, now: Timestamp) -> 
         replicas: there,
         ready_replicas: ready,
         bookable_replicas: facts.bookable,
+        versions: previous.versions,
+        canary,
+        regions: facts.regions.clone().unwrap_or(previous.regions),
         asleep,
         selector: Some(selector.join(",")),
-        address: Some(format!("{name}.{namespace}.svc:80")),
+        address: (!external).then(|| format!("{name}.{namespace}.svc:80")),
     }
 }
 
@@ -465,9 +509,23 @@ pub fn find_version<'a>(model: &'a Model, wanted: &str) -> Result<&'a ModelVersi
     })
 }
 
+/// What serves a version and what a replica of it needs.
+///
+/// # Errors
+/// A word and a sentence where only providers serve it.
+pub fn runtime_of(version: &ModelVersion) -> Result<(&Runtime, &Needs), (&'static str, String)> {
+    version.runtime.as_ref().zip(version.needs.as_ref()).ok_or_else(|| {
+        let message = format!(
+            "Version {} has no runtime, and only providers serve it: set spec.external, or name a version that has one.",
+            version.name
+        );
+        ("VersionHasNoRuntime", message)
+    })
+}
+
 mod layout;
 
-pub use layout::{Replicas, shift};
+pub use layout::{Replicas, canary_share, shift};
 
 #[cfg(test)]
 mod tests;

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::NamespaceName;
-use crate::tokens::{EndpointName, GatewayName};
+use crate::tokens::{EndpointName, GatewayName, ModelVersion};
 
 /// Milliseconds until a question is answered though nothing calls.
 pub const PATIENCE_MS: u64 = 1_000;
@@ -40,4 +40,19 @@ pub struct EndpointLoad {
     pub idle_ms: u64,
     /// Tokens of answers since the gateway began.
     pub tokens: u64,
+    /// How its requests ended since then, by version.
+    #[serde(default)]
+    pub versions: Vec<VersionLoad>,
+}
+
+/// How requests to one version ended since the gateway began. What its clients made of them is no part of it.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct VersionLoad {
+    /// Which.
+    pub version: ModelVersion,
+    /// Requests that were answered, be it by a refusal.
+    pub answered: u64,
+    /// Requests that failed by the engine's fault.
+    pub failed: u64,
 }

@@ -107,7 +107,7 @@ pub(super) async fn end(
     wanted: i32,
     deployments: &[Arc<Deployment>],
 ) -> Result<(), Error> {
-    let over = |(number, burst): &(&i32, &Burst)| **number >= wanted || !burst.suits(serving.version.needs.devices);
+    let over = |(number, burst): &(&i32, &Burst)| **number >= wanted || !burst.suits(serving.needs.devices);
     for (_, burst) in known.iter().filter(over).filter(|(_, burst)| !burst.is_over()) {
         let name = burst.object.name_any();
         if deployments.iter().any(|one| one.labels().get(RESERVATION_LABEL) == Some(&name)) {

@@ -114,6 +114,7 @@ mod tests {
             held: 0,
             idle_ms: 0,
             tokens: 0,
+            versions: Vec::new(),
         };
         loads.note(address, LoadReport { gateway: "g".into(), up_ms: 0, calls: 0, endpoints: vec![chat] }, 0);
         loads

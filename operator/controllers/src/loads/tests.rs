@@ -1,3 +1,4 @@
+use spillway_metering::load::VersionLoad;
 use spillway_metering::tokens::GatewayName;
 
 use super::*;
@@ -16,7 +17,7 @@ fn chat() -> FullName {
 
 fn load(in_flight: u64, held: u64, idle_ms: u64, tokens: u64) -> EndpointLoad {
     let (namespace, endpoint) = chat();
-    EndpointLoad { namespace, endpoint, in_flight, queued: held, held, idle_ms, tokens }
+    EndpointLoad { namespace, endpoint, in_flight, queued: held, held, idle_ms, tokens, versions: Vec::new() }
 }
 
 fn report(up_ms: u64, endpoints: Vec<EndpointLoad>) -> LoadReport {
@@ -108,4 +109,30 @@ fn a_rate_is_known_when_it_was_counted_for_long_enough() {
     // It begins anew: what it counted before is not taken from what it counts now.
     loads.note(address(1), report(10, vec![load(1, 0, 0, 5)]), 61_000);
     assert_eq!(loads.milli_tokens_per_second(&chat(), 61_000), Err(Unknown::Young { known_ms: 0 }));
+}
+
+fn outcomes(answered: u64, failed: u64) -> EndpointLoad {
+    let versions = vec![VersionLoad { version: "q8".into(), answered, failed }];
+    EndpointLoad { versions, ..load(0, 0, 0, 0) }
+}
+
+#[test]
+fn outcomes_are_counted_from_when_a_gateway_is_first_heard_and_on_when_it_begins_anew() {
+    let mut loads = Loads::default();
+    let of = |loads: &Loads| {
+        let found = loads.outcomes(&chat(), &"q8".into());
+        (found.answered, found.failed)
+    };
+    loads.set_gateways(&named(&[(1, true), (2, true)]), 0);
+    loads.note(address(1), report(60_000, vec![outcomes(1_000, 900)]), 0);
+    assert_eq!(of(&loads), (0, 0), "what was before it was heard");
+    loads.note(address(1), report(61_000, vec![outcomes(1_010, 901)]), 1_000);
+    assert_eq!(of(&loads), (10, 1));
+    loads.note(address(2), report(0, vec![]), 1_000);
+    loads.note(address(2), report(1_000, vec![outcomes(5, 0)]), 2_000);
+    assert_eq!(of(&loads), (15, 1));
+    loads.note(address(1), report(500, vec![outcomes(3, 1)]), 3_000);
+    assert_eq!(of(&loads), (18, 2), "it began anew");
+    loads.retain_outcomes(|_| false);
+    assert_eq!(of(&loads), (0, 0));
 }

@@ -195,6 +195,7 @@ fn keyring(ids: &[&str]) -> Keyring {
         revoked: false,
         models: AllowedModels::All,
         limits: Limits::default(),
+        residency: Default::default(),
     };
     ids.iter().map(key).collect()
 }

@@ -13,6 +13,7 @@ fn key(tenant: &str, namespace: &str, models: AllowedModels) -> Key {
         revoked: false,
         models,
         limits: Limits::default(),
+        residency: BTreeSet::new(),
     }
 }
 
@@ -31,6 +32,7 @@ fn served(tenant: &str, namespace: &str, name: &str, shared_with: &[&str]) -> (F
         wanted: 1,
         absence: Absence::Starts,
         replicas: Vec::new(),
+        routing: Routing::default(),
     };
     ((namespace.into(), name.into()), Arc::new(served))
 }
@@ -80,4 +82,35 @@ fn what_is_listed_is_what_may_be_called() {
         r#"{"object":"list","data":[{"id":"chat","object":"model","created":1700000000,"owned_by":"acme"}]}"#
     );
     assert_eq!(catalogue.entry(&one, "house/large"), None);
+}
+
+fn regions(names: &[&str]) -> BTreeSet<String> {
+    names.iter().map(|&name| name.to_owned()).collect()
+}
+
+#[rstest]
+#[case::anywhere(&[], &[], &["chat", "eu", "unknown"])]
+#[case::the_tenants(&["eu-west"], &[], &["eu"])]
+#[case::both_of_it(&["eu-west", "us-east"], &[], &["chat", "eu"])]
+#[case::the_keys(&[], &["us-east", "eu-west"], &["chat", "eu"])]
+#[case::not_all_of_it(&[], &["us-east"], &[])]
+#[case::what_both_allow(&["eu-west", "us-east"], &["eu-west"], &["eu"])]
+#[case::nothing_in_common(&["eu-west"], &["us-east"], &[])]
+fn a_request_stays_where_it_may_be(#[case] tenant: &[&str], #[case] key_only: &[&str], #[case] expected: &[&str]) {
+    let mut catalogue = Catalogue::default();
+    for (name, of) in [("chat", &["eu-west", "us-east"][..]), ("eu", &["eu-west"]), ("unknown", &[])] {
+        let (full, mut one) = served("acme", "acme", name, &[]);
+        let fallback = if name == "chat" { vec!["eu".into(), "unknown".into(), "gone".into()] } else { Vec::new() };
+        Arc::make_mut(&mut one).routing = Routing { regions: regions(of), fallback, ..Routing::default() };
+        catalogue.endpoints.insert(full, one);
+    }
+    catalogue.residency.insert("acme".into(), regions(tenant));
+    let key = Key { residency: regions(key_only), ..key("acme", "acme", AllowedModels::All) };
+    let chat = catalogue.resolve(&key, "chat").unwrap();
+    let names = |all: Vec<Arc<Served>>| all.iter().map(|one| one.name.to_string()).collect::<Vec<_>>();
+    assert_eq!(names(catalogue.candidates(&key, chat)), expected);
+    // What is listed can be asked.
+    let listed = catalogue.models(&key).any(|(name, _)| name == "chat");
+    assert_eq!(listed, !expected.is_empty());
+    assert_eq!(catalogue.entry(&key, "chat").is_some(), listed);
 }

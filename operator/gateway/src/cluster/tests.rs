@@ -68,7 +68,7 @@ fn a_cluster_is_a_catalogue() {
     let served = catalogue.resolve(key, "chat").unwrap();
     assert_eq!((served.served_name.as_str(), served.context_length), ("tiny", 2048));
     assert!(served.capabilities.contains(&Endpoint::ChatCompletions) && served.capabilities.len() == 1);
-    assert_eq!(served.replicas[0].address, "10.0.0.7:8080".parse().unwrap());
+    assert_eq!(served.replicas[0].target, Target::Pod("10.0.0.7:8080".parse().unwrap()));
     assert_eq!(served.replicas[0].name.as_str(), "chat-v1-abc");
 }
 
@@ -146,4 +146,57 @@ fn who_does_not_answer_is_no_replica() {
     let mut other = slice(true);
     other["ports"][0]["name"] = json!("admin");
     assert_eq!(count(other), 0, "another port");
+}
+
+/// Changes the endpoint, as JSON.
+fn with_endpoint(change: impl FnOnce(&mut Value)) -> Objects {
+    let mut objects = objects();
+    let mut endpoint = serde_json::to_value(&*objects.endpoints[0]).unwrap();
+    change(&mut endpoint);
+    objects.endpoints = vec![object(endpoint)];
+    objects
+}
+
+#[test]
+fn a_canary_has_the_weight_that_the_operator_gives_it() {
+    let canary = |versions: Value| {
+        let objects = with_endpoint(|endpoint| {
+            endpoint["spec"]["canary"] = json!({"version": "v2", "weight": 10});
+            endpoint["status"] = json!({"versions": versions, "regions": ["us-east"]});
+        });
+        let served = build(&objects).endpoints.into_values().next().unwrap();
+        assert_eq!(served.routing.regions, BTreeSet::from(["us-east".to_owned()]));
+        served.routing.canary.clone().unwrap()
+    };
+    assert_eq!(canary(json!([{"version": "v1", "weight": 90}, {"version": "v2", "weight": 10}])), ("v2".into(), 10));
+    assert_eq!(canary(json!([{"version": "v1", "weight": 100}, {"version": "v2", "weight": 0}])), ("v2".into(), 0));
+    assert_eq!(canary(json!([])), ("v2".into(), 0), "nothing is known of it yet");
+}
+
+#[test]
+fn a_provider_serves_for_owners_only() {
+    let mut objects = with_endpoint(|endpoint| {
+        let spec = endpoint["spec"].as_object_mut().unwrap();
+        spec.remove("capacity");
+        spec.insert(
+            "external".to_owned(),
+            json!({"url": "https://api.example.com/v1", "model": "big-1", "credentials": "big", "region": "eu-west"}),
+        );
+    });
+    let served = |objects: &Objects| build(objects).endpoints.into_values().next().unwrap();
+    // A tenant could send the gateway's credentials anywhere.
+    assert_eq!(served(&objects).replicas, []);
+    assert_eq!(served(&objects).absence, Absence::Stalled);
+    let mut tenant = (*objects.tenants[0]).clone();
+    tenant.spec.owner = true;
+    objects.tenants = vec![Arc::new(tenant)];
+    let served = served(&objects);
+    let replica = &served.replicas[0];
+    assert_eq!((replica.name.as_str(), replica.served_name.as_str()), ("provider/chat", "big-1"));
+    let Target::Provider(provider) = &replica.target else { panic!("{replica:?}") };
+    assert_eq!(
+        (provider.base.to_string().as_str(), provider.credentials.as_deref()),
+        ("https://api.example.com/v1", Some("big"))
+    );
+    assert_eq!(served.routing.regions, BTreeSet::from(["eu-west".to_owned()]));
 }

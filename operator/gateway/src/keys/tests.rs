@@ -22,6 +22,7 @@ fn minted(seed: u8) -> (String, Key) {
         revoked: false,
         models: AllowedModels::All,
         limits: Limits::default(),
+        residency: BTreeSet::new(),
     };
     (text, key)
 }

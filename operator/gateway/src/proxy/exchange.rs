@@ -29,7 +29,7 @@ use super::downstream::{Downstream, Head, PIECES};
 use super::{Answer, Gateway, Hangup, REQUEST_ID, Stage, connect, whole};
 use crate::admission::Guard;
 use crate::budget::Share;
-use crate::catalogue::{Absence, FullName, Served};
+use crate::catalogue::{Absence, FullName, Served, Target};
 use crate::error::ApiError;
 use crate::fleet::{Flight, Group, Verdict};
 use crate::keys::KeyId;
@@ -65,12 +65,17 @@ const READY: usize = 4_096;
 pub(super) struct Exchange {
     pub(super) gateway: Arc<Gateway>,
     pub(super) id: RequestId,
+    /// Who is asked now.
     pub(super) served: Arc<Served>,
+    /// Who is asked when it does not take the request.
+    pub(super) fallbacks: Vec<Arc<Served>>,
     pub(super) tenant: TenantName,
     pub(super) key: KeyId,
     pub(super) request: request::Request,
     /// The engine's body, and the room that it takes; gone once an engine answers.
     pub(super) upstream: Bytes,
+    /// The model's name in it.
+    pub(super) upstream_name: String,
     /// The client's, where it may have to be another one for an engine.
     pub(super) body: Option<Bytes>,
     pub(super) share: Option<Share>,
@@ -84,6 +89,15 @@ pub(super) struct Exchange {
     pub(super) guard: Option<Guard>,
     /// That it is there, for who scales.
     pub(super) load: Load,
+}
+
+/// How long an endpoint is asked.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Patience {
+    /// As long as it may: nobody else can be asked.
+    Waits,
+    /// No longer than it takes the request now.
+    Now,
 }
 
 /// How far an engine came with a request.
@@ -156,9 +170,10 @@ impl Exchange {
             }
             Reached::Answers(flight, response) => {
                 let (status, replica) = (response.status(), flight.replica.name.clone());
+                let refused = is_requests_fault(status);
+                self.load.ended(&flight.replica.version, !refused);
                 // What it says no to may be the request's fault: three of them in a row are no reason to leave an engine alone.
                 flight.end(None, Verdict::Unknown);
-                let refused = status.is_client_error();
                 if !refused {
                     tracing::warn!(id = %self.id, %replica, %status, "an engine answered with an error");
                 }
@@ -190,14 +205,43 @@ impl Exchange {
         }
     }
 
-    /// Sends the request to an engine, and to another one where it was not taken.
-    async fn reach(&self, client: &mut Downstream, opened: &mut bool) -> Reached {
+    /// Sends the request to the endpoint that it names, and to others where that does not take it.
+    async fn reach(&mut self, client: &mut Downstream, opened: &mut bool) -> Reached {
+        let fallbacks = std::mem::take(&mut self.fallbacks);
+        if !fallbacks.is_empty() {
+            let first = Arc::clone(&self.served);
+            for one in std::iter::once(Arc::clone(&first)).chain(fallbacks) {
+                self.turn_to(one);
+                if let Some(reached) = self.reach_one(client, opened, Patience::Now).await {
+                    return reached;
+                }
+            }
+            self.turn_to(first);
+        }
+        let nobody = ApiError::NoReplica { retry_after_ms: RETRY_MS };
+        let reached = self.reach_one(client, opened, Patience::Waits).await;
+        reached.unwrap_or(Reached::Ended(Cause::EngineFailed, Some(nobody)))
+    }
+
+    /// Another endpoint is asked: the request is a part of its load from now on.
+    fn turn_to(&mut self, served: Arc<Served>) {
+        if !Arc::ptr_eq(&self.served, &served) {
+            self.served = served;
+            self.load = self.gateway.loads.begin(self.name(), self.tenant.clone());
+        }
+    }
+
+    /// Sends the request to an engine of the endpoint, and to another one where it was not taken. None: none took it, and others may.
+    async fn reach_one(&self, client: &mut Downstream, opened: &mut bool, patience: Patience) -> Option<Reached> {
         let gateway = &self.gateway;
         let prompt = Prompt { tokens: self.request.prompt_size().estimated_tokens(), blocks: &self.blocks };
         let mut tried: Vec<EngineId> = Vec::new();
         let mut stage = gateway.stage.clone();
         let limit = gateway.limits.first_byte;
-        let nobody = |retry_after_ms| Reached::Ended(Cause::EngineFailed, Some(ApiError::NoReplica { retry_after_ms }));
+        let nobody = |retry_after_ms| match patience {
+            Patience::Now => None,
+            Patience::Waits => Some(Reached::Ended(Cause::EngineFailed, Some(ApiError::NoReplica { retry_after_ms }))),
+        };
         let mut stale = false;
         let (mut tries, mut until) = (0, None);
         // Who has waited for a replica is not turned away by the first that comes.
@@ -205,15 +249,21 @@ impl Exchange {
             let Some(group) = gateway.fleet.group(&self.name()) else { return nobody(RETRY_MS) };
             let flight = match group.send(gateway.clock, &prompt, &tried) {
                 Ok(flight) => flight,
+                Err(_) if group.is_empty() && patience == Patience::Now => {
+                    if self.served.absence == Absence::Starts {
+                        self.load.call(self.served.wanted == 0);
+                    }
+                    return None;
+                }
                 Err(_) if group.is_empty() => match self.hold(client, &mut until, None).await {
                     Ok(()) => continue,
-                    Err((cause, error)) => return Reached::Ended(cause, error),
+                    Err((cause, error)) => return Some(Reached::Ended(cause, error)),
                 },
                 // One that has just come may have no room for all who waited for it, or be out of reach for a moment.
                 Err(wait) if until.is_some_and(|until| Instant::now() < until) => {
                     let pause = AGAIN.max(Duration::from_millis(wait.unwrap_or(0)));
                     if let Err((cause, error)) = self.hold(client, &mut until, Some(pause)).await {
-                        return Reached::Ended(cause, error);
+                        return Some(Reached::Ended(cause, error));
                     }
                     (tries, tried) = (0, Vec::new());
                     continue;
@@ -227,31 +277,52 @@ impl Exchange {
                 flight.end(None, Verdict::Unknown);
                 continue;
             };
+            let Ok(mut request) = self.upstream_request(&flight, upstream) else {
+                return Some(Reached::Ended(Cause::EngineFailed, Some(ApiError::Upstream)));
+            };
+            if let Target::Provider(provider) = &flight.replica.target
+                && let Err(error) = gateway.providers.sign(provider, &mut request)
+            {
+                tracing::error!(%error, id = %self.id, endpoint = %self.served.name, "a provider cannot be asked");
+                flight.end(None, Verdict::Failed);
+                continue;
+            }
             if let Err(error) = gateway.wal.open_request(&self.opening(&flight)) {
                 tracing::warn!(%error, "a request is refused, for it could not be billed");
                 let error = ApiError::Unavailable { retry_after_ms: RETRY_MS };
-                return Reached::Ended(Cause::EngineFailed, Some(error));
+                return Some(Reached::Ended(Cause::EngineFailed, Some(error)));
             }
             *opened = true;
-            let Ok(mut request) = self.upstream_request(&flight, upstream) else {
-                return Reached::Ended(Cause::EngineFailed, Some(ApiError::Upstream));
-            };
             let (connection, sent) = (capture_connection(&mut request), Instant::now());
             let answer = tokio::select! {
                 biased;
-                () = client.closed() => return Reached::Ended(Cause::ClientGone, None),
+                () = client.closed() => return Some(Reached::Ended(Cause::ClientGone, None)),
                 () = cutting(&mut stage) => {
                     let error = ApiError::Unavailable { retry_after_ms: RETRY_MS };
-                    return Reached::Ended(Cause::Shutdown, Some(error));
+                    return Some(Reached::Ended(Cause::Shutdown, Some(error)));
                 }
-                answer = timeout(limit, gateway.engines.request(request)) => answer,
+                answer = timeout(limit, gateway.ask(&flight.replica.target, request)) => answer,
             };
             match answer {
                 // It has no room, or no model yet.
-                Ok(Ok(response)) if response.status() == StatusCode::SERVICE_UNAVAILABLE => {
+                Ok(Ok(response)) if is_busy(&flight.replica.target, response.status()) => {
                     flight.end(None, Verdict::Busy);
                 }
-                Ok(Ok(response)) => return Reached::Answers(flight, Box::new(response)),
+                // What only its owner can mend is left alone for a while, and others are asked.
+                Ok(Ok(response)) if is_locked(&flight.replica.target, response.status()) => {
+                    let status = response.status();
+                    tracing::error!(id = %self.id, endpoint = %self.served.name, %status, "a provider refuses its credentials");
+                    self.load.ended(&flight.replica.version, true);
+                    flight.end(None, Verdict::Failed);
+                }
+                Ok(Ok(response)) if response.status().is_server_error() && patience == Patience::Now => {
+                    let (status, replica) = (response.status(), flight.replica.name.clone());
+                    tracing::warn!(id = %self.id, %replica, %status, "an engine answered with an error: another endpoint is asked");
+                    self.load.ended(&flight.replica.version, true);
+                    flight.end(None, Verdict::Unknown);
+                    return None;
+                }
+                Ok(Ok(response)) => return Some(Reached::Answers(flight, Box::new(response))),
                 Ok(Err(error)) => {
                     let told = &error as &dyn std::error::Error;
                     let replica = flight.replica.name.clone();
@@ -263,17 +334,19 @@ impl Exchange {
                         tried.pop();
                         continue;
                     }
+                    self.load.ended(&flight.replica.version, true);
                     flight.end(None, Verdict::Failed);
                     // What it may have begun is not begun again elsewhere.
                     if !error.is_connect() {
                         tracing::warn!(error = told, id = %self.id, %replica, "an engine went away before it answered");
-                        return Reached::Ended(Cause::EngineFailed, Some(ApiError::Upstream));
+                        return Some(Reached::Ended(Cause::EngineFailed, Some(ApiError::Upstream)));
                     }
                     tracing::debug!(error = told, id = %self.id, %replica, "an engine cannot be reached");
                 }
                 Err(_) => {
+                    self.load.ended(&flight.replica.version, true);
                     let limit_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
-                    return Reached::Ended(Cause::Bound, Some(ApiError::UpstreamTimeout { limit_ms }));
+                    return Some(Reached::Ended(Cause::Bound, Some(ApiError::UpstreamTimeout { limit_ms })));
                 }
             }
         }
@@ -352,8 +425,11 @@ impl Exchange {
             Ok(key) => key,
             Err(error) => return refused(error.into()),
         };
-        match catalogue.resolve(key, self.request.model()) {
-            None => refused(ApiError::model_not_found(self.request.model())),
+        let Some(asked) = catalogue.resolve(key, self.request.model()) else {
+            return refused(ApiError::model_not_found(self.request.model()));
+        };
+        match catalogue.candidates(key, asked).iter().find(|one| one.name == self.served.name) {
+            None => refused(ApiError::Residency),
             // The body names another model than the engine knows.
             Some(served) if served.served_name != self.served.served_name => {
                 refused(ApiError::Waking { retry_after_ms: RETRY_MS })
@@ -384,7 +460,7 @@ impl Exchange {
 
     /// The body for an engine, with the model's name at it; none where that cannot be made any more.
     fn body_for(&self, flight: &Flight) -> Option<Bytes> {
-        if flight.replica.served_name == self.served.served_name {
+        if flight.replica.served_name == self.upstream_name {
             return Some(self.upstream.clone());
         }
         let body = self.body.as_ref()?;
@@ -392,16 +468,26 @@ impl Exchange {
     }
 
     fn upstream_request(&self, flight: &Flight, upstream: Bytes) -> Result<Request<Full<Bytes>>, hyper::http::Error> {
-        let uri = Uri::builder()
-            .scheme("http")
-            .authority(flight.replica.address.to_string())
-            .path_and_query(self.request.endpoint().path())
-            .build()?;
+        let path = self.request.endpoint().path();
+        let uri = match &flight.replica.target {
+            Target::Pod(address) => {
+                Uri::builder().scheme("http").authority(address.to_string()).path_and_query(path).build()?
+            }
+            Target::Provider(provider) => {
+                let mut parts = provider.base.clone().into_parts();
+                let base = provider.base.path().trim_end_matches('/');
+                parts.path_and_query = Some(format!("{base}{}", path.trim_start_matches("/v1")).parse()?);
+                Uri::from_parts(parts)?
+            }
+        };
         let mut request = Request::post(uri)
             .header(CONTENT_TYPE, HeaderValue::from_static("application/json"))
             .header(REQUEST_ID, self.id.to_string());
-        for (name, value) in &self.trace {
-            request = request.header(name, value);
+        // Traces are ours: others are told nothing of them.
+        if matches!(flight.replica.target, Target::Pod(_)) {
+            for (name, value) in &self.trace {
+                request = request.header(name, value);
+            }
         }
         request.body(Full::new(upstream))
     }
@@ -435,6 +521,7 @@ impl Exchange {
                 (Ended { begun: true, ..Ended::unused(cause) }, Err(error), Verdict::Unknown)
             }
         };
+        self.note(&flight, &ended);
         flight.end(ended.usage(), verdict);
         let durable = self.close(&ended).await;
         self.settle_guard(&ended);
@@ -521,6 +608,7 @@ impl Exchange {
             Outcome::Partial(Cause::EngineFailed) if !tally.failed => Verdict::Failed,
             Outcome::Partial(_) => Verdict::Unknown,
         };
+        self.note(&flight, &ended);
         flight.end(ended.usage(), verdict);
         let durable = self.close(&ended).await;
         self.settle_guard(&ended);
@@ -613,6 +701,15 @@ impl Exchange {
         settle(ended.outcome, reported, counted, bounds)
     }
 
+    /// How the request ended, for who judges versions: what its client made of it says nothing.
+    fn note(&self, flight: &Flight, ended: &Ended) {
+        match ended.outcome {
+            Outcome::Complete => self.load.ended(&flight.replica.version, false),
+            Outcome::Partial(Cause::EngineFailed) => self.load.ended(&flight.replica.version, true),
+            Outcome::Partial(_) => {}
+        }
+    }
+
     /// Bills the answer; whether that is durable.
     async fn close(&mut self, ended: &Ended) -> bool {
         let settled = self.settle(ended);
@@ -670,6 +767,37 @@ impl Exchange {
             outcome => guard.settle(now_ms, used.prompt(), used.completion(), outcome == Outcome::Complete),
         }
     }
+}
+
+impl Gateway {
+    /// Asks an engine, or a provider.
+    async fn ask(
+        &self,
+        target: &Target,
+        request: Request<Full<Bytes>>,
+    ) -> Result<Response<Incoming>, hyper_util::client::legacy::Error> {
+        match target {
+            Target::Pod(_) => self.engines.request(request).await,
+            Target::Provider(_) => self.providers.client.request(request).await,
+        }
+    }
+}
+
+/// Whether an engine says no for what the request is. What only its operator could mend is no fault of the client's key.
+fn is_requests_fault(status: StatusCode) -> bool {
+    status.is_client_error() && !matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
+}
+
+/// Whether it has no room now. Engines say so by 503; providers have limits of their own as well.
+fn is_busy(target: &Target, status: StatusCode) -> bool {
+    let limited = status == StatusCode::TOO_MANY_REQUESTS && matches!(target, Target::Provider(_));
+    status == StatusCode::SERVICE_UNAVAILABLE || limited
+}
+
+/// Whether a provider does not know us.
+fn is_locked(target: &Target, status: StatusCode) -> bool {
+    let refused = matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::PAYMENT_REQUIRED);
+    refused && matches!(target, Target::Provider(_))
 }
 
 /// Until there is a replica, or it has been left alone for long enough.
@@ -761,8 +889,7 @@ async fn read_all(mut body: Incoming, most: usize, idle: Duration) -> Read {
 /// What a client is told where the engine refuses its request: the engine's own words, in OpenAI's form.
 async fn refusal(response: Response<Incoming>) -> Result<(StatusCode, String), ApiError> {
     let status = response.status();
-    // What only an operator could mend is no fault of the client's key.
-    if !status.is_client_error() || matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
+    if !is_requests_fault(status) {
         return Err(ApiError::Upstream);
     }
     let body = match read_all(response.into_body(), ERROR_BYTES, Duration::from_secs(5)).await {

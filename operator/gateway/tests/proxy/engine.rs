@@ -16,6 +16,7 @@ use hyper_util::server::conn::auto;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
+use tokio_rustls::TlsAcceptor;
 
 /// What an engine does with a request.
 #[derive(Clone, Debug)]
@@ -65,6 +66,10 @@ pub(crate) fn usage(prompt: u64, completion: u64) -> Value {
 pub(crate) struct Seen {
     /// The bodies, in their order.
     pub(crate) bodies: Vec<Value>,
+    /// The paths.
+    pub(crate) paths: Vec<String>,
+    /// Their `authorization`s.
+    pub(crate) authorizations: Vec<Option<String>>,
     /// Tokens that it produced, by `x-request-id`.
     pub(crate) produced: HashMap<String, u64>,
     /// Requests whose client went away.
@@ -89,6 +94,11 @@ type Answer = Response<UnsyncBoxBody<Bytes, std::io::Error>>;
 
 impl Engine {
     pub(crate) async fn start(script: Script) -> Self {
+        Self::start_with(script, None).await
+    }
+
+    /// One that is reached by TLS where there is an acceptor.
+    pub(crate) async fn start_with(script: Script, tls: Option<TlsAcceptor>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (script, seen) = (Arc::new(Mutex::new(script)), Arc::new(Mutex::new(Seen::default())));
@@ -102,9 +112,16 @@ impl Engine {
                     let script = script.lock().unwrap().clone();
                     answer(script, asked.fetch_add(1, Ordering::Relaxed), Arc::clone(&seen), request)
                 });
+                let tls = tls.clone();
                 connections.spawn(async move {
-                    let _ =
-                        auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
+                    let builder = auto::Builder::new(TokioExecutor::new());
+                    let _ = match tls {
+                        None => builder.serve_connection(TokioIo::new(stream), service).await,
+                        Some(tls) => match tls.accept(stream).await {
+                            Ok(stream) => builder.serve_connection(TokioIo::new(stream), service).await,
+                            Err(_) => return,
+                        },
+                    };
                 });
             }
         });
@@ -128,15 +145,21 @@ async fn answer(
 ) -> std::io::Result<Answer> {
     let id = request.headers()["x-request-id"].to_str().unwrap().to_owned();
     let path = request.uri().path().to_owned();
+    let authorization = request.headers().get("authorization").map(|header| header.to_str().unwrap().to_owned());
     let body: Value = serde_json::from_slice(&request.into_body().collect().await.unwrap().to_bytes()).unwrap();
-    seen.lock().unwrap().bodies.push(body.clone());
+    {
+        let mut seen = seen.lock().unwrap();
+        seen.bodies.push(body.clone());
+        seen.paths.push(path.clone());
+        seen.authorizations.push(authorization);
+    }
     if script.answers.is_some_and(|answers| before >= answers) {
         return Err(std::io::Error::other("the engine closes the connection"));
     }
     if let Some((status, text)) = script.refuses {
         return Ok(response(StatusCode::from_u16(status).unwrap(), "application/json", full(text.to_owned())));
     }
-    if path == "/v1/embeddings" {
+    if path.ends_with("/embeddings") {
         let text = json!({"object": "list", "data": [{"object": "embedding", "index": 0, "embedding": [0.5]}],
             "usage": {"prompt_tokens": 3, "total_tokens": 3}});
         return Ok(response(StatusCode::OK, "application/json", full(text.to_string())));

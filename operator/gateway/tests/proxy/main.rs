@@ -8,6 +8,7 @@
     reason = "a test may fail loudly"
 )]
 
+mod elsewhere;
 mod engine;
 mod hold;
 mod privacy;

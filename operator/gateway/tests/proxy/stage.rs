@@ -10,11 +10,13 @@ use hyper::body::Incoming;
 use hyper::{Request, Response};
 use hyper_util::client::legacy::{Client, connect::HttpConnector};
 use hyper_util::rt::TokioExecutor;
+use rustls::RootCertStore;
 use serde_json::{Value, json};
 use spillway_gateway::admission::{self, Admission, Mode};
-use spillway_gateway::catalogue::{Absence, Catalogue, Replica, Served};
+use spillway_gateway::catalogue::{Absence, Catalogue, Replica, Routing, Served, Target};
 use spillway_gateway::fleet::Fleet;
 use spillway_gateway::keys::{AllowedModels, Key, KeyId, Keyring, PresentedKey, Secret, mint};
+use spillway_gateway::providers::Providers;
 use spillway_gateway::proxy::{Gateway, Limits, Parts, Stage as Phase};
 use spillway_gateway::request::Endpoint;
 use spillway_gateway::routing::{Cache, Config, Cost, EngineId, Peers};
@@ -50,6 +52,7 @@ pub(crate) struct Setting {
     pub(crate) log_bytes: u64,
     pub(crate) mode: Mode,
     pub(crate) tls: Option<Arc<Tls>>,
+    pub(crate) providers: Arc<Providers>,
 }
 
 impl Default for Setting {
@@ -62,6 +65,7 @@ impl Default for Setting {
             log_bytes: 16 << 20,
             mode: Mode::Local,
             tls: None,
+            providers: Providers::new(None, RootCertStore::empty(), limits.connect).unwrap(),
         }
     }
 }
@@ -83,6 +87,7 @@ fn keyring(limits: admission::Limits) -> Keyring {
         revoked: false,
         models: AllowedModels::All,
         limits,
+        residency: Default::default(),
     };
     [key].into_iter().collect()
 }
@@ -92,7 +97,7 @@ pub(crate) fn served(name: &str, capabilities: &[Endpoint], engines: &[SocketAdd
     let replica = |(number, address): (u64, &SocketAddr)| Replica {
         name: format!("{name}-{number}").into(),
         engine: EngineId(number),
-        address: *address,
+        target: Target::Pod(*address),
         version: "v1".into(),
         served_name: "engine/tiny".to_owned(),
     };
@@ -110,6 +115,7 @@ pub(crate) fn served(name: &str, capabilities: &[Endpoint], engines: &[SocketAdd
         wanted: 1,
         absence: Absence::Stopped,
         replicas: (0..).zip(engines).map(replica).collect(),
+        routing: Routing::default(),
     }
 }
 
@@ -144,6 +150,7 @@ impl Stage {
             stage: stage.clone(),
             admission: Arc::clone(&admission),
             fleet: Fleet::new(routing),
+            providers: setting.providers,
             wal,
         });
         tokio::spawn(Arc::clone(&gateway).follow());

@@ -20,13 +20,13 @@ use crate::engine::{Engine, Script};
 use crate::stage::{BOUND, Setting, Stage, chat, key};
 
 /// A certificate for `localhost`, in files.
-struct Certificate {
+pub(crate) struct Certificate {
     dir: TempDir,
-    pem: String,
+    pub(crate) pem: String,
 }
 
 impl Certificate {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let mut this = Self { dir: TempDir::new().unwrap(), pem: String::new() };
         this.renew();
         this
@@ -39,7 +39,7 @@ impl Certificate {
         std::fs::write(self.files().key, key.serialize_pem()).unwrap();
     }
 
-    fn files(&self) -> Files {
+    pub(crate) fn files(&self) -> Files {
         Files { certificate: self.dir.path().join("tls.crt"), key: self.dir.path().join("tls.key") }
     }
 

@@ -26,6 +26,15 @@ pub fn shift(wanted: i32, held: i32, old: Replicas, new: Replicas) -> (i32, i32)
     (keep, wanted.min(room))
 }
 
+/// How many of `wanted` replicas a canary has by its weight in percent: at least one, and never all; none where there is only one.
+pub fn canary_share(wanted: i32, weight: i32) -> i32 {
+    if wanted < 2 {
+        return 0;
+    }
+    let share = (i64::from(wanted) * i64::from(weight) + 50).div_euclid(100);
+    i32::try_from(share).unwrap_or(wanted).clamp(1, wanted - 1)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -39,6 +48,15 @@ mod tests {
         assert_eq!(shift(3, 8, replicas(0, 0), replicas(0, 0)), (0, 3));
         assert_eq!(shift(9, 8, replicas(0, 0), replicas(8, 8)), (0, 8));
         assert_eq!(shift(0, 8, replicas(0, 0), replicas(2, 2)), (0, 0));
+    }
+
+    #[test]
+    fn a_canary_has_its_part_and_never_all() {
+        let shares = |weight| [0, 1, 2, 3, 10, 1000].map(|wanted| canary_share(wanted, weight));
+        assert_eq!(shares(1), [0, 0, 1, 1, 1, 10]);
+        assert_eq!(shares(10), [0, 0, 1, 1, 1, 100]);
+        assert_eq!(shares(50), [0, 0, 1, 2, 5, 500]);
+        assert_eq!(shares(99), [0, 0, 1, 2, 9, 990]);
     }
 
     #[test]
