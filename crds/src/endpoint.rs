@@ -117,8 +117,8 @@ fn default_scale_down_after() -> String {
 #[derive(Clone, Debug, Deserialize, Eq, KubeSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = (
-    "has(self.inFlightPerReplica) || has(self.queuedPerReplica) || has(self.tokensPerSecondPerReplica)",
-    "scaling.target names nothing: set inFlightPerReplica, queuedPerReplica or tokensPerSecondPerReplica"
+    "has(self.inFlightPerReplica) || has(self.queuedPerReplica) || has(self.tokensPerSecondPerReplica) || has(self.kvCachePercentPerReplica)",
+    "scaling.target names nothing: set inFlightPerReplica, queuedPerReplica, tokensPerSecondPerReplica or kvCachePercentPerReplica"
 ))]
 pub struct ScalingTarget {
     /// Requests that run at a replica or wait for one.
@@ -133,11 +133,21 @@ pub struct ScalingTarget {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 10000000))]
     pub tokens_per_second_per_replica: Option<i32>,
+    /// How much of its KV cache is in use, in percent, on average over the replicas, as their engines say. It is known of vLLM, and of no engine that
+    /// does not tell it; then the number of replicas stands still.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 100))]
+    pub kv_cache_percent_per_replica: Option<i32>,
 }
 
 impl Default for ScalingTarget {
     fn default() -> Self {
-        Self { in_flight_per_replica: Some(16), queued_per_replica: None, tokens_per_second_per_replica: None }
+        Self {
+            in_flight_per_replica: Some(16),
+            queued_per_replica: None,
+            tokens_per_second_per_replica: None,
+            kv_cache_percent_per_replica: None,
+        }
     }
 }
 

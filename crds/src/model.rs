@@ -28,6 +28,20 @@ pub enum Preset {
     OpenAi,
 }
 
+impl Preset {
+    /// Metrics by which an engine tells at `/metrics` how much of its KV cache is in use, as a ratio from 0 to 1: names of today first. None: it tells
+    /// it by no name that is known.
+    pub fn kv_cache_metrics(self) -> &'static [&'static str] {
+        match self {
+            // https://docs.vllm.ai, "Production Metrics". Until 2025 it was the second.
+            Self::Vllm => &["vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"],
+            // Only builds from before May 2025 have it: https://github.com/ggml-org/llama.cpp/pull/13660 took it away.
+            Self::LlamaCpp => &["llamacpp:kv_cache_usage_ratio"],
+            Self::OpenAi => &[],
+        }
+    }
+}
+
 /// An entry of the catalogue: versions of one model, each with its engine and needs.
 #[derive(Clone, CustomResource, Debug, Deserialize, Eq, KubeSchema, PartialEq, Serialize)]
 #[kube(

@@ -77,6 +77,16 @@ pub const GATEWAY_LOAD_SERVICE: &str = "spillway-gateway-load";
 pub const METRICS_API_SERVICE: &str = "spillway-metrics-api";
 /// Secret in the operator's namespace with the certificate of its metrics API.
 pub const METRICS_TLS_SECRET: &str = "spillway-metrics-tls";
+/// Service before the usage service; its certificate has this name, with the namespace's.
+pub const USAGE_SERVICE: &str = "spillway-usage";
+/// What gateways are called in their certificate, with the namespace's name.
+pub const GATEWAYS: &str = "spillway-gateway";
+/// Secret in the operator's namespace with the CA of the usage service and of gateways, and its key. Nothing mounts it.
+pub const USAGE_CA_SECRET: &str = "spillway-usage-ca";
+/// Secret in the operator's namespace with the certificate of the usage service.
+pub const USAGE_TLS_SECRET: &str = "spillway-usage-tls";
+/// Secret in the operator's namespace with the certificate that gateways show to the usage service.
+pub const USAGE_CLIENT_TLS_SECRET: &str = "spillway-usage-client-tls";
 /// Name of the `APIService` of external metrics: one adapter of a cluster has it.
 pub const EXTERNAL_METRICS_APISERVICE: &str = "v1beta1.external.metrics.k8s.io";
 /// Annotation of a mirror pod: the kubelet's picture of a static pod.

@@ -73,7 +73,7 @@ async fn make_ledger(lab: &Lab) -> Result<String> {
 }
 
 /// What is wrong with values, and what is said about it.
-const REFUSED_VALUES: [(&str, &str); 14] = [
+const REFUSED_VALUES: [(&str, &str); 15] = [
     ("graceCapSeconds=0", "graceCapSeconds"),
     ("graceCapSeconds=soon", "graceCapSeconds"),
     ("graceCapSeconds=3601", "graceCapSeconds"),
@@ -87,6 +87,7 @@ const REFUSED_VALUES: [(&str, &str); 14] = [
     ("agent.criSocket=/containerd.sock", "criSocket"),
     ("image.operator.pullPolicy=Sometimes", "pullPolicy"),
     ("operator.replicaCount=3", "replicaCount"),
+    ("gateway.otlp.endpoint=https://collector:4318", "otlp/endpoint"),
     ("nonsense=1", "nonsense"),
 ];
 
@@ -100,6 +101,10 @@ async fn helm_lints_and_refuses_what_would_not_work() -> Result<()> {
     wrong.extend(monitoring(&lab).await?);
     wrong.extend(metrics_api(&lab).await?);
     wrong.extend(client_tls(&lab).await?);
+    wrong.extend(collector(&lab).await?);
+    wrong.extend(usage_tls(&lab).await?);
+    wrong.extend(postgres_ca(&lab).await?);
+    wrong.extend(usage_replicas(&lab).await?);
     for (set, text) in REFUSED_VALUES {
         match helm(&lab, &["template", "spillway", CHART], &["--set", set]).await {
             Ok(_) => wrong.push(format!("{set} was taken")),
@@ -167,6 +172,100 @@ async fn client_tls(lab: &Lab) -> Result<Vec<String>> {
         let port = find("Service")?["spec"]["ports"][0]["port"].clone();
         if !args.contains("--tls-certificate=/etc/spillway-gateway/tls/tls.crt") || !secret || port != 443 {
             wrong.push(format!("{kind}: {args}, port {port}, {}", pod["volumes"]));
+        }
+    }
+    Ok(wrong)
+}
+
+/// A collector is told of requests where one is named.
+async fn collector(lab: &Lab) -> Result<Vec<String>> {
+    let mut wrong = Vec::new();
+    for (set, expected) in [
+        ("gateway.enabled=true", None),
+        ("gateway.enabled=true,gateway.otlp.endpoint=http://collector.monitoring:4318", Some("\"1\"")),
+        ("gateway.enabled=true,gateway.otlp.endpoint=http://collector:4318,gateway.otlp.ratio=0.05", Some("\"0.05\"")),
+    ] {
+        let text = helm(lab, &["template", "spillway", CHART], &["--set", set]).await?;
+        let ratio = text.split_once("OTEL_TRACES_SAMPLER_ARG\n");
+        let ratio = ratio.and_then(|(_, rest)| rest.trim_start().strip_prefix("value: ")?.lines().next());
+        if ratio != expected || text.contains("OTEL_EXPORTER_OTLP_ENDPOINT") != expected.is_some() {
+            wrong.push(format!("{set}: the collector is not as it should be: {ratio:?}"));
+        }
+    }
+    Ok(wrong)
+}
+
+/// Gateways and the usage service know each other by what the operator makes, and it may touch it; or nothing of it is there.
+async fn usage_tls(lab: &Lab) -> Result<Vec<String>> {
+    let mut wrong = Vec::new();
+    for (set, expected) in [
+        ("gateway.enabled=true,usage.enabled=true", true),
+        ("gateway.enabled=true,usage.enabled=true,usage.tls.enabled=false", false),
+        ("gateway.enabled=true", false),
+    ] {
+        let text = helm(lab, &["template", "spillway", CHART], &["--set", set]).await?;
+        let all = [
+            "- --usage-tls\n",
+            "resourceNames: [spillway-usage-ca, spillway-usage-tls, spillway-usage-client-tls]",
+            "--tls-callers=spillway-gateway.spillway-system.svc",
+            "secret: {secretName: spillway-usage-tls, defaultMode: 0440}",
+            "--usage-tls-name=spillway-usage.spillway-system.svc",
+            "secret: {secretName: spillway-usage-client-tls, defaultMode: 0440}",
+            "value: https://spillway-usage.spillway-system.svc:8090",
+        ];
+        for part in all.into_iter().filter(|part| text.contains(part) != expected) {
+            wrong.push(format!("{set}: {part:?} should be there: {expected}"));
+        }
+    }
+    let open = "networkPolicy.reportsFrom[0].ipBlock.cidr=10.0.0.0/28,usage.enabled=true";
+    for (set, expected) in [(open, true), ("usage.enabled=true", false)] {
+        let text = helm(lab, &["template", "spillway", CHART], &["--set", set]).await?;
+        if text.contains("- {port: reports}") != expected {
+            wrong.push(format!("{set}: who may read reports is not as it should be"));
+        }
+    }
+    Ok(wrong)
+}
+
+/// On PostgreSQL there are two, each of which may die or be drained; a file has one.
+async fn usage_replicas(lab: &Lab) -> Result<Vec<String>> {
+    let mut wrong = Vec::new();
+    let postgres = "usage.enabled=true,usage.storage.kind=Postgres,usage.storage.postgresSecret.name=db";
+    for (set, kind, replicas) in [(postgres, "Deployment", 2), ("usage.enabled=true", "StatefulSet", 1)] {
+        let text = helm(lab, &["template", "spillway", CHART], &["--set", set]).await?;
+        let all = text.split("\n---\n").map(serde_yaml::from_str::<Value>).collect::<Result<Vec<_>, _>>()?;
+        let find = |kind: &str| {
+            let named = |one: &&Value| one["kind"] == kind && one["metadata"]["name"] == "spillway-usage";
+            all.iter().find(named).cloned().unwrap_or_default()
+        };
+        let (workload, several) = (find(kind), kind == "Deployment");
+        let pod = &workload["spec"]["template"]["spec"];
+        let advertised = pod["containers"][0]["env"].to_string().contains("status.podIP");
+        let apart = !pod["affinity"]["podAntiAffinity"].is_null();
+        let budget = !find("PodDisruptionBudget").is_null();
+        if workload["spec"]["replicas"] != replicas || [advertised, apart, budget] != [several; 3] {
+            wrong.push(format!("{set}: {workload}, a budget: {budget}"));
+        }
+        if find("Service")["spec"]["publishNotReadyAddresses"] == several {
+            wrong.push(format!("{set}: {}", find("Service")));
+        }
+    }
+    Ok(wrong)
+}
+
+/// The CA of a PostgreSQL, from a ConfigMap or a Secret.
+async fn postgres_ca(lab: &Lab) -> Result<Vec<String>> {
+    let mut wrong = Vec::new();
+    let base = "usage.enabled=true,usage.storage.kind=Postgres,usage.storage.postgresSecret.name=db";
+    for (set, source) in [
+        ("usage.storage.postgresCa.configMap=rds", Some("configMap: {name: rds}")),
+        ("usage.storage.postgresCa.secret=rds", Some("secret: {secretName: rds, defaultMode: 0440}")),
+        ("usage.storage.postgresCa.key=ca.crt", None),
+    ] {
+        let text = helm(lab, &["template", "spillway", CHART], &["--set", &format!("{base},{set}")]).await?;
+        let argument = text.contains("--postgres-ca=/etc/spillway-usage/postgres/ca.crt");
+        if argument != source.is_some() || source.is_some_and(|source| !text.contains(source)) {
+            wrong.push(format!("{set}: the CA of PostgreSQL is not as it should be"));
         }
     }
     Ok(wrong)

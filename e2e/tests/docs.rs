@@ -113,6 +113,7 @@ fn every_metric_is_described() -> Result<()> {
     let reference = read("docs/book/src/metrics.md")?;
     let mut names = metrics(&read("operator/controllers/src/metrics.rs")?, "spillway")?;
     names.extend(metrics(&read("operator/gateway/src/metrics.rs")?, "spillway_gateway")?);
+    names.extend(metrics(&read("operator/gateway/src/telemetry.rs")?, "gen_ai")?);
     names.extend(metrics(&read("operator/usage/src/metrics.rs")?, "spillway_usage")?);
     ensure!(names.len() > 20, "only {names:?} were found: does this test still understand metrics.rs?");
     let missing: Vec<&String> = names.iter().filter(|name| !reference.contains(&format!("| `{name}` |"))).collect();

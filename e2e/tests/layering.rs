@@ -12,18 +12,22 @@ use serde_json::Value;
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
 /// What a crate of ours may use of ours, in any kind of dependency.
-const MAY_USE: [(&str, &[&str]); 12] = [
+const MAY_USE: [(&str, &[&str]); 13] = [
     ("spillway-crds", &[]),
     ("spillway-planner", &[]),
     ("spillway-metering", &[]),
+    ("spillway-tls", &[]),
     ("spillway-manifests", &["spillway-crds", "spillway-planner", "spillway-metering"]),
-    ("spillway-controllers", &["spillway-crds", "spillway-planner", "spillway-metering", "spillway-manifests"]),
+    (
+        "spillway-controllers",
+        &["spillway-crds", "spillway-planner", "spillway-metering", "spillway-manifests", "spillway-tls"],
+    ),
     ("spillway-verify", &["spillway-crds"]),
     ("spillway-operator", &LIBRARIES),
     ("spillway-agent", &LIBRARIES),
     // It links neither the planner nor the controllers: what it shares with the usage service is in `metering`.
-    ("spillway-gateway", &["spillway-crds", "spillway-metering"]),
-    ("spillway-usage", &["spillway-metering"]),
+    ("spillway-gateway", &["spillway-crds", "spillway-metering", "spillway-tls"]),
+    ("spillway-usage", &["spillway-metering", "spillway-tls"]),
     ("spillway-cli", &LIBRARIES),
     // It tests what is installed, from outside: another crate of ours here would be a test that believes what it tests.
     ("spillway-lab", &["spillway-crds"]),

@@ -109,6 +109,11 @@ spec: {policyName: {{ .name }}}
 [spillway-infrastructure-daemonset, spillway-node, spillway-owner-daemonset, spillway-owner-pod, spillway-reservation-finalizer, spillway-tenant-daemonset, spillway-tenant-pod]
 {{- end -}}
 
+{{/* Gateways and the usage service know each other by certificates. */}}
+{{- define "spillway.usageTls" -}}
+{{- and .Values.usage.enabled .Values.usage.tls.enabled -}}
+{{- end -}}
+
 {{- define "spillway.metricsApi" -}}
 {{- /* Only where somebody would be behind it. */ -}}
 {{- and .Values.autoscaling.externalMetrics .Values.gateway.enabled .Values.policies.enforce (gt (int .Values.operator.replicas) 0) -}}

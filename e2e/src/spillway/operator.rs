@@ -30,20 +30,25 @@ pub struct Operator {
 impl Spillway<'_> {
     /// Starts the operator. One with the identity of a dead one goes on with its Lease at once.
     pub fn start_operator(&self, identity: &str) -> Result<Operator> {
-        self.spawn(&self.binaries().operator, identity, &[])
+        self.spawn(&self.binaries().operator, identity, &[], &[])
+    }
+
+    /// Starts the operator with more arguments.
+    pub fn start_operator_with(&self, identity: &str, more: &[&str]) -> Result<Operator> {
+        self.spawn(&self.binaries().operator, identity, more, &[])
     }
 
     /// Starts an operator that ends itself with status 137 when it comes to a kill point (`operator/controllers/src/kill.rs`).
     pub fn start_operator_to_die(&self, identity: &str, point: &str) -> Result<Operator> {
-        self.spawn(&self.binaries().operator, identity, &[("SPILLWAY_KILL_AT", point)])
+        self.spawn(&self.binaries().operator, identity, &[], &[("SPILLWAY_KILL_AT", point)])
     }
 
     /// Starts an operator with more in its environment, where its flags may be as well.
-    pub fn start_operator_with(&self, identity: &str, env: &[(&str, &str)]) -> Result<Operator> {
-        self.spawn(&self.binaries().operator, identity, env)
+    pub fn start_operator_in(&self, identity: &str, env: &[(&str, &str)]) -> Result<Operator> {
+        self.spawn(&self.binaries().operator, identity, &[], env)
     }
 
-    fn spawn(&self, program: &Path, identity: &str, env: &[(&str, &str)]) -> Result<Operator> {
+    fn spawn(&self, program: &Path, identity: &str, more: &[&str], env: &[(&str, &str)]) -> Result<Operator> {
         let port = free_port(Ipv4Addr::LOCALHOST)?;
         let log = self.lab().log(identity);
         let args = ["--namespace", NAMESPACE, "--identity", identity, "--log-format", "text"];
@@ -51,6 +56,7 @@ impl Spillway<'_> {
             .env("KUBECONFIG", self.operator_kubeconfig().to_string_lossy())
             .env("RUST_LOG", std::env::var("SPILLWAY_OPERATOR_LOG").unwrap_or_else(|_| "info".to_owned()));
         process.args.push(format!("--http=127.0.0.1:{port}"));
+        process.args.extend(more.iter().map(|more| (*more).to_owned()));
         for (key, value) in env {
             process = process.env(key, *value);
         }

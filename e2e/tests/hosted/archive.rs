@@ -21,6 +21,7 @@ struct Service {
     program: PathBuf,
     store: PathBuf,
     address: SocketAddr,
+    reports: SocketAddr,
     admin: SocketAddr,
     child: Option<Child>,
     http: reqwest::Client,
@@ -37,6 +38,7 @@ impl Service {
             program: spillway.binaries().gateway.with_file_name("spillway-usage"),
             store: folder.join("usage.sqlite"),
             address: free()?,
+            reports: free()?,
             admin: free()?,
             child: None,
             http: reqwest::Client::builder().timeout(BOUND).pool_max_idle_per_host(0).build().context("a client")?,
@@ -53,6 +55,7 @@ impl Service {
         command.args([
             format!("--sqlite={}", self.store.display()),
             format!("--listen={}", self.address),
+            format!("--reports={}", self.reports),
             format!("--admin={}", self.admin),
         ]);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(file).kill_on_drop(true);
@@ -70,7 +73,8 @@ impl Service {
 
     /// Device-milliseconds of all that is stored.
     async fn stored_ms(&self) -> Result<i64> {
-        let answer = self.http.get(format!("{}/v1/gpu", self.url())).send().await.context("asking for GPU time")?;
+        let answer =
+            self.http.get(format!("http://{}/v1/gpu", self.reports)).send().await.context("asking for GPU time")?;
         let answer: Value = answer.json().await.context("GPU time")?;
         answer["rows"][0]["deviceMilliseconds"].as_i64().with_context(|| format!("no sum in {answer}"))
     }
@@ -92,7 +96,7 @@ struct Stage<'a> {
 impl Stage<'_> {
     fn operator(&self, more: &[(&str, &str)]) -> Result<Operator> {
         let url = self.service.url();
-        self.spillway.start_operator_with("operator-a", &[&[("SPILLWAY_USAGE", url.as_str())], more].concat())
+        self.spillway.start_operator_in("operator-a", &[&[("SPILLWAY_USAGE", url.as_str())], more].concat())
     }
 
     /// A reservation that is used and ends.
@@ -222,14 +226,14 @@ async fn gpu_time_of_what_ended_is_stored_once_and_its_pages_go() -> Result<()> 
 /// Lets the API server reach the service as it does in a cluster.
 async fn publish(stage: &Stage<'_>) -> Result<()> {
     let client = stage.spillway.client();
-    let port = json!({"name": "http", "port": stage.service.address.port(), "protocol": "TCP"});
+    let port = json!({"name": "reports", "port": stage.service.reports.port(), "protocol": "TCP"});
     let metadata = json!({
         "name": "spillway-usage", "namespace": spillway_lab::spillway::NAMESPACE,
         "labels": {"kubernetes.io/service-name": "spillway-usage"},
     });
     let service = json!({
         "apiVersion": "v1", "kind": "Service", "metadata": metadata,
-        "spec": {"ports": [{"name": "http", "port": 8090, "targetPort": stage.service.address.port()}]},
+        "spec": {"ports": [{"name": "reports", "port": 8091, "targetPort": stage.service.reports.port()}]},
     });
     // The API server calls nothing but pods.
     let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default"}});

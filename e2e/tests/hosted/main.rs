@@ -6,6 +6,7 @@
 mod archive;
 mod autoscaler;
 mod canary;
+mod certificates;
 mod keys;
 
 use std::time::Duration;
@@ -115,6 +116,27 @@ impl Stage<'_> {
     }
 }
 
+/// What replicas may be scaled by, as the API server has it; nothing is changed.
+async fn targets(stage: &Stage<'_>) -> Result<()> {
+    let dry = PatchParams { dry_run: true, ..PatchParams::default() };
+    for (target, refused) in [
+        (json!({"kvCachePercentPerReplica": 80}), None),
+        (json!({"kvCachePercentPerReplica": 100, "queuedPerReplica": 4}), None),
+        (json!({"kvCachePercentPerReplica": 0}), Some("greater than or equal to 1")),
+        (json!({"kvCachePercentPerReplica": 101}), Some("less than or equal to 100")),
+        (json!({}), Some("tokensPerSecondPerReplica or kvCachePercentPerReplica")),
+    ] {
+        let patch = Patch::Merge(json!({"spec": {"scaling": {"max": 2, "target": target}}}));
+        let answer = stage.endpoints.patch("chat", &dry, &patch).await.map_err(|error| error.to_string());
+        match (&answer, refused) {
+            (Ok(_), None) => {}
+            (Err(message), Some(words)) if message.contains(words) => {}
+            _ => anyhow::bail!("{target}: {answer:?} instead of {refused:?}"),
+        }
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn an_endpoint_is_laid_out_on_what_its_reservation_holds() -> Result<()> {
     let lab = Lab::start(LabOptions::new(Size::Api)).await?;
@@ -136,6 +158,7 @@ async fn an_endpoint_is_laid_out_on_what_its_reservation_holds() -> Result<()> {
     });
     create(&stage.endpoints, endpoint).await?;
     stage.wait_reason("ModelNotFound", false, "There is no Model smollm2").await?;
+    targets(&stage).await?;
     let versions = [version("q4", 2), version("q6", 2), version("q8", 3)];
     create(&models, json!({"metadata": {"name": "smollm2"}, "spec": {"capabilities": ["Chat"], "versions": versions}}))
         .await?;

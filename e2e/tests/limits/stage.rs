@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::json;
+use spillway_lab::certs::Authority;
 use spillway_lab::spillway::{Binaries, CatalogueOptions, write_catalogue};
 use spillway_lab::{free_port, wait_for};
 use tempfile::TempDir;
@@ -33,6 +34,26 @@ pub(crate) struct Stage {
     key: String,
     http: reqwest::Client,
     _dir: TempDir,
+}
+
+const GATEWAYS: &str = "spillway-gateway.spillway-system.svc";
+const USAGE: &str = "spillway-usage.spillway-system.svc";
+
+/// Makes what the operator makes in a cluster, and says the arguments by which it is found.
+fn write_certificates(dir: &Path) -> Result<impl Fn(&str, &str) -> [String; 3]> {
+    let authority = Authority::create("ca")?;
+    authority.write(dir)?;
+    authority.server("usage", &[], &[USAGE.to_owned()])?.write(dir, "usage")?;
+    authority.server("gateway", &[], &[GATEWAYS.to_owned()])?.write(dir, "gateway")?;
+    let dir = dir.to_owned();
+    Ok(move |name: &str, prefix: &str| {
+        let file = |name: String| dir.join(name).display().to_string();
+        [
+            format!("{prefix}-certificate={}", file(format!("{name}.crt"))),
+            format!("{prefix}-key={}", file(format!("{name}.key"))),
+            format!("{prefix}-ca={}", file("ca.crt".to_owned())),
+        ]
+    })
 }
 
 fn free() -> Result<SocketAddr> {
@@ -64,11 +85,18 @@ impl Stage {
         let mut usage = None;
         let mut service = Vec::new();
         if shared {
-            let (address, admin) = (free()?, free()?);
+            let (address, reports, admin) = (free()?, free()?, free()?);
             let program = binaries.gateway.with_file_name("spillway-usage");
             let store = dir.path().join("usage.sqlite");
-            let args =
-                [format!("--sqlite={}", store.display()), format!("--listen={address}"), format!("--admin={admin}")];
+            let tls = write_certificates(dir.path())?;
+            let mut args = vec![
+                format!("--sqlite={}", store.display()),
+                format!("--listen={address}"),
+                format!("--reports={reports}"),
+                format!("--admin={admin}"),
+                format!("--tls-callers={GATEWAYS}"),
+            ];
+            args.extend(tls("usage", "--tls"));
             usage = Some(spawn(&program, &args, &dir.path().join("usage.log"))?);
             wait_for("the usage service to be ready", BOUND, || async {
                 Ok(http
@@ -78,7 +106,9 @@ impl Stage {
                     .is_ok_and(|answer| answer.status().is_success()))
             })
             .await?;
-            service = vec![format!("--usage=http://{address}"), format!("--gateways={count}")];
+            service = vec![format!("--usage=https://{address}"), format!("--gateways={count}")];
+            service.push(format!("--usage-tls-name={USAGE}"));
+            service.extend(tls("gateway", "--usage-tls"));
         }
         let options = CatalogueOptions {
             endpoint: "chat",

@@ -14,7 +14,8 @@ use spillway_planner::{
 use tokio::time::Instant;
 
 use crate::{
-    context::Context, engine::Message, error::Error, kill, store::LedgerStore, usage_service::UsageService, view::View,
+    config::Usage, context::Context, engine::Message, error::Error, kill, store::LedgerStore,
+    usage_service::UsageService, view::View,
 };
 
 /// How often the archive is looked at, at most.
@@ -25,7 +26,8 @@ const PRUNE: Duration = Duration::from_secs(600);
 const AT_ONCE: usize = 1_000;
 
 /// Posts what ended, now and to come, for ever.
-pub async fn ship(context: Arc<Context>, service: UsageService) {
+pub async fn ship(context: Arc<Context>, usage: Usage) {
+    let service = connect(&context, &usage).await;
     let store = LedgerStore::new(&context.client);
     let mut views = context.view.clone();
     let mut pruned = Instant::now();
@@ -39,6 +41,21 @@ pub async fn ship(context: Arc<Context>, service: UsageService) {
             if let Err(error) = prune(&context, &store, &view).await {
                 tracing::warn!(%error, "it could not be seen which pages of the archive may go");
             }
+        }
+        tokio::time::sleep(GAP).await;
+    }
+}
+
+/// The usage service, once what it is shown is there: the operator itself makes that.
+async fn connect(context: &Context, usage: &Usage) -> UsageService {
+    let mut told = false;
+    loop {
+        match UsageService::connect(usage, &context.config.namespace).await {
+            Ok(service) => return service,
+            Err(error) if !std::mem::replace(&mut told, true) => {
+                tracing::warn!(%error, "the usage service cannot be called yet; GPU time of bookings that ended waits in the ledger");
+            }
+            Err(_) => {}
         }
         tokio::time::sleep(GAP).await;
     }

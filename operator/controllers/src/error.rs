@@ -49,7 +49,7 @@ pub enum Error {
     },
     /// A certificate could not be made.
     #[error(transparent)]
-    Certificate(#[from] crate::external::CertificateError),
+    Certificate(#[from] crate::certificate::Error),
     /// A task ended that must not end.
     #[error("task {0} ended")]
     TaskEnded(&'static str),

@@ -2,7 +2,7 @@
 //! certificate and the CA in its `APIService`.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -23,8 +23,9 @@ use k8s_openapi::{
 };
 use kube::{
     Api, Client, ResourceExt,
-    api::{Patch, PatchParams, PostParams},
+    api::{Patch, PatchParams},
 };
+use rcgen::ExtendedKeyUsagePurpose;
 use serde_json::json;
 use spillway_crds::names::{EXTERNAL_METRICS_APISERVICE, METRICS_API_SERVICE, METRICS_TLS_SECRET};
 use tokio::{
@@ -34,19 +35,20 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use crate::{
+    certificate::{self, Pair, Subject},
     context::Context,
     error::{Error, call},
     gateways::Gateways,
+    identities::{self, file},
 };
 
 mod api;
-mod certificate;
 mod tls;
 
-pub use certificate::Error as CertificateError;
-use certificate::Identity;
 use tls::Callers;
 
+/// Common name of the CA.
+const AUTHORITY: &str = "spillway-metrics-ca";
 /// How often certificate and callers are read again, and the `APIService` looked at,
 const LOOK: Duration = Duration::from_secs(30);
 /// and while something is missing.
@@ -74,6 +76,13 @@ pub enum Registration {
     Nobody,
     /// Another adapter has.
     Another,
+}
+
+/// The CA, and the certificate of the metrics API that it has signed.
+#[derive(Clone, Eq, PartialEq)]
+struct Identity {
+    authority: Pair,
+    server: Pair,
 }
 
 /// What connections are taken with.
@@ -252,13 +261,9 @@ fn answer(gateways: &Gateways, request: &Request<Incoming>) -> Response<Full<Byt
 
 /// What is in the Secret.
 fn identity(secret: &Secret) -> Option<Identity> {
-    let data = secret.data.as_ref()?;
-    let text = |name: &str| String::from_utf8(data.get(name)?.0.clone()).ok();
     Some(Identity {
-        authority: text("ca.crt")?,
-        authority_key: text("ca.key")?,
-        certificate: text("tls.crt")?,
-        key: text("tls.key")?,
+        authority: Pair { certificate: file(secret, "ca.crt")?, key: file(secret, "ca.key")? },
+        server: Pair { certificate: file(secret, "tls.crt")?, key: file(secret, "tls.key")? },
     })
 }
 
@@ -292,8 +297,8 @@ async fn keep_once(context: &Context) -> Result<Registration, Error> {
     }
     let identity = keep_identity(context).await?;
     let known = found.spec.as_ref().and_then(|spec| spec.ca_bundle.as_ref());
-    if known.is_none_or(|known| known.0 != identity.authority.as_bytes()) {
-        let bundle = ByteString(identity.authority.into_bytes());
+    if known.is_none_or(|known| known.0 != identity.authority.certificate.as_bytes()) {
+        let bundle = ByteString(identity.authority.certificate.into_bytes());
         let patch = json!({
             "metadata": {"resourceVersion": found.resource_version()},
             "spec": {"caBundle": bundle},
@@ -314,30 +319,25 @@ async fn keep_identity(context: &Context) -> Result<Identity, Error> {
     let found = call("reading the certificate of the metrics API", secrets.get_opt(METRICS_TLS_SECRET)).await?;
     let old = found.as_ref().and_then(identity);
     let now = Timestamp::now();
-    if let Some(old) = old.as_ref().filter(|old| !certificate::is_due(old, &name, now)) {
+    let authority = old.as_ref().map(|old| &old.authority).filter(|old| !certificate::is_authority_due(old, now));
+    let old =
+        old.as_ref().filter(|old| authority.is_some() && !certificate::is_due(&old.server.certificate, &name, now));
+    if let Some(old) = old {
         return Ok(old.clone());
     }
-    let made = certificate::make(old.as_ref(), &name, now)?;
-    let bytes = |text: &str| ByteString(text.as_bytes().to_vec());
-    let data: BTreeMap<String, ByteString> = [
-        ("ca.crt".to_owned(), bytes(&made.authority)),
-        ("ca.key".to_owned(), bytes(&made.authority_key)),
-        ("tls.crt".to_owned(), bytes(&made.certificate)),
-        ("tls.key".to_owned(), bytes(&made.key)),
-    ]
-    .into();
-    let mut secret = found.clone().unwrap_or_default();
-    secret.metadata.name = Some(METRICS_TLS_SECRET.to_owned());
-    secret.data = Some(data);
-    let params = PostParams::default();
-    match found {
-        // With the resourceVersion that was read.
-        Some(_) => {
-            let replacing = secrets.replace(METRICS_TLS_SECRET, &params, &secret);
-            call("replacing the certificate of the metrics API", replacing).await?
-        }
-        None => call("creating the certificate of the metrics API", secrets.create(&params, &secret)).await?,
+    let authority = match authority {
+        Some(authority) => authority.clone(),
+        None => certificate::make_authority(AUTHORITY, now)?,
     };
-    tracing::info!("the metrics API has a new certificate");
-    Ok(made)
+    let uses = [ExtendedKeyUsagePurpose::ServerAuth];
+    let subject = Subject { common_name: "spillway-metrics", dns_name: name, uses: &uses };
+    let server = certificate::sign(AUTHORITY, &authority, &subject, now)?;
+    let files = [
+        ("ca.crt", authority.certificate.as_str()),
+        ("ca.key", &authority.key),
+        ("tls.crt", &server.certificate),
+        ("tls.key", &server.key),
+    ];
+    identities::write(&secrets, METRICS_TLS_SECRET, found, &files).await?;
+    Ok(Identity { authority, server })
 }

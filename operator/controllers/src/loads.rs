@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::SocketAddr;
 
 use spillway_metering::NamespaceName;
-use spillway_metering::load::{EndpointLoad, LoadReport};
-use spillway_metering::tokens::{EndpointName, ModelVersion};
+use spillway_metering::load::{CacheReading, CacheUnknown, EndpointCaches, EndpointLoad, LoadReport};
+use spillway_metering::tokens::{EndpointName, ModelVersion, ReplicaName};
 
 /// Milliseconds for which a report counts: five times as long as one takes.
 const FRESH_MS: u64 = 5_000;
@@ -17,6 +17,8 @@ const GONE_MS: u64 = 120_000;
 const RATE_MS: u64 = 30_000;
 /// of which so many must be known.
 const RATE_LEAST_MS: u64 = 25_000;
+/// Milliseconds for which what was read of a KV cache counts: three times as long as until it is read again.
+const CACHE_MS: u64 = 15_000;
 
 /// Name of an endpoint with its namespace.
 pub type FullName = (NamespaceName, EndpointName);
@@ -41,6 +43,25 @@ pub enum Unknown {
         /// Milliseconds.
         known_ms: u64,
     },
+    /// No gateway reads the KV caches of the endpoint.
+    #[error("no gateway has told of its KV caches: it may be new, or does not scale by them")]
+    NoCaches,
+    /// That of one replica is not known.
+    #[error("replica {replica}: {why}")]
+    Cache {
+        /// Which.
+        replica: ReplicaName,
+        /// Why.
+        why: CacheUnknown,
+    },
+    /// That of one replica was read too long ago.
+    #[error("replica {replica}: its KV cache was read {seconds} s ago")]
+    StaleCache {
+        /// Which.
+        replica: ReplicaName,
+        /// Since then.
+        seconds: u64,
+    },
 }
 
 /// A gateway, as its `EndpointSlice` names it.
@@ -60,6 +81,7 @@ struct Gateway {
     /// When it was last heard, or first named.
     heard_ms: u64,
     load: HashMap<FullName, EndpointLoad>,
+    caches: HashMap<FullName, EndpointCaches>,
     /// Milliseconds since it began, when it was heard.
     up_ms: u64,
     told: bool,
@@ -95,6 +117,7 @@ impl Loads {
                 ready: None,
                 heard_ms: now_ms,
                 load: HashMap::new(),
+                caches: HashMap::new(),
                 up_ms: 0,
                 told: false,
                 tokens: VecDeque::new(),
@@ -134,6 +157,8 @@ impl Loads {
         gateway.told = true;
         let named = |load: EndpointLoad| ((load.namespace.clone(), load.endpoint.clone()), load);
         gateway.load = report.endpoints.into_iter().map(named).collect();
+        let named = |caches: EndpointCaches| ((caches.namespace.clone(), caches.endpoint.clone()), caches);
+        gateway.caches = report.caches.into_iter().map(named).collect();
         let tokens = gateway.load.iter().map(|(name, load)| (name.clone(), load.tokens)).collect();
         // One a second is enough, however often it calls.
         if gateway.tokens.back().is_none_or(|(at_ms, _)| now_ms.saturating_sub(*at_ms) >= 1_000) {
@@ -204,6 +229,52 @@ impl Loads {
             sum = sum.saturating_add(more.saturating_mul(1_000_000).checked_div(known_ms).unwrap_or(0));
         }
         Ok(sum)
+    }
+
+    /// Thousandths of a percent of a KV cache that all replicas together have in use; with two that are half full it is that of one whole cache.
+    ///
+    /// All gateways read the same replicas: the latest reading of each counts. A replica that is wanted and does not answer has nothing in use as far
+    /// as growing goes, and its target as far as shrinking goes, as Kubernetes has it of pods whose metrics are missing.
+    ///
+    /// # Errors
+    /// Where that is not known of each replica that answers.
+    pub fn kv_cache_milli_percent(&self, name: &FullName, now_ms: u64) -> Result<u64, Unknown> {
+        let mut latest: BTreeMap<&ReplicaName, Result<(u64, u64), CacheUnknown>> = BTreeMap::new();
+        let (mut wanted, mut target) = (None, 0);
+        for gateway in self.heard(name, now_ms)? {
+            let Some(caches) = gateway.caches.get(name) else { continue };
+            wanted = wanted.max(Some(u64::from(caches.wanted)));
+            target = target.max(u64::from(caches.target_percent).saturating_mul(1_000));
+            let since_ms = now_ms.saturating_sub(gateway.heard_ms);
+            for one in &caches.replicas {
+                let known = match one.reading {
+                    CacheReading::Used { millionths, age_ms } => {
+                        Ok((age_ms.saturating_add(since_ms), u64::from(millionths).div_euclid(10)))
+                    }
+                    CacheReading::Unknown(why) => Err(why),
+                };
+                let before = latest.entry(&one.replica).or_insert(known);
+                let later = match (&known, &before) {
+                    (Ok((age, _)), Ok((before, _))) => age < before,
+                    (known, _) => known.is_ok(),
+                };
+                if later {
+                    *before = known;
+                }
+            }
+        }
+        let wanted = wanted.ok_or(Unknown::NoCaches)?;
+        let mut sum = 0_u64;
+        for (replica, known) in &latest {
+            let (age_ms, used) = known.map_err(|why| Unknown::Cache { replica: (*replica).clone(), why })?;
+            if age_ms > CACHE_MS {
+                return Err(Unknown::StaleCache { replica: (*replica).clone(), seconds: age_ms.div_euclid(1_000) });
+            }
+            sum = sum.saturating_add(used);
+        }
+        let missing = wanted.saturating_sub(u64::try_from(latest.len()).unwrap_or(u64::MAX));
+        let as_now = target.saturating_mul(wanted);
+        Ok(if sum < as_now { as_now.min(sum.saturating_add(missing.saturating_mul(target))) } else { sum })
     }
 
     /// Milliseconds for which nobody had a request.

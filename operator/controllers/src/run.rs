@@ -44,12 +44,11 @@ use crate::{
     gateways::Gateways,
     guards::{self, Guards},
     hosted::Hosted,
-    http, leader,
+    http, identities, leader,
     metrics::Metrics,
     models, nodes,
     pods::{self, PodIndex},
     pools, reservations, scaling, snapshot, tenants,
-    usage_service::UsageService,
     view::View,
     watches::{self, Queue, Synced, object, slim, slim_node, watch},
     written::Written,
@@ -208,18 +207,19 @@ fn start(
         sweeping.await;
         Err(Error::TaskEnded("sweeping"))
     });
-    if let Some(base) = context.config.usage.clone() {
-        let shipping = archive::ship(Arc::clone(&context), UsageService::new(base));
+    if let Some(usage) = context.config.usage.clone() {
+        let shipping = archive::ship(Arc::clone(&context), usage);
         tasks.spawn(async move {
             shipping.await;
             Err(Error::TaskEnded("archive"))
         });
     }
     let judging = canaries::run(Arc::clone(&context), Arc::clone(&gateways));
+    let identities = identities::keep(Arc::clone(&context));
     let (scaling, keeping) =
         (scaling::run(Arc::clone(&context), gateways), external::keep(Arc::clone(&context), register));
     tasks.spawn(async move {
-        tokio::join!(scaling, keeping, judging);
+        tokio::join!(scaling, keeping, judging, identities);
         Err(Error::TaskEnded("scaling"))
     });
     control("endpoints", &context, endpoint_store, endpoint_stream, 4, endpoints::reconcile, tasks);

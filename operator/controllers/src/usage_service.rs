@@ -1,18 +1,16 @@
-//! The usage service, as the operator calls it. Whoever changes how it is reached changes [`UsageService::new`].
+//! The usage service, as the operator calls it. It is shown the certificate of gateways: who may post what they bill may post this.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::{Request, Uri, header::CONTENT_TYPE};
-use hyper_util::{
-    client::legacy::{Client, connect::HttpConnector},
-    rt::{TokioExecutor, TokioTimer},
-};
+use spillway_crds::names::USAGE_SERVICE;
 use spillway_metering::shipping::{Receipt, Segments};
+use spillway_tls::{Caller, Files};
 
-/// How long a connection may take to be made.
-const CONNECT: Duration = Duration::from_secs(2);
+use crate::config::Usage;
+
 /// How long a receipt may take: longer than the service gives its store.
 const ANSWER: Duration = Duration::from_secs(50);
 /// Bytes of an answer.
@@ -22,17 +20,22 @@ const ANSWER_BYTES: usize = 64 << 10;
 #[derive(Clone, Debug)]
 pub struct UsageService {
     base: Uri,
-    client: Client<HttpConnector, Full<Bytes>>,
+    caller: Caller,
 }
 
 impl UsageService {
-    /// The service at this address, such as `http://spillway-usage:8090`.
-    pub fn new(base: Uri) -> Self {
-        let mut connector = HttpConnector::new();
-        connector.set_nodelay(true);
-        connector.set_connect_timeout(Some(CONNECT));
-        let client = Client::builder(TokioExecutor::new()).pool_timer(TokioTimer::new()).build(connector);
-        Self { base, client }
+    /// The service of the operator's namespace.
+    ///
+    /// # Errors
+    ///
+    /// When what it is to be shown is not there yet, or is not good.
+    pub async fn connect(usage: &Usage, namespace: &str) -> Result<Self, spillway_tls::Error> {
+        let base = usage.base.clone();
+        let Some(folder) = &usage.files else { return Ok(Self { base, caller: Caller::plain()? }) };
+        let files = Files { certificate: folder.join("tls.crt"), key: folder.join("tls.key") };
+        let identity = spillway_tls::Client::load(files, folder.join("ca.crt")).await?;
+        tokio::spawn(Arc::clone(&identity).follow());
+        Ok(Self { base, caller: Caller::new(identity, &format!("{USAGE_SERVICE}.{namespace}.svc"))? })
     }
 
     /// Posts segments; what it answers for is durable.
@@ -61,7 +64,7 @@ impl UsageService {
         parts.path_and_query = Some(hyper::http::uri::PathAndQuery::from_static("/v1/segments"));
         let uri = Uri::from_parts(parts).map_err(|error| said(&error))?;
         let request = Request::post(uri).header(CONTENT_TYPE, "application/json").body(Full::new(Bytes::from(body)));
-        let response = self.client.request(request.map_err(|error| said(&error))?).await;
+        let response = self.caller.request(request.map_err(|error| said(&error))?).await;
         let response = response.map_err(|error| format!("no answer: {error}"))?;
         let status = response.status();
         let body = Limited::new(response.into_body(), ANSWER_BYTES).collect().await;

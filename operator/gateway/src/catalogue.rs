@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use hyper::Uri;
 use serde::Serialize;
-use spillway_crds::RoutingPolicy;
+use spillway_crds::{Preset, RoutingPolicy};
 use spillway_metering::tokens::{EndpointName, ModelName, ModelVersion, ReplicaName};
 use spillway_metering::{NamespaceName, TenantName};
 
@@ -32,6 +32,8 @@ pub struct Replica {
     pub version: ModelVersion,
     /// The model's name at it.
     pub served_name: String,
+    /// The preset of its engine.
+    pub preset: Preset,
 }
 
 /// Where requests are sent.
@@ -104,6 +106,8 @@ pub struct Served {
     pub created: i64,
     /// Replicas that are wanted.
     pub wanted: u32,
+    /// How much of its KV cache each is to have in use, in percent, where replicas are scaled by it.
+    pub kv_cache_target: Option<u32>,
     /// What a request waits for where none answers.
     pub absence: Absence,
     /// Replicas that answer.

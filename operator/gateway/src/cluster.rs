@@ -19,7 +19,7 @@ use spillway_crds::apikey::{KEY_SHARDS, keys_secret};
 use spillway_crds::key::{KeyId, SecretHash};
 use spillway_crds::names::{ENDPOINT_LABEL, host_of};
 use spillway_crds::{
-    ApiKey, Canary, Capability, ConditionStatus, External, KeyRecord, Model, ModelEndpoint, ModelVersion,
+    ApiKey, Canary, Capability, ConditionStatus, External, KeyRecord, Model, ModelEndpoint, ModelVersion, Preset,
     ServingLimits, Tenant,
 };
 use spillway_metering::tokens::ReplicaName;
@@ -79,7 +79,7 @@ pub fn build(objects: &Objects) -> Catalogue {
         let name: FullName = (endpoint.namespace()?.into(), endpoint.name_any().into());
         let model = models.get(&endpoint.spec.model.name)?;
         let tenant = owners.get(&name.0)?;
-        let served = serve(endpoint, &name, tenant, model)?;
+        let (served, preset) = serve(endpoint, &name, tenant, model)?;
         if let Some(external) = &endpoint.spec.external {
             // Only an owner says where the gateways' credentials go.
             let replicas = of_owner.contains(tenant).then(|| provider(endpoint, external, &served)).flatten();
@@ -96,6 +96,7 @@ pub fn build(objects: &Objects) -> Catalogue {
                 version: version.map_or_else(|| served.version.clone(), |version| version.name.as_str().into()),
                 served_name: version
                     .map_or_else(|| served.served_name.clone(), |version| served_name(endpoint, version)),
+                preset: version.and_then(|version| version.runtime.as_ref()).map_or(preset, |runtime| runtime.preset),
             }
         };
         let replicas = found.remove(&name).unwrap_or_default().into_iter().map(replica).collect();
@@ -105,10 +106,12 @@ pub fn build(objects: &Objects) -> Catalogue {
     Catalogue { keys: keyring(objects, &owners), tenants, residency, endpoints }
 }
 
-fn serve(endpoint: &ModelEndpoint, name: &FullName, tenant: &TenantName, model: &Model) -> Option<Served> {
+/// An endpoint without its replicas, and the preset of its version.
+fn serve(endpoint: &ModelEndpoint, name: &FullName, tenant: &TenantName, model: &Model) -> Option<(Served, Preset)> {
     let version = model.spec.versions.iter().find(|version| version.name == endpoint.spec.model.version)?;
     let shared = endpoint.spec.access.iter().flat_map(|access| &access.tenants);
-    Some(Served {
+    let scaling = endpoint.spec.scaling.as_ref();
+    let served = Served {
         namespace: name.0.clone(),
         name: name.1.clone(),
         tenant: tenant.clone(),
@@ -120,10 +123,15 @@ fn serve(endpoint: &ModelEndpoint, name: &FullName, tenant: &TenantName, model: 
         context_length: u64::try_from(version.context_length).unwrap_or(0),
         created: endpoint.metadata.creation_timestamp.as_ref().map_or(0, |at| at.0.as_second()),
         wanted: u32::try_from(endpoint.spec.replicas).unwrap_or(0),
+        kv_cache_target: scaling
+            .and_then(|scaling| scaling.target.kv_cache_percent_per_replica)
+            .and_then(|percent| u32::try_from(percent).ok()),
         absence: absence(endpoint),
         replicas: Vec::new(),
         routing: routing(endpoint),
-    })
+    };
+    let preset = version.runtime.as_ref().map_or(Preset::OpenAi, |runtime| runtime.preset);
+    Some((served, preset))
 }
 
 /// How a request finds a replica.
@@ -157,6 +165,7 @@ fn provider(endpoint: &ModelEndpoint, external: &External, served: &Served) -> O
         target: Target::Provider(Arc::new(Provider { base, credentials: external.credentials.clone() })),
         version: served.version.clone(),
         served_name: served.served_name.clone(),
+        preset: Preset::OpenAi,
     })
 }
 

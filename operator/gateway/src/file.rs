@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 use spillway_crds::key::{KeyId, SecretHash};
-use spillway_crds::{Capability, ServingLimits};
+use spillway_crds::{Capability, Preset, ServingLimits};
 
 use crate::catalogue::{Absence, Catalogue, FullName, Replica, Routing, Served, Target};
 use crate::cluster::{capability, limits, number};
@@ -114,6 +114,7 @@ pub fn parse(text: &str) -> Result<Catalogue, Error> {
             target: Target::Pod(one.address),
             version: endpoint.version.as_str().into(),
             served_name: endpoint.served_name.clone().unwrap_or_else(|| endpoint.model.clone()),
+            preset: Preset::OpenAi,
         };
         let replicas = endpoint.replicas.into_iter().map(replica).collect::<Vec<_>>();
         let name: FullName = (endpoint.namespace.into(), endpoint.name.into());
@@ -129,6 +130,7 @@ pub fn parse(text: &str) -> Result<Catalogue, Error> {
             context_length: endpoint.context_length,
             created: 0,
             wanted: u32::try_from(replicas.len()).unwrap_or(u32::MAX),
+            kv_cache_target: None,
             // None comes by itself.
             absence: Absence::Stopped,
             replicas,

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use spillway_metering::TenantName;
-use spillway_metering::load::{EndpointLoad, LoadReport, PATIENCE_MS, VersionLoad};
+use spillway_metering::load::{EndpointCaches, EndpointLoad, LoadReport, PATIENCE_MS, VersionLoad};
 use spillway_metering::tokens::{GatewayName, ModelVersion};
 use tokio::sync::watch;
 
@@ -132,7 +132,7 @@ impl Loads {
     }
 
     /// What the operator is told.
-    pub fn report(&self, gateway: &GatewayName) -> LoadReport {
+    pub fn report(&self, gateway: &GatewayName, caches: Vec<EndpointCaches>) -> LoadReport {
         let state = self.lock();
         // After the lock: what ended before it did so before now.
         let now_ms = self.clock.now_ms();
@@ -153,6 +153,7 @@ impl Loads {
             up_ms: now_ms,
             calls: *self.calls.borrow(),
             endpoints: endpoints.collect(),
+            caches,
         }
     }
 

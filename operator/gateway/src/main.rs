@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use axum::{Router, extract::RawQuery, http::StatusCode, routing::get};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use spillway_crds::key::{ID_BYTES, KeyId, PresentedKey, SECRET_BYTES, mint};
@@ -18,9 +18,10 @@ use spillway_gateway::providers::Providers;
 use spillway_gateway::proxy::{Gateway, Limits, Parts, Stage};
 use spillway_gateway::routing::{BLOCKS_MAX, Cache, Config, Cost, Peers};
 use spillway_gateway::ship::UsageService;
-use spillway_gateway::tls::{Files, Tls};
+use spillway_gateway::telemetry::{self, Otlp, Telemetry};
 use spillway_gateway::wal::{self, Durability, Wal};
-use spillway_gateway::{cluster, file, leasing, replay, server, ship};
+use spillway_gateway::{cluster, file, kv_cache, leasing, replay, server, ship};
+use spillway_tls::{Caller, Files};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing_subscriber::EnvFilter;
@@ -62,12 +63,14 @@ struct Arguments {
     /// What a bill survives before the last piece of its answer goes: `disk` the loss of power, `process` the end of this process
     #[arg(long, value_enum, default_value = "disk")]
     durability: LogDurability,
-    /// The usage service, such as http://spillway-usage:8090: what is billed is stored there, and with several gateways limits are kept there
+    /// The usage service, such as https://spillway-usage.spillway-system.svc:8090: what is billed is stored there, and with several gateways limits are kept there
     #[arg(long, env = "SPILLWAY_USAGE", value_name = "URL")]
     usage: Option<hyper::Uri>,
     /// Directory of keys for providers, one file each, such as a mounted Secret; read again when it changes
     #[arg(long, value_name = "PATH")]
     providers: Option<PathBuf>,
+    #[command(flatten)]
+    usage_tls: UsageTls,
     /// How many gateways there are; with more than one, what others send to an engine is reckoned with
     #[arg(long, value_name = "COUNT", default_value_t = 1)]
     gateways: u32,
@@ -85,6 +88,23 @@ struct Arguments {
     command: Option<Command>,
 }
 
+/// How the usage service is called by TLS.
+#[derive(Args, Debug)]
+struct UsageTls {
+    /// PEM of the certificate that the usage service is shown, read again when it changes. Without it, it is called without TLS
+    #[arg(long, value_name = "FILE", requires_all = ["usage", "usage_tls_key", "usage_tls_ca", "usage_tls_name"])]
+    usage_tls_certificate: Option<PathBuf>,
+    /// PEM of that certificate's key
+    #[arg(long, value_name = "FILE", requires = "usage_tls_certificate")]
+    usage_tls_key: Option<PathBuf>,
+    /// PEM of the CA that has signed the usage service's certificate
+    #[arg(long, value_name = "FILE", requires = "usage_tls_certificate")]
+    usage_tls_ca: Option<PathBuf>,
+    /// The DNS name in the usage service's certificate, whatever the host of its address is
+    #[arg(long, value_name = "NAME", requires = "usage_tls_certificate")]
+    usage_tls_name: Option<String>,
+}
+
 /// What to do instead of serving.
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -97,7 +117,7 @@ enum Command {
     /// For a gateway that was scaled away and left its volume. What was open is billed at its last mark, as its next start would have done. Prints what
     /// was found and done as JSON. Exit status: 0 nothing is left in the log, 3 something is (run it again), 1 the log cannot be opened: it is written by
     /// a gateway, damaged, or not there. To run it twice is safe: each request is stored once.
-    Replay(ReplayArguments),
+    Replay(Box<ReplayArguments>),
 }
 
 #[derive(Args, Debug)]
@@ -108,6 +128,8 @@ struct ReplayArguments {
     /// The usage service, such as http://spillway-usage:8090
     #[arg(long, env = "SPILLWAY_USAGE", value_name = "URL", required_unless_present = "dry_run")]
     usage: Option<hyper::Uri>,
+    #[command(flatten)]
+    usage_tls: UsageTls,
     /// Only look, and change nothing
     #[arg(long)]
     dry_run: bool,
@@ -138,6 +160,8 @@ enum LogFormat {
 const BILLING: Duration = Duration::from_secs(20);
 /// and what is billed on its way to the usage service.
 const SHIPPING: Duration = Duration::from_secs(10);
+/// How long the last traces may take, and the last metrics.
+const TELLING: Duration = Duration::from_secs(3);
 /// How long the last answers about its load may take.
 const FAREWELL: Duration = Duration::from_millis(200);
 
@@ -157,7 +181,8 @@ Examples:
   spillway-gateway replay --log-directory /log --dry-run
   spillway-gateway replay --log-directory /log --usage http://spillway-usage:8090
 
-RUST_LOG sets what is logged (default: info).";
+RUST_LOG sets what is logged (default: info). OTEL_EXPORTER_OTLP_ENDPOINT names a collector that is told of requests by OTLP
+(http/protobuf), and OpenTelemetry's other variables say how.";
 
 #[tokio::main]
 async fn main() -> anyhow::Result<ExitCode> {
@@ -173,7 +198,7 @@ async fn main() -> anyhow::Result<ExitCode> {
         LogFormat::Text => log.init(),
     }
     if let Some(Command::Replay(asked)) = arguments.command {
-        return replay_log(asked).await;
+        return replay_log(*asked).await;
     }
     let durability = match arguments.durability {
         LogDurability::Disk => Durability::Disk,
@@ -188,7 +213,8 @@ async fn main() -> anyhow::Result<ExitCode> {
 
     let tls = match (arguments.tls_certificate.clone(), arguments.tls_key.clone()) {
         (Some(certificate), Some(key)) => {
-            let tls = Tls::load(Files { certificate, key }).await.context("the certificate for clients")?;
+            let files = Files { certificate, key };
+            let tls = spillway_tls::Server::load(files, None).await.context("the certificate for clients")?;
             tokio::spawn(Arc::clone(&tls).follow());
             Some(tls)
         }
@@ -207,6 +233,10 @@ async fn main() -> anyhow::Result<ExitCode> {
     let roots = tokio::task::spawn_blocking(Providers::system_roots).await.context("reading authorities of TLS")?;
     let providers = Providers::new(arguments.providers.clone(), roots, limits.connect).context("TLS to providers")?;
     tokio::spawn(Arc::clone(&providers).follow());
+    let settings = telemetry::Settings::from_env(|name| std::env::var(name).ok()).context("telling a collector")?;
+    let otlp =
+        settings.as_ref().map(|settings| Otlp::new(settings, &name)).transpose().context("telling a collector")?;
+    let telemetry = Telemetry::new(otlp);
     let gateway = Gateway::new(Parts {
         name: name.as_str().into(),
         limits,
@@ -216,10 +246,13 @@ async fn main() -> anyhow::Result<ExitCode> {
         fleet: Fleet::new(Config { cache: Cache::AtMost(blocks), peers, cost: Cost::default(), seed }),
         providers,
         wal,
+        telemetry: Arc::clone(&telemetry),
     });
     tokio::spawn(Arc::clone(&gateway).follow());
+    tokio::spawn(kv_cache::read(Arc::clone(&gateway)));
     if let Some(base) = arguments.usage.clone() {
-        let service = UsageService::new(base);
+        let caller = find_caller(&base, &arguments.usage_tls).await?;
+        let service = UsageService::new(base, caller);
         tokio::spawn(ship::ship(Arc::clone(&gateway), service.clone(), name.as_str().into()));
         if shared {
             // One that starts anew holds nothing: it is another gateway to the service.
@@ -285,6 +318,8 @@ async fn main() -> anyhow::Result<ExitCode> {
     // The operator hears that nothing runs here any more, and need not wait for who is gone.
     gateway.farewell();
     tokio::time::sleep(FAREWELL).await;
+    // It blocks while its requests go by this runtime.
+    let _ = tokio::task::spawn_blocking(move || telemetry.end(TELLING)).await;
     tracing::info!("ended");
     Ok(ExitCode::SUCCESS)
 }
@@ -301,7 +336,10 @@ async fn replay_log(asked: ReplayArguments) -> anyhow::Result<ExitCode> {
             let patience = Duration::from_secs(asked.patience);
             let progress =
                 |report: &replay::Report| tracing::info!(stored = report.stored, left = report.left, "stored");
-            replay::replay(&directory, &UsageService::new(base), patience, progress).await.with_context(failed)?
+            let caller = find_caller(&base, &asked.usage_tls).await?;
+            replay::replay(&directory, &UsageService::new(base, caller), patience, progress)
+                .await
+                .with_context(failed)?
         }
     };
     let text = serde_json::to_string_pretty(&report).context("what was done")?;
@@ -317,6 +355,29 @@ async fn comes(within: Duration, is_true: impl Fn() -> bool) -> bool {
         }
     };
     tokio::time::timeout(within, waiting).await.is_ok()
+}
+
+/// How the usage service is called.
+async fn find_caller(base: &hyper::Uri, tls: &UsageTls) -> anyhow::Result<Caller> {
+    let is_tls = base.scheme() == Some(&hyper::http::uri::Scheme::HTTPS);
+    let files = (&tls.usage_tls_certificate, &tls.usage_tls_key, &tls.usage_tls_ca);
+    let (Some(certificate), Some(key), Some(authority)) = files else {
+        ensure!(!is_tls, "--usage is https: say which certificate it is shown by --usage-tls-certificate");
+        tracing::warn!(
+            "the usage service is called without TLS: whoever is between can read and change what is billed"
+        );
+        return Caller::plain().context("calling the usage service");
+    };
+    ensure!(
+        is_tls,
+        "--usage is not https, and there is a certificate for it: say https, or leave --usage-tls-certificate out"
+    );
+    let files = Files { certificate: certificate.clone(), key: key.clone() };
+    let identity = spillway_tls::Client::load(files, authority.clone()).await;
+    let identity = identity.context("the certificate for the usage service")?;
+    tokio::spawn(Arc::clone(&identity).follow());
+    let name = tls.usage_tls_name.as_deref().unwrap_or_default();
+    Caller::new(identity, name).context("--usage-tls-name")
 }
 
 /// Where what is known comes from.

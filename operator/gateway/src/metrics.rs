@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use hyper::StatusCode;
 use prometheus_client::{
-    encoding::{EncodeLabelSet, text::encode},
+    encoding::{EncodeLabelSet, text::encode_registry},
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::{Registry, Unit},
 };
@@ -125,6 +125,18 @@ impl Default for Metrics {
     }
 }
 
+/// Why an answer is not whole; none of one that is, whether its engine said what it used or not.
+pub(crate) fn failure(outcome: Outcome) -> Option<&'static str> {
+    match outcome {
+        Outcome::Complete | Outcome::Partial(Cause::NoUsage) => None,
+        Outcome::Partial(Cause::ClientGone) => Some("client_gone"),
+        Outcome::Partial(Cause::EngineFailed) => Some("engine_failed"),
+        Outcome::Partial(Cause::Shutdown) => Some("shutdown"),
+        Outcome::Partial(Cause::Crash) => Some("crash"),
+        Outcome::Partial(Cause::Bound) => Some("bound"),
+    }
+}
+
 impl Metrics {
     /// An answer whose head goes after so long.
     pub fn answered(&self, status: StatusCode, after: Duration) {
@@ -146,13 +158,8 @@ impl Metrics {
     pub fn billed(&self, served: &Served, ending: &Ending) {
         let (namespace, endpoint) = (served.namespace.to_string(), served.name.to_string());
         let outcome = match ending.outcome {
-            Outcome::Complete => "complete",
-            Outcome::Partial(Cause::ClientGone) => "client_gone",
-            Outcome::Partial(Cause::EngineFailed) => "engine_failed",
-            Outcome::Partial(Cause::Shutdown) => "shutdown",
-            Outcome::Partial(Cause::Crash) => "crash",
             Outcome::Partial(Cause::NoUsage) => "no_usage",
-            Outcome::Partial(Cause::Bound) => "bound",
+            outcome => failure(outcome).unwrap_or("complete"),
         };
         for (kind, count) in [
             ("prompt", ending.tokens.prompt()),
@@ -170,7 +177,7 @@ impl Metrics {
         self.log_set_aside.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
-    /// All of them as text, with these as they are now.
+    /// All of them as text, with these as they are now. Its end is left out.
     pub fn render(&self, counts: &Counts, log: &wal::Stats, running: usize, held: u64) -> String {
         let signed = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
         self.running.set(i64::try_from(running).unwrap_or(i64::MAX));
@@ -184,7 +191,7 @@ impl Metrics {
         self.log_failing.set(i64::from(log.failing.is_some()));
         let mut text = String::new();
         // Into a string: there is no way for it to fail.
-        let _ = encode(&mut text, &self.registry);
+        let _ = encode_registry(&mut text, &self.registry);
         text
     }
 }

@@ -4,7 +4,7 @@
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use futures::FutureExt as _;
@@ -26,12 +26,14 @@ use crate::clock::Clock;
 use crate::error::ApiError;
 use crate::fleet::Fleet;
 use crate::keys::Key;
+use crate::kv_cache::Caches;
 use crate::leasing::Bell;
 use crate::load::{self, Loads};
 use crate::metrics::Metrics;
 use crate::providers::Providers;
 use crate::request::{self, Bounds, Route, check_content_type, route};
 use crate::routing::BlockShape;
+use crate::telemetry::Telemetry;
 use crate::wal::Wal;
 
 mod connect;
@@ -47,7 +49,7 @@ const BLOCK_BYTES: usize = 2_048;
 const LEASE: Duration = Duration::from_millis(500);
 /// The id of a request, in its answer and at the engine.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-/// Trace context (W3C), which goes on to the engine as it came.
+/// Trace context (W3C), which goes on to the engine as it came, where no trace of ours continues it.
 const TRACE: [HeaderName; 2] = [HeaderName::from_static("traceparent"), HeaderName::from_static("tracestate")];
 
 /// How long each phase of a request may take, and how much of it there may be.
@@ -162,7 +164,7 @@ pub struct Gateway {
     name: GatewayName,
     limits: Limits,
     pub(crate) clock: Clock,
-    catalogue: watch::Receiver<Arc<Catalogue>>,
+    pub(crate) catalogue: watch::Receiver<Arc<Catalogue>>,
     stage: watch::Receiver<Stage>,
     pub(crate) admission: Arc<Admission>,
     fleet: Fleet,
@@ -174,6 +176,8 @@ pub struct Gateway {
     bodies: Arc<Budget>,
     pub(crate) bell: Bell,
     loads: Arc<Loads>,
+    pub(crate) caches: Caches,
+    telemetry: Arc<Telemetry>,
 }
 
 /// How a connection is ended whose client does not read: put into its requests by who has it.
@@ -198,6 +202,8 @@ pub struct Parts {
     pub providers: Arc<Providers>,
     /// The log of what is billed.
     pub wal: Wal,
+    /// Where requests are told of.
+    pub telemetry: Arc<Telemetry>,
 }
 
 /// A request that counts as running until this is dropped.
@@ -238,6 +244,8 @@ impl Gateway {
             bodies: Budget::new(limits.bodies, limits.bodies_of_key, limits.requests_of_key),
             bell: Bell::default(),
             loads: Loads::new(clock, limits.held),
+            caches: Caches::new(clock),
+            telemetry: parts.telemetry,
         })
     }
 
@@ -254,7 +262,10 @@ impl Gateway {
     /// What `/metrics` shows.
     pub fn metrics(&self) -> String {
         self.metrics.set_aside(self.wal.aside().count());
-        self.metrics.render(&self.admission.counts(), &self.wal.stats(), self.running(), self.loads.held())
+        let (counts, log) = (self.admission.counts(), self.wal.stats());
+        let mut text = self.metrics.render(&counts, &log, self.running(), self.loads.held());
+        self.telemetry.render(&mut text);
+        text
     }
 
     /// Tells whoever asks for the load once more, at once.
@@ -265,7 +276,8 @@ impl Gateway {
     /// What each endpoint has to do: when a request calls for a replica after `after` calls, or shortly.
     pub async fn load(&self, after: u64) -> LoadReport {
         self.loads.called(after).await;
-        self.loads.report(&self.name)
+        let caches = self.caches.report(&self.catalogue.borrow());
+        self.loads.report(&self.name, caches)
     }
 
     /// The engines that the catalogue names are those to send to, from now on and whenever it changes. Runs until the catalogue is dropped.
@@ -312,6 +324,7 @@ impl Gateway {
     where
         Incoming: Body<Data = Bytes> + Unpin,
     {
+        let begun = Instant::now();
         let (head, body) = request.into_parts();
         let route = route(head.method.as_str(), head.uri.path())?;
         let catalogue = Arc::clone(&self.catalogue.borrow());
@@ -343,9 +356,12 @@ impl Gateway {
         let mut candidates = candidates.filter(|one| one.capabilities.contains(&endpoint));
         let served = &candidates.next().ok_or(ApiError::Residency)?;
         let fallbacks: Vec<Arc<Served>> = candidates.collect();
-        let guard = self.admit(&catalogue, key, served, &request).await?;
+        let mut operation = self.telemetry.begin(begun, &head.headers, endpoint, served, request.stream());
+        let admitted = self.admit(&catalogue, key, served, &request).await;
+        let guard = admitted.inspect_err(|error| operation.failed(error.code()))?;
         let rates = guard.rates();
-        let trace = TRACE.iter().filter_map(|name| Some((name.clone(), head.headers.get(name)?.clone()))).collect();
+        let passed = || TRACE.iter().filter_map(|name| Some((name.clone(), head.headers.get(name)?.clone()))).collect();
+        let trace = operation.trace().unwrap_or_else(passed);
         let exchange = Exchange {
             gateway: Arc::clone(self),
             id,
@@ -364,6 +380,7 @@ impl Gateway {
             trace,
             hangup: head.extensions.get::<Hangup>().cloned().unwrap_or_default(),
             guard: Some(guard),
+            operation,
             load: self.loads.begin((served.namespace.clone(), served.name.clone()), key.tenant.clone()),
         };
         drop(body);

@@ -15,7 +15,6 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
 use crate::proxy::{Gateway, Hangup, Stage};
-use crate::tls::Tls;
 
 /// What connections may take.
 #[derive(Clone, Copy, Debug)]
@@ -55,7 +54,7 @@ pub async fn serve(
     gateway: Arc<Gateway>,
     limits: Limits,
     stage: watch::Receiver<Stage>,
-    tls: Option<Arc<Tls>>,
+    tls: Option<Arc<spillway_tls::Server>>,
 ) {
     let places = Arc::new(Semaphore::new(limits.connections));
     let mut connections = JoinSet::new();

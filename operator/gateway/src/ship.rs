@@ -8,13 +8,11 @@ use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{Request, StatusCode, Uri};
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use spillway_metering::shipping::{Receipt, Shipment as Posted};
 use spillway_metering::tokens::{GatewayName, UsageRecord};
+use spillway_tls::Caller;
 
 use crate::proxy::Gateway;
 use crate::wal::{self, Aside, Reader, Refused, Shipment};
@@ -40,7 +38,7 @@ pub enum Error {
     #[error("it is no request: {0}")]
     Request(#[from] hyper::http::Error),
     /// No answer.
-    #[error("no answer: {0}")]
+    #[error("no answer: {}", with_sources(.0))]
     Client(#[from] hyper_util::client::legacy::Error),
     /// No answer in time.
     #[error("no answer within {} s", within.as_secs())]
@@ -65,17 +63,13 @@ pub enum Error {
 #[derive(Clone, Debug)]
 pub struct UsageService {
     base: Uri,
-    client: Client<HttpConnector, Full<Bytes>>,
+    caller: Caller,
 }
 
 impl UsageService {
-    /// The service at this address, such as `http://spillway-usage:8090`.
-    pub fn new(base: Uri) -> Self {
-        let mut connector = HttpConnector::new();
-        connector.set_nodelay(true);
-        connector.set_connect_timeout(Some(Duration::from_secs(2)));
-        let client = Client::builder(TokioExecutor::new()).pool_timer(TokioTimer::new()).build(connector);
-        Self { base, client }
+    /// The service at this address, such as `https://spillway-usage.spillway-system.svc:8090`.
+    pub fn new(base: Uri, caller: Caller) -> Self {
+        Self { base, caller }
     }
 
     /// Posts JSON and reads the answer.
@@ -97,7 +91,7 @@ impl UsageService {
             .header(CONTENT_TYPE, HeaderValue::from_static("application/json"))
             .body(Full::new(Bytes::from(body)))?;
         let asked = async {
-            let response = self.client.request(request).await?;
+            let response = self.caller.request(request).await?;
             let status = response.status();
             let body = Limited::new(response.into_body(), ANSWER_BYTES).collect().await;
             let body = body.map_err(|error| Error::Answer(error.to_string()))?.to_bytes();
@@ -109,6 +103,17 @@ impl UsageService {
         };
         tokio::time::timeout(within, asked).await.map_err(|_| Error::Slow { within })?
     }
+}
+
+/// An error with what it came from: that a certificate was refused is far below.
+fn with_sources(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text = format!("{text}: {error}");
+        source = error.source();
+    }
+    text
 }
 
 /// Ships what the log has, now and to come. Runs until the log is closed.

@@ -44,6 +44,25 @@ pub struct TokenUsage {
     pub cached: u64,
 }
 
+/// Why choices ended, as far as the words are OpenAI's own: others could say anything.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct FinishReasons(u8);
+
+impl FinishReasons {
+    const WORDS: [&'static str; 5] = ["stop", "length", "tool_calls", "content_filter", "function_call"];
+
+    fn add(&mut self, word: &str) {
+        if let Some(number) = Self::WORDS.iter().position(|known| *known == word) {
+            self.0 |= 1 << number;
+        }
+    }
+
+    /// The words, each once.
+    pub fn words(self) -> impl Iterator<Item = &'static str> {
+        (0..).zip(Self::WORDS).filter(move |(number, _)| self.0 >> number & 1 == 1).map(|(_, word)| word)
+    }
+}
+
 /// What one event is.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Event {
@@ -86,6 +105,8 @@ pub struct Tally {
     pub usage: Option<TokenUsage>,
     /// Choices that have ended.
     pub finished: u32,
+    /// Why they have.
+    pub reasons: FinishReasons,
     /// Whether the usage chunk came, after which none with choices does.
     pub usage_chunk: bool,
     /// Whether `[DONE]` came.
@@ -222,10 +243,11 @@ impl EventStream {
             pending.extend_from_slice(rest);
             &pending
         };
-        let event = match raw.strip_prefix("\u{feff}".as_bytes()) {
+        let (event, reasons) = match raw.strip_prefix("\u{feff}".as_bytes()) {
             Some(raw) if self.at_start => classify(raw),
             _ => classify(raw),
         };
+        self.tally.reasons.0 |= reasons.0;
         self.at_start = false;
         self.count(event);
         let forwarded = !(self.withhold_usage && matches!(event, Event::Usage(_)));
@@ -266,7 +288,7 @@ fn line_length(bytes: &[u8]) -> Option<usize> {
 }
 
 /// What a whole event is.
-fn classify(raw: &[u8]) -> Event {
+fn classify(raw: &[u8]) -> (Event, FinishReasons) {
     let mut data: Option<Cow<'_, [u8]>> = None;
     let mut failure = false;
     for line in raw.split(|&byte| byte == b'\n' || byte == b'\r') {
@@ -288,25 +310,28 @@ fn classify(raw: &[u8]) -> Event {
             _ => {}
         }
     }
-    let Some(data) = data else { return Event::Other };
+    let none = FinishReasons::default();
+    let Some(data) = data else { return (Event::Other, none) };
     // As the official clients read it.
     if data.starts_with(b"[DONE]") {
-        return Event::Done;
+        return (Event::Done, none);
     }
     let chunk = Chunk::read(&data).unwrap_or_default();
     if failure || chunk.error {
-        return Event::Failure;
+        return (Event::Failure, none);
     }
-    match (chunk.choices, chunk.usage) {
+    let event = match (chunk.choices, chunk.usage) {
         (Some(0), Some(usage)) => Event::Usage(usage),
         (Some(1..), usage) => Event::Delta { tokens: chunk.tokens, finished: chunk.finished, usage },
         _ => Event::Other,
-    }
+    };
+    (event, chunk.reasons)
 }
 
-/// The usage that an answer in one piece tells, if it is JSON and does.
-pub fn usage_of_answer(body: &[u8]) -> Option<TokenUsage> {
-    Chunk::read(body).ok().and_then(|answer| answer.usage)
+/// The usage that an answer in one piece tells, if it is JSON and does, and why its choices ended.
+pub fn usage_of_answer(body: &[u8]) -> (Option<TokenUsage>, FinishReasons) {
+    let answer = Chunk::read(body).unwrap_or_default();
+    (answer.usage, answer.reasons)
 }
 
 /// Bytes of text in an answer in one piece: `text` of completions, `content` and `reasoning_content` of chats. For engines that do not tell their
@@ -355,6 +380,7 @@ struct Chunk {
     tokens: u32,
     /// How many of them end.
     finished: u32,
+    reasons: FinishReasons,
     usage: Option<TokenUsage>,
     error: bool,
 }
@@ -371,7 +397,7 @@ impl Chunk {
                     let (mut choices, mut first) = (0_u32, true);
                     while reader.element(&mut first)? {
                         choices = choices.saturating_add(1);
-                        let choice = read_choice(reader)?;
+                        let choice = read_choice(reader, &mut chunk.reasons)?;
                         chunk.tokens = chunk.tokens.saturating_add(choice.tokens);
                         chunk.finished = chunk.finished.saturating_add(u32::from(choice.finished));
                     }
@@ -424,14 +450,15 @@ struct Choice {
     finished: bool,
 }
 
-/// Reads what a choice says (`text` of completions; `content`, a refusal or reasoning of chats; calls of tools), and whether it ends.
-fn read_choice(reader: &mut Reader<'_>) -> Result<Choice, SyntaxError> {
+/// Reads what a choice says (`text` of completions; `content`, a refusal or reasoning of chats; calls of tools), and whether it ends, and why.
+fn read_choice(reader: &mut Reader<'_>, reasons: &mut FinishReasons) -> Result<Choice, SyntaxError> {
     let (mut bytes, mut finished) = (0_usize, false);
     members(reader, |reader, name, kind| {
         match (name, kind) {
             ("text", Kind::Text) => bytes += reader.string()?.decoded,
             ("finish_reason", Kind::Text) => {
-                reader.skip()?;
+                let word = reader.string()?;
+                reasons.add(&reader.decode_short(word, NAME_BYTES_MAX).unwrap_or_default());
                 finished = true;
             }
             ("delta", _) => members(reader, |reader, name, kind| {

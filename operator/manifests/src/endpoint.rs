@@ -33,6 +33,8 @@ pub const METRIC_IN_FLIGHT: &str = "spillway-in-flight";
 pub const METRIC_QUEUED: &str = "spillway-queued";
 /// Metric of tokens of answers a second.
 pub const METRIC_TOKENS: &str = "spillway-tokens-per-second";
+/// Metric of KV cache in use: the sum over replicas of what each has in use, in percent.
+pub const METRIC_KV_CACHE: &str = "spillway-kv-cache-percent";
 /// The condition that says whether replicas follow what is asked.
 const AUTOSCALING: &str = "Autoscaling";
 /// The condition that says whether another version is tried.
@@ -333,6 +335,7 @@ pub fn build_autoscaler(serving: &Serving<'_>) -> Option<Value> {
         (METRIC_IN_FLIGHT, target.in_flight_per_replica),
         (METRIC_QUEUED, target.queued_per_replica),
         (METRIC_TOKENS, target.tokens_per_second_per_replica),
+        (METRIC_KV_CACHE, target.kv_cache_percent_per_replica),
     ];
     let metric = |(name, target): (&str, Option<i32>)| {
         Some(json!({"type": "External", "external": {

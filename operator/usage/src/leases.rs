@@ -3,7 +3,8 @@
 //! Nothing of it is stored. What a service that starts anew cannot know is taken to be the worst: every bucket is as if it had been empty at the
 //! start, and fills from then on, so that a minute later one is full that nobody takes from; and scopes with a limit of concurrency are not answered
 //! until all slots that a service before may have granted are over ([`Config::valid_ms`]), during which gateways go on with those they hold. For the
-//! same reason a limit is kept by one service: two that answer for the same gateways would grant each limit twice.
+//! same reason a limit is kept by one service: two that answer for the same gateways would grant each limit twice. Who follows another that kept it
+//! ([`crate::holder`]) starts anew as well.
 //!
 //! A limit that changes holds for what is granted from then on. Pure: times are milliseconds of one clock of the caller's that does not go back.
 

@@ -1,15 +1,19 @@
 //! `spillway-usage`: the arguments, the logs, the signals and the ports around the library.
 
 use std::io::Write as _;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use spillway_tls::{Caller, Client, Files, Peers, Server};
+use spillway_usage::forward::Forward;
+use spillway_usage::holder;
 use spillway_usage::leases::Config;
-use spillway_usage::server::{Service, admin, api, listen, serve_until};
+use spillway_usage::server::{Front, Service, admin, posts, reports};
+use spillway_usage::socket::{listen, serve_until};
 use spillway_usage::store::{DAY_MS, Migration, Place, Store, Summary};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -30,9 +34,17 @@ const GRACE: Duration = Duration::from_secs(20);
 struct Arguments {
     #[command(flatten)]
     place: PlaceArguments,
-    /// Where gateways and the CLI come
+    /// Where gateways post records and ask for leases
     #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:8000")]
     listen: SocketAddr,
+    #[command(flatten)]
+    tls: TlsArguments,
+    /// Address of this pod, by which other replicas of the same PostgreSQL reach the port of --listen: one of them leases limits, the others ask it
+    #[arg(long, value_name = "IP", env = "POD_IP")]
+    advertise: Option<IpAddr>,
+    /// Where sums are read, without TLS: it only answers GET. Whoever may reach it may read all
+    #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:8001")]
+    reports: SocketAddr,
     /// Address of /metrics, /healthz and /readyz
     #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:8080")]
     admin: SocketAddr,
@@ -47,15 +59,54 @@ struct Arguments {
     command: Option<Command>,
 }
 
+/// Who is let in to post.
+#[derive(Args, Debug)]
+struct TlsArguments {
+    /// PEM of the certificate that gateways are shown, read again when it changes. Without it there is no TLS, and whoever reaches the port may post
+    #[arg(long, value_name = "FILE", requires_all = ["tls_key", "tls_ca", "tls_callers"])]
+    tls_certificate: Option<PathBuf>,
+    /// PEM of the certificate's key
+    #[arg(long, value_name = "FILE", requires = "tls_certificate")]
+    tls_key: Option<PathBuf>,
+    /// PEM of the CA that signs the certificates of those who may post
+    #[arg(long, value_name = "FILE", requires = "tls_certificate")]
+    tls_ca: Option<PathBuf>,
+    /// DNS names of which one must be in the certificate of whoever posts
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', requires = "tls_certificate")]
+    tls_callers: Vec<String>,
+    /// The DNS name in the certificates of this service's replicas, which call each other
+    #[arg(long, value_name = "NAME", requires = "tls_certificate")]
+    tls_name: Option<String>,
+}
+
+impl TlsArguments {
+    async fn load(&self) -> anyhow::Result<Option<Arc<Server>>> {
+        let (Some(certificate), Some(key), Some(authority)) = (&self.tls_certificate, &self.tls_key, &self.tls_ca)
+        else {
+            tracing::warn!("there is no TLS: whoever reaches the port may post records, which bills are made of");
+            return Ok(None);
+        };
+        let files = Files { certificate: certificate.clone(), key: key.clone() };
+        let callers = Peers { authority: authority.clone(), names: self.tls_callers.clone() };
+        let tls = Server::load(files, Some(callers)).await.context("the certificate for gateways")?;
+        tokio::spawn(Arc::clone(&tls).follow());
+        Ok(Some(tls))
+    }
+}
+
 /// Where the store is.
 #[derive(Args)]
 struct PlaceArguments {
     /// The file of records, which is made where there is none
     #[arg(long, value_name = "PATH", global = true, conflicts_with = "postgres")]
     sqlite: Option<PathBuf>,
-    /// The database of records, as postgres://user:password@host:5432/database; better by the environment, which nobody else sees
+    /// The database of records, as postgres://user:password@host:5432/database; better by the environment, which nobody else sees. It is reached by TLS
+    /// and must show a certificate for its host (sslmode=verify-full), unless the URL ends with ?sslmode=disable
     #[arg(long, value_name = "URL", global = true, env = "SPILLWAY_USAGE_POSTGRES", hide_env_values = true)]
     postgres: Option<String>,
+    /// PEM of the CAs by which the database's certificate is checked; without it, those of the system
+    #[arg(long, value_name = "FILE", global = true)]
+    postgres_ca: Option<PathBuf>,
 }
 
 impl std::fmt::Debug for PlaceArguments {
@@ -69,7 +120,7 @@ impl PlaceArguments {
     fn place(&self) -> anyhow::Result<Place> {
         match (&self.sqlite, &self.postgres) {
             (Some(path), None) => Ok(Place::Sqlite(path.clone())),
-            (None, Some(url)) => Ok(Place::Postgres(url.clone())),
+            (None, Some(url)) => Ok(Place::Postgres { url: url.clone(), authority: self.postgres_ca.clone() }),
             (None, None) => bail!("where is the store? Say --sqlite PATH, or set SPILLWAY_USAGE_POSTGRES"),
             (Some(_), Some(_)) => {
                 bail!("--sqlite and --postgres (or SPILLWAY_USAGE_POSTGRES) are both set: choose one")
@@ -115,7 +166,7 @@ Examples:
   spillway-usage check --sqlite /backup/usage.db
 
   # what acme used of each model
-  curl 'http://127.0.0.1:8000/v1/usage?tenant=acme&by=model,day'
+  curl 'http://127.0.0.1:8001/v1/usage?tenant=acme&by=model,day'
 
 RUST_LOG sets what is logged (default: info).";
 
@@ -129,9 +180,9 @@ async fn main() -> anyhow::Result<()> {
         LogFormat::Text => log.init(),
     }
     let place = arguments.place.place()?;
-    let open = |migration| async move { Store::open(&place, migration).await.context("opening the store") };
+    let open = async |migration| Store::open(&place, migration).await.context("opening the store");
     match &arguments.command {
-        None => serve(&arguments, open(Migration::Apply).await?).await,
+        None => serve(&arguments, &place).await,
         Some(Command::Migrate) => say(&open(Migration::Apply).await?.check().await?),
         Some(Command::Check) => say(&open(Migration::Refuse).await?.check().await?),
         Some(Command::Backup { to }) => open(Migration::Refuse)
@@ -155,36 +206,93 @@ fn say(summary: &Summary) -> anyhow::Result<()> {
     .context("printing")
 }
 
-async fn serve(arguments: &Arguments, store: Store) -> anyhow::Result<()> {
-    let service = Service::new(store, Config::default());
+async fn serve(arguments: &Arguments, place: &Place) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("hearing SIGTERM")?;
     let (to_end, end) = watch::channel(false);
     let ended = |mut end: watch::Receiver<bool>| async move {
         let _ = end.wait_for(|end| *end).await;
     };
     let to_listen = |address| async move { listen(address).await.with_context(|| format!("listening on {address}")) };
-    let (admin_listener, listener) = (to_listen(arguments.admin).await?, to_listen(arguments.listen).await?);
-    let addresses = (listener.local_addr()?, admin_listener.local_addr()?);
-    tokio::spawn(serve_until(admin_listener, admin(Arc::clone(&service)), std::future::pending()));
-    let mut serving = tokio::spawn(serve_until(listener, api(Arc::clone(&service)), ended(end)));
+    let tls = arguments.tls.load().await?;
+    let (front, admin_listener) = (Arc::new(Front::default()), to_listen(arguments.admin).await?);
+    let admin_address = admin_listener.local_addr()?;
+    tokio::spawn(serve_until(admin_listener, admin(Arc::clone(&front)), None, std::future::pending()));
+    let store = tokio::select! {
+        store = open_store(place, &front) => store?,
+        _ = terminate.recv() => return Ok(()),
+        _ = tokio::signal::ctrl_c() => return Ok(()),
+    };
+    let (listener, report_listener) = (to_listen(arguments.listen).await?, to_listen(arguments.reports).await?);
+    let addresses = (listener.local_addr()?, report_listener.local_addr()?, admin_address);
+    let is_tls = tls.is_some();
+    let service = match &store {
+        Store::Sqlite(_) => Service::new(store, Config::default()),
+        Store::Postgres(_) => {
+            let forward = find_forward(arguments, addresses.0.port()).await?;
+            Service::one_of_several(store, Config::default(), holder::Config::default(), forward)
+        }
+    };
+    let leading = tokio::spawn(Arc::clone(&service).lead(holder::Config::default()));
+    front.open(Arc::clone(&service));
+    let posting = serve_until(listener, posts(Arc::clone(&service)), tls, ended(end.clone()));
+    let reporting = serve_until(report_listener, reports(Arc::clone(&service)), None, ended(end));
+    let serving = tokio::spawn(async move { tokio::join!(posting, reporting) });
     tokio::spawn(watch_store(Arc::clone(&service)));
     if let Some(days) = arguments.retention_days {
         tokio::spawn(forget(Arc::clone(&service), days));
     }
-    tracing::info!(address = %addresses.0, admin = %addresses.1, "serving");
+    tracing::info!(address = %addresses.0, tls = is_tls, reports = %addresses.1, admin = %addresses.2, "serving");
     tokio::select! {
         _ = terminate.recv() => {}
         _ = tokio::signal::ctrl_c() => {}
-        ended = &mut serving => return ended.context("serving")?.context("serving"),
     }
     tracing::info!("asked to end");
+    // Or it would take up again what it gives back.
+    leading.abort();
+    if let Err(error) = service.leave().await {
+        tracing::warn!(%error, "another one leases limits only when this one's term is over");
+    }
     to_end.send_replace(true);
     match tokio::time::timeout(GRACE, serving).await {
-        Ok(ended) => ended.context("serving")?.context("serving")?,
+        Ok(ended) => drop(ended.context("serving")?),
         Err(_) => tracing::warn!("connections are cut off"),
     }
     tracing::info!("ended");
     Ok(())
+}
+
+/// Opens the store, as soon as it can be reached.
+async fn open_store(place: &Place, front: &Front) -> anyhow::Result<Store> {
+    loop {
+        match Store::open(place, Migration::Apply).await {
+            Err(error) if error.may_pass() => {
+                tracing::warn!(%error, "the store is not open yet, and nobody is served; it is tried again");
+                front.misses(error.to_string());
+                tokio::time::sleep(PROBE).await;
+            }
+            opened => return opened.context("opening the store"),
+        }
+    }
+}
+
+/// How the replica that leases limits is asked.
+async fn find_forward(arguments: &Arguments, port: u16) -> anyhow::Result<Option<Forward>> {
+    let Some(ip) = arguments.advertise else { return Ok(None) };
+    let address = SocketAddr::new(ip, port);
+    let tls = &arguments.tls;
+    let (Some(certificate), Some(key), Some(authority)) = (&tls.tls_certificate, &tls.tls_key, &tls.tls_ca) else {
+        let caller = Caller::plain().context("calling other replicas")?;
+        return Ok(Some(Forward { caller, address: format!("http://{address}") }));
+    };
+    let name = tls
+        .tls_name
+        .as_deref()
+        .context("--advertise with TLS: say by --tls-name what certificates of replicas are for")?;
+    let files = Files { certificate: certificate.clone(), key: key.clone() };
+    let identity = Client::load(files, authority.clone()).await.context("the certificate for other replicas")?;
+    tokio::spawn(Arc::clone(&identity).follow());
+    let caller = Caller::new(identity, name).context("--tls-name")?;
+    Ok(Some(Forward { caller, address: format!("https://{address}") }))
 }
 
 async fn watch_store(service: Arc<Service>) {

@@ -24,6 +24,8 @@ pub struct Metrics {
     store_seconds: Histogram,
     granted: Counter,
     unanswered: Counter,
+    holds: Gauge,
+    forwarded: Family<Ended, Counter>,
     scopes: Gauge,
     store_up: Gauge,
 }
@@ -39,6 +41,8 @@ impl Default for Metrics {
             store_seconds: Histogram::new(buckets),
             granted: Counter::default(),
             unanswered: Counter::default(),
+            holds: Gauge::default(),
+            forwarded: Family::default(),
             scopes: Gauge::default(),
             store_up: Gauge::default(),
         };
@@ -62,6 +66,9 @@ impl Default for Metrics {
             "Questions for a lease that were not answered: too old, or just after the start",
             metrics.unanswered.clone(),
         );
+        registry.register("leasing", "1 while this one leases limits: of all replicas one does", metrics.holds.clone());
+        let help = "Requests for leases that were given on to the replica that leases, by how they ended";
+        registry.register("leases_forwarded", help, metrics.forwarded.clone());
         registry.register("lease_scopes", "Keys and tenants of which leases are known", metrics.scopes.clone());
         registry.register("store_up", "1 while the store answers", metrics.store_up.clone());
         for result in ["stored", "known", "differing", "forgotten"] {
@@ -70,6 +77,9 @@ impl Default for Metrics {
         }
         for result in ["stored", "refused", "failed"] {
             let _ = metrics.batches.get_or_create(&Ended { result });
+        }
+        for result in ["answered", "failed"] {
+            let _ = metrics.forwarded.get_or_create(&Ended { result });
         }
         metrics
     }
@@ -114,6 +124,17 @@ impl Metrics {
         self.granted.inc_by(granted);
         self.unanswered.inc_by(unanswered);
         self.scopes.set(i64::try_from(scopes).unwrap_or(i64::MAX));
+    }
+
+    /// Whether limits are leased here.
+    pub fn leases(&self, holds: bool) {
+        self.holds.set(i64::from(holds));
+    }
+
+    /// A request for leases was given on, and answered or not.
+    pub fn forwarded(&self, answered: bool) {
+        let result = if answered { "answered" } else { "failed" };
+        self.forwarded.get_or_create(&Ended { result }).inc();
     }
 
     /// Whether the store answers.

@@ -13,6 +13,8 @@ mod flat;
 mod gpu;
 mod postgres;
 mod query;
+mod seat;
+mod security;
 mod sqlite;
 
 pub use gpu::{GpuFilter, GpuGroup};
@@ -23,8 +25,6 @@ pub use sqlite::Sqlite;
 use batch::Batch;
 use gpu::SegmentBatch;
 
-/// The version of the schema that this program knows. Stores of older ones are migrated, of newer ones refused.
-pub const SCHEMA_VERSION: i32 = 2;
 /// Milliseconds of a day. Days are those of UTC.
 pub const DAY_MS: i64 = 86_400_000;
 /// The longest name of anything in a record that is stored, in bytes: three times that of Kubernetes, and fit for an index.
@@ -62,6 +62,31 @@ pub enum Error {
     /// Not the URL of a PostgreSQL. It is not repeated here, for it has a password in it.
     #[error("the address of PostgreSQL is none: it must be like postgres://user:password@host:5432/database")]
     Url,
+    /// A way to reach PostgreSQL that keeps nobody out.
+    #[error(
+        "the URL of PostgreSQL says an sslmode by which anybody could answer for it: say sslmode=verify-full, with --postgres-ca where its CA is not the \
+         system's, or sslmode=disable where nobody can stand between"
+    )]
+    SslMode,
+    /// What PostgreSQL's certificate is to be checked by cannot be used.
+    #[error("the CA of PostgreSQL: {source}")]
+    Authority {
+        /// Why.
+        source: spillway_tls::Error,
+    },
+    /// The system trusts nobody.
+    #[error(
+        "the system has no CAs by which PostgreSQL's certificate can be checked: name a file with its CA by --postgres-ca"
+    )]
+    NoAuthority,
+    /// PostgreSQL is not reached by TLS.
+    #[error("connecting to PostgreSQL by TLS: {}; {remedy}", with_sources(source))]
+    Tls {
+        /// What is wrong.
+        source: tokio_postgres::Error,
+        /// What to do.
+        remedy: &'static str,
+    },
     /// The file system said no.
     #[error("{action}: {source}")]
     File {
@@ -137,6 +162,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether it may pass: it is about reaching the store, and not about what is in it or how it was asked for.
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Self::Postgres { .. } | Self::Slow { .. } | Self::Tls { .. } | Self::Authority { .. })
+    }
+
     /// Whether it is about what was asked, and would be the same another time.
     pub fn is_askers(&self) -> bool {
         matches!(self, Self::Name { .. } | Self::Segment { .. } | Self::TooMany | Self::Overflow)
@@ -158,8 +188,13 @@ fn with_sources(error: &dyn std::error::Error) -> String {
 pub enum Place {
     /// A file.
     Sqlite(PathBuf),
-    /// The URL of a database. Never printed: it has a password in it.
-    Postgres(String),
+    /// A database.
+    Postgres {
+        /// Its URL. Never printed: it has a password in it.
+        url: String,
+        /// A file with the CAs of which its certificate must be; without it, those of the system.
+        authority: Option<PathBuf>,
+    },
 }
 
 /// Whether a store that is new or old is made or migrated when it is opened.
@@ -231,7 +266,9 @@ impl Store {
     pub async fn open(place: &Place, migration: Migration) -> Result<Self, Error> {
         match place {
             Place::Sqlite(path) => Sqlite::open(path, migration).await.map(Self::Sqlite),
-            Place::Postgres(url) => Postgres::open(url, migration).await.map(Self::Postgres),
+            Place::Postgres { url, authority } => {
+                Postgres::open(url, authority.clone(), migration).await.map(Self::Postgres)
+            }
         }
     }
 
@@ -357,6 +394,14 @@ impl Store {
         match self {
             Self::Sqlite(store) => store.ping().await,
             Self::Postgres(store) => store.ping().await,
+        }
+    }
+
+    /// Whether it can work again without a start of the process: a store that cannot be reached now is alive.
+    pub fn is_alive(&self) -> bool {
+        match self {
+            Self::Sqlite(store) => store.is_alive(),
+            Self::Postgres(_) => true,
         }
     }
 

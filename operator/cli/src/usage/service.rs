@@ -10,14 +10,14 @@ pub(super) async fn ask<Answer: DeserializeOwned>(
     namespace: &str,
     path: &str,
 ) -> Result<Option<Answer>, String> {
-    let path = format!("/api/v1/namespaces/{namespace}/services/spillway-usage:http/proxy{path}");
+    let path = format!("/api/v1/namespaces/{namespace}/services/spillway-usage:reports/proxy{path}");
     let request = Request::get(&path).body(Vec::new());
     let request = request.map_err(|error| format!("the usage service cannot be asked: {error}"))?;
     match client.request::<Answer>(request).await {
         Ok(answer) => Ok(Some(answer)),
         Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
         Err(kube::Error::Api(status)) if status.code == 403 => Err(format!(
-            "you may not ask the usage service: it takes `get` of services/proxy, spillway-usage:http, in namespace {namespace}"
+            "you may not ask the usage service: it takes `get` of services/proxy, spillway-usage:reports, in namespace {namespace}"
         )),
         Err(error) => Err(format!("the usage service in namespace {namespace} does not answer: {error}")),
     }

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use spillway_crds::names::ENDPOINT_LABEL;
-use spillway_manifests::endpoint::{METRIC_IN_FLIGHT, METRIC_QUEUED, METRIC_TOKENS};
+use spillway_manifests::endpoint::{METRIC_IN_FLIGHT, METRIC_KV_CACHE, METRIC_QUEUED, METRIC_TOKENS};
 
 use crate::loads::{FullName, Loads, Unknown};
 
@@ -47,7 +47,8 @@ fn discover() -> Value {
             "name": name, "singularName": "", "namespaced": true, "kind": "ExternalMetricValueList", "verbs": ["get"],
         })
     };
-    let resources: Vec<Value> = [METRIC_IN_FLIGHT, METRIC_QUEUED, METRIC_TOKENS].into_iter().map(resource).collect();
+    let metrics = [METRIC_IN_FLIGHT, METRIC_QUEUED, METRIC_TOKENS, METRIC_KV_CACHE];
+    let resources: Vec<Value> = metrics.into_iter().map(resource).collect();
     json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": GROUP_VERSION, "resources": resources})
 }
 
@@ -62,9 +63,11 @@ fn value(loads: &Loads, namespace: &str, metric: &str, query: Option<&str>, now_
         METRIC_IN_FLIGHT => plain(loads.in_flight(&name, now_ms)),
         METRIC_QUEUED => plain(loads.queued(&name, now_ms)),
         METRIC_TOKENS => loads.milli_tokens_per_second(&name, now_ms).map(|milli| format!("{milli}m")),
+        METRIC_KV_CACHE => loads.kv_cache_milli_percent(&name, now_ms).map(|milli| format!("{milli}m")),
         _ => {
-            let message =
-                format!("there is no metric {metric}: {METRIC_IN_FLIGHT}, {METRIC_QUEUED} or {METRIC_TOKENS}");
+            let message = format!(
+                "there is no metric {metric}: {METRIC_IN_FLIGHT}, {METRIC_QUEUED}, {METRIC_TOKENS} or {METRIC_KV_CACHE}"
+            );
             return failure(404, "NotFound", &message);
         }
     };
@@ -94,7 +97,7 @@ fn selected(query: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use rstest::rstest;
-    use spillway_metering::load::{EndpointLoad, LoadReport};
+    use spillway_metering::load::{CacheReading, CacheUnknown, EndpointCaches, EndpointLoad, LoadReport, ReplicaCache};
 
     use super::*;
     use crate::loads::Address;
@@ -116,7 +119,19 @@ mod tests {
             tokens: 0,
             versions: Vec::new(),
         };
-        loads.note(address, LoadReport { gateway: "g".into(), up_ms: 0, calls: 0, endpoints: vec![chat] }, 0);
+        let replica = |name: &str, reading| ReplicaCache { replica: name.into(), reading };
+        let caches = |endpoint: &str, replicas| EndpointCaches {
+            namespace: "acme".into(),
+            endpoint: endpoint.into(),
+            wanted: 1,
+            target_percent: 80,
+            replicas,
+        };
+        let read = caches("chat", vec![replica("one", CacheReading::Used { millionths: 123_456, age_ms: 0 })]);
+        let silent = caches("tiny", vec![replica("one", CacheReading::Unknown(CacheUnknown::NotExported))]);
+        let report =
+            LoadReport { gateway: "g".into(), up_ms: 0, calls: 0, endpoints: vec![chat], caches: vec![read, silent] };
+        loads.note(address, report, 0);
         loads
     }
 
@@ -136,6 +151,8 @@ mod tests {
         assert_eq!((&body["kind"], &body["apiVersion"]), (&json!("ExternalMetricValueList"), &json!(GROUP_VERSION)));
         let (_, queued) = ask(&CHAT.replace("in-flight", "queued"), SELECT, 0);
         assert_eq!(queued["items"][0]["value"], "2");
+        let (_, cache) = ask(&CHAT.replace("in-flight", "kv-cache-percent"), SELECT, 0);
+        assert_eq!(cache["items"][0]["value"], "12345m");
         // An endpoint of which all gateways say nothing has nothing to do.
         let (_, idle) = ask(&CHAT.replace("acme", "beta"), SELECT, 0);
         assert_eq!(idle["items"][0]["value"], "0");
@@ -144,6 +161,7 @@ mod tests {
     #[rstest]
     #[case::nobody_was_heard(CHAT, SELECT, 503, "has not told its load")]
     #[case::too_early(&CHAT.replace("in-flight", "tokens-per-second"), SELECT, 503, "is not known")]
+    #[case::no_cache(&CHAT.replace("in-flight", "kv-cache-percent"), SELECT, 503, "is not known")]
     #[case::no_selector(CHAT, None, 400, "select one endpoint")]
     #[case::another_label(CHAT, Some("labelSelector=app%3Dchat"), 400, "select one endpoint")]
     #[case::several(CHAT, Some("labelSelector=spillway.dev%2Fendpoint%3Dchat%2Ca%3Db"), 400, "select one endpoint")]
@@ -161,11 +179,24 @@ mod tests {
         assert!(body["message"].as_str().unwrap().contains(message), "{body}");
     }
 
+    /// What a person reads in the condition of the HPA, and of the endpoint.
+    #[test]
+    fn an_engine_that_does_not_tell_its_cache_is_named() {
+        let select = SELECT.map(|select| select.replace("chat", "tiny"));
+        let (code, body) = ask(&CHAT.replace("in-flight", "kv-cache-percent"), select.as_deref(), 0);
+        assert_eq!(code, 503);
+        assert_eq!(
+            body["message"],
+            "spillway-kv-cache-percent is not known: replica one: no metric of its engine tells it: this version of the engine does not export it, \
+             so scale by something else"
+        );
+    }
+
     #[test]
     fn it_can_be_discovered() {
         let (status, body) = ask("/apis/external.metrics.k8s.io/v1beta1", Some("timeout=32s"), 0);
         assert_eq!((status, &body["kind"]), (200, &json!("APIResourceList")));
-        assert_eq!(body["resources"].as_array().map(Vec::len), Some(3));
+        assert_eq!(body["resources"].as_array().map(Vec::len), Some(4));
         assert_eq!(ask("/apis/external.metrics.k8s.io", None, 0).1["name"], GROUP);
     }
 }

@@ -11,7 +11,7 @@ use rustls::{
 };
 use serde::Deserialize;
 
-use super::certificate::Identity;
+use super::Identity;
 
 /// Who may call.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq)]
@@ -94,8 +94,9 @@ pub(super) fn config(identity: &Identity, callers: &Callers) -> Result<ServerCon
         roots.add(authority?)?;
     }
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider)).build()?;
-    let chain = CertificateDer::pem_slice_iter(identity.certificate.as_bytes()).collect::<Result<Vec<_>, _>>()?;
-    let key = PrivateKeyDer::from_pem_slice(identity.key.as_bytes())?;
+    let chain =
+        CertificateDer::pem_slice_iter(identity.server.certificate.as_bytes()).collect::<Result<Vec<_>, _>>()?;
+    let key = PrivateKeyDer::from_pem_slice(identity.server.key.as_bytes())?;
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
         .with_client_cert_verifier(verifier)

@@ -1,4 +1,5 @@
-use spillway_metering::load::VersionLoad;
+use rstest::rstest;
+use spillway_metering::load::{ReplicaCache, VersionLoad};
 use spillway_metering::tokens::GatewayName;
 
 use super::*;
@@ -21,7 +22,7 @@ fn load(in_flight: u64, held: u64, idle_ms: u64, tokens: u64) -> EndpointLoad {
 }
 
 fn report(up_ms: u64, endpoints: Vec<EndpointLoad>) -> LoadReport {
-    LoadReport { gateway: GatewayName::from("gateway"), up_ms, calls: 0, endpoints }
+    LoadReport { gateway: GatewayName::from("gateway"), up_ms, calls: 0, endpoints, caches: Vec::new() }
 }
 
 #[test]
@@ -135,4 +136,68 @@ fn outcomes_are_counted_from_when_a_gateway_is_first_heard_and_on_when_it_begins
     assert_eq!(of(&loads), (18, 2), "it began anew");
     loads.retain_outcomes(|_| false);
     assert_eq!(of(&loads), (0, 0));
+}
+
+fn used(percent: u32, age_ms: u64) -> CacheReading {
+    CacheReading::Used { millionths: percent * 10_000, age_ms }
+}
+
+/// What a gateway has read of the caches of `chat`, of which 80 % are to be in use.
+fn read(wanted: u32, replicas: &[(&str, CacheReading)]) -> LoadReport {
+    let (namespace, endpoint) = chat();
+    let replica = |(name, reading): &(&str, CacheReading)| ReplicaCache { replica: (*name).into(), reading: *reading };
+    let replicas = replicas.iter().map(replica).collect();
+    let caches = vec![EndpointCaches { namespace, endpoint, wanted, target_percent: 80, replicas }];
+    LoadReport { caches, ..report(60_000, vec![]) }
+}
+
+/// Replicas that an HPA makes of a sum: `ceil(sum / target)`.
+fn replicas(sum: u64) -> u64 {
+    sum.div_ceil(80_000)
+}
+
+#[test]
+fn each_cache_counts_once_however_many_gateways_read_it() {
+    let mut loads = Loads::default();
+    loads.set_gateways(&named(&[(1, true), (2, true)]), 0);
+    loads.note(address(1), read(2, &[("a", used(50, 4_000)), ("b", used(70, 0))]), 0);
+    loads.note(address(2), read(2, &[("a", used(60, 1_000)), ("b", CacheReading::Unknown(CacheUnknown::NoAnswer))]), 0);
+    // The later reading of the one, and the only one of the other.
+    assert_eq!(loads.kv_cache_milli_percent(&chat(), 1_000), Ok(130_000));
+    // Of an endpoint that nobody reads nothing is known.
+    assert_eq!(loads.kv_cache_milli_percent(&("acme".into(), "another".into()), 0), Err(Unknown::NoCaches));
+    // Nor while a gateway is silent.
+    assert!(matches!(loads.kv_cache_milli_percent(&chat(), 6_000), Err(Unknown::Silent { .. })));
+}
+
+#[test]
+fn a_cache_that_is_not_known_makes_the_sum_unknown() {
+    let mut loads = Loads::default();
+    loads.set_gateways(&named(&[(1, true)]), 0);
+    loads.note(address(1), read(2, &[("a", used(50, 0)), ("b", CacheReading::Unknown(CacheUnknown::NotExported))]), 0);
+    let unknown = Unknown::Cache { replica: "b".into(), why: CacheUnknown::NotExported };
+    assert_eq!(loads.kv_cache_milli_percent(&chat(), 0), Err(unknown));
+    // What was read counts for a while, also while it is told.
+    loads.note(address(1), read(1, &[("a", used(50, 11_000))]), 0);
+    assert_eq!(loads.kv_cache_milli_percent(&chat(), 4_000), Ok(50_000));
+    let stale = Unknown::StaleCache { replica: "a".into(), seconds: 15 };
+    assert_eq!(loads.kv_cache_milli_percent(&chat(), 4_001), Err(stale));
+}
+
+#[rstest]
+#[case::full_ones_grow(2, &[100, 100], 3)]
+#[case::one_that_starts_makes_no_more_of_them(3, &[100, 100], 3)]
+#[case::nor_do_two(4, &[90, 90], 4)]
+#[case::and_none_is_taken_away_for_it(4, &[100, 100], 4)]
+#[case::but_for_what_is_idle(4, &[10, 10], 3)]
+#[case::from_none(1, &[], 1)]
+#[case::of_a_version_that_goes_too(1, &[30, 30], 1)]
+#[case::asleep(0, &[], 0)]
+fn replicas_that_do_not_answer_move_nothing(#[case] wanted: u32, #[case] percent: &[u32], #[case] expected: u64) {
+    let mut loads = Loads::default();
+    loads.set_gateways(&named(&[(1, true)]), 0);
+    let names = ["a", "b", "c"];
+    let all: Vec<(&str, CacheReading)> = names.into_iter().zip(percent.iter().map(|one| used(*one, 0))).collect();
+    loads.note(address(1), read(wanted, &all), 0);
+    assert_eq!(loads.kv_cache_milli_percent(&chat(), 0).map(replicas), Ok(expected));
 }

@@ -30,6 +30,7 @@ fn served(tenant: &str, namespace: &str, name: &str, shared_with: &[&str]) -> (F
         context_length: 8192,
         created: 1_700_000_000,
         wanted: 1,
+        kv_cache_target: None,
         absence: Absence::Starts,
         replicas: Vec::new(),
         routing: Routing::default(),

@@ -70,6 +70,7 @@ fn a_cluster_is_a_catalogue() {
     assert!(served.capabilities.contains(&Endpoint::ChatCompletions) && served.capabilities.len() == 1);
     assert_eq!(served.replicas[0].target, Target::Pod("10.0.0.7:8080".parse().unwrap()));
     assert_eq!(served.replicas[0].name.as_str(), "chat-v1-abc");
+    assert_eq!((served.replicas[0].preset, served.kv_cache_target), (Preset::LlamaCpp, None));
 }
 
 /// While one version takes the place of another each replica is known by its own.

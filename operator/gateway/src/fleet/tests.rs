@@ -8,6 +8,7 @@ fn replica(number: u16) -> Replica {
     Replica {
         version: "v1".into(),
         served_name: "llama".to_owned(),
+        preset: spillway_crds::Preset::LlamaCpp,
         name: format!("engine-{number}").as_str().into(),
         engine: EngineId(number.into()),
         target: Target::Pod(([127, 0, 0, 1], number).into()),
@@ -82,6 +83,7 @@ fn an_endpoint_that_stays_keeps_what_is_known() {
         context_length: 1,
         created: 0,
         wanted: 1,
+        kv_cache_target: None,
         absence: Default::default(),
         replicas: vec![replica(1)],
         routing: Routing::default(),

@@ -36,7 +36,8 @@ use crate::keys::KeyId;
 use crate::load::Load;
 use crate::request::{self, Endpoint, PromptSize};
 use crate::routing::{EngineId, Prompt, Usage};
-use crate::sse::{self, EVENT_BYTES_MAX, Event, EventStream, Tally, TokenUsage};
+use crate::sse::{self, EVENT_BYTES_MAX, Event, EventStream, FinishReasons, Tally, TokenUsage};
+use crate::telemetry::Operation;
 
 /// Engines that a request is sent to, one after the other, while they cannot be reached or have no room.
 const TRIES: usize = 3;
@@ -89,6 +90,8 @@ pub(super) struct Exchange {
     pub(super) guard: Option<Guard>,
     /// That it is there, for who scales.
     pub(super) load: Load,
+    /// What is told of it.
+    pub(super) operation: Operation,
 }
 
 /// How long an endpoint is asked.
@@ -116,16 +119,20 @@ struct Ended {
     counted: u64,
     /// Whether the engine has begun to answer, so that it has computed the prompt.
     begun: bool,
+    /// Why its choices ended.
+    reasons: FinishReasons,
 }
 
 impl Ended {
     /// Of which nothing came.
     fn unused(cause: Cause) -> Self {
-        Self { outcome: Outcome::Partial(cause), usage: None, counted: 0, begun: false }
+        let reasons = FinishReasons::default();
+        Self { outcome: Outcome::Partial(cause), usage: None, counted: 0, begun: false, reasons }
     }
 
     fn cut(cause: Cause, tally: Tally, begun: bool) -> Self {
-        Self { outcome: Outcome::Partial(cause), usage: tally.usage, counted: tally.tokens, begun }
+        let outcome = Outcome::Partial(cause);
+        Self { outcome, usage: tally.usage, counted: tally.tokens, begun, reasons: tally.reasons }
     }
 
     fn usage(&self) -> Option<Usage> {
@@ -177,6 +184,7 @@ impl Exchange {
                 if !refused {
                     tracing::warn!(id = %self.id, %replica, %status, "an engine answered with an error");
                 }
+                self.operation.failed(if refused { "engine_refused" } else { "engine_failed" });
                 let answer = refusal(*response).await;
                 self.close(&Ended::unused(Cause::EngineFailed)).await;
                 if refused {
@@ -190,6 +198,7 @@ impl Exchange {
                 }
             }
             Reached::Ended(cause, error) => {
+                self.operation.failed(error.as_ref().map_or("client_gone", ApiError::code));
                 if opened {
                     self.close(&Ended::unused(cause)).await;
                 }
@@ -207,19 +216,21 @@ impl Exchange {
 
     /// Sends the request to the endpoint that it names, and to others where that does not take it.
     async fn reach(&mut self, client: &mut Downstream, opened: &mut bool) -> Reached {
+        let blocks = std::mem::take(&mut self.blocks);
+        let prompt = Prompt { tokens: self.request.prompt_size().estimated_tokens(), blocks: &blocks };
         let fallbacks = std::mem::take(&mut self.fallbacks);
         if !fallbacks.is_empty() {
             let first = Arc::clone(&self.served);
             for one in std::iter::once(Arc::clone(&first)).chain(fallbacks) {
                 self.turn_to(one);
-                if let Some(reached) = self.reach_one(client, opened, Patience::Now).await {
+                if let Some(reached) = self.reach_one(client, opened, &prompt, Patience::Now).await {
                     return reached;
                 }
             }
             self.turn_to(first);
         }
         let nobody = ApiError::NoReplica { retry_after_ms: RETRY_MS };
-        let reached = self.reach_one(client, opened, Patience::Waits).await;
+        let reached = self.reach_one(client, opened, &prompt, Patience::Waits).await;
         reached.unwrap_or(Reached::Ended(Cause::EngineFailed, Some(nobody)))
     }
 
@@ -232,9 +243,14 @@ impl Exchange {
     }
 
     /// Sends the request to an engine of the endpoint, and to another one where it was not taken. None: none took it, and others may.
-    async fn reach_one(&self, client: &mut Downstream, opened: &mut bool, patience: Patience) -> Option<Reached> {
-        let gateway = &self.gateway;
-        let prompt = Prompt { tokens: self.request.prompt_size().estimated_tokens(), blocks: &self.blocks };
+    async fn reach_one(
+        &mut self,
+        client: &mut Downstream,
+        opened: &mut bool,
+        prompt: &Prompt<'_>,
+        patience: Patience,
+    ) -> Option<Reached> {
+        let gateway = Arc::clone(&self.gateway);
         let mut tried: Vec<EngineId> = Vec::new();
         let mut stage = gateway.stage.clone();
         let limit = gateway.limits.first_byte;
@@ -247,7 +263,7 @@ impl Exchange {
         // Who has waited for a replica is not turned away by the first that comes.
         while tries < TRIES || until.is_some() {
             let Some(group) = gateway.fleet.group(&self.name()) else { return nobody(RETRY_MS) };
-            let flight = match group.send(gateway.clock, &prompt, &tried) {
+            let flight = match group.send(gateway.clock, prompt, &tried) {
                 Ok(flight) => flight,
                 Err(_) if group.is_empty() && patience == Patience::Now => {
                     if self.served.absence == Absence::Starts {
@@ -293,6 +309,7 @@ impl Exchange {
                 return Some(Reached::Ended(Cause::EngineFailed, Some(error)));
             }
             *opened = true;
+            self.operation.sent(&self.served, &flight.replica);
             let (connection, sent) = (capture_connection(&mut request), Instant::now());
             let answer = tokio::select! {
                 biased;
@@ -506,13 +523,15 @@ impl Exchange {
         let own_count = |body: &[u8]| sse::text_bytes_of_answer(body) / PromptSize::BYTES_PER_TOKEN;
         let (ended, body, verdict) = match read {
             Ok(Read::Whole(body)) => {
-                let usage = sse::usage_of_answer(&body);
+                let (usage, reasons) = sse::usage_of_answer(&body);
                 let counted = if usage.is_some() { 0 } else { own_count(&body) };
-                (Ended { outcome: Outcome::Complete, usage, counted, begun: true }, Ok(body), Verdict::Worked)
+                let ended = Ended { outcome: Outcome::Complete, usage, counted, begun: true, reasons };
+                (ended, Ok(body), Verdict::Worked)
             }
             Ok(Read::TooLarge(part)) => {
                 let outcome = Outcome::Partial(Cause::Bound);
-                let ended = Ended { outcome, usage: None, counted: own_count(&part), begun: true };
+                let (counted, reasons) = (own_count(&part), FinishReasons::default());
+                let ended = Ended { outcome, usage: None, counted, begun: true, reasons };
                 (ended, Err(ApiError::AnswerTooLarge { limit: limits.answer_bytes }), Verdict::Unknown)
             }
             Ok(Read::Broken) => (Ended::unused(Cause::EngineFailed), Err(ApiError::Upstream), Verdict::Failed),
@@ -527,7 +546,10 @@ impl Exchange {
         self.settle_guard(&ended);
         let body = match body {
             Ok(body) if durable => body,
-            Ok(_) => return client.fail(ApiError::Unrecorded),
+            Ok(_) => {
+                self.operation.failed(ApiError::Unrecorded.code());
+                return client.fail(ApiError::Unrecorded);
+            }
             Err(error) => return client.fail(error),
         };
         // No stream was begun where none is asked for.
@@ -573,6 +595,9 @@ impl Exchange {
             let Ok(forward) = reading.take(&data) else { break Some(Cause::Bound) };
             flight.token();
             self.load.began();
+            if reading.tally().tokens > 0 {
+                self.operation.token();
+            }
             if let Some(guard) = &mut self.guard {
                 guard.progress(produced(&reading.tally()));
             }
@@ -600,7 +625,7 @@ impl Exchange {
             Some(cause) => Ended::cut(cause, tally, begun),
             // Some engines end without a word; who has sent the usage chunk has sent all.
             None if tally.failed || !(tally.done || tally.usage_chunk) => Ended::cut(Cause::EngineFailed, tally, begun),
-            None => Ended { outcome: Outcome::Complete, usage: tally.usage, counted: tally.tokens, begun: true },
+            None => Ended { outcome: Outcome::Complete, begun: true, ..Ended::cut(Cause::Crash, tally, begun) },
         };
         let verdict = match ended.outcome {
             Outcome::Complete => Verdict::Worked,
@@ -614,7 +639,10 @@ impl Exchange {
         self.settle_guard(&ended);
         let farewell = match ended.outcome {
             Outcome::Complete if durable => last,
-            Outcome::Complete => ApiError::Unrecorded.event().into(),
+            Outcome::Complete => {
+                self.operation.failed(ApiError::Unrecorded.code());
+                ApiError::Unrecorded.event().into()
+            }
             Outcome::Partial(Cause::ClientGone) => return,
             Outcome::Partial(Cause::Shutdown) => ApiError::Unavailable { retry_after_ms: RETRY_MS }.event().into(),
             // It has told of its failure itself.
@@ -721,6 +749,7 @@ impl Exchange {
             adjusted: settled.adjusted,
         };
         self.gateway.metrics.billed(&self.served, &ending);
+        self.operation.ended(settled.outcome, settled.tokens, ended.reasons);
         match timeout(self.gateway.limits.bill, self.gateway.wal.close(self.id, ending)).await {
             Ok(Ok(_)) => true,
             Ok(Err(error)) => {

@@ -77,6 +77,9 @@ fn data_is_told_apart(#[case] data: &str, #[case] event: Event) {
         (stream.clone().into_bytes(), vec![event], Ok(()), {
             let mut counted = EventStream::new(true, 0);
             counted.count(event);
+            if data.contains("stop") {
+                counted.tally.reasons.add("stop");
+            }
             counted.tally()
         })
     );
@@ -127,10 +130,7 @@ fn usage_is_withheld_from_who_did_not_ask(#[case] line_end: &str) {
         let (bytes, events, _, tally) = run(false, 1024, &[before, after]);
         assert_eq!(String::from_utf8(bytes).expect("UTF-8"), text(false), "cut at {at}");
         assert_eq!(events, [delta(1), Event::Usage(USAGE), Event::Done]);
-        assert_eq!(
-            tally,
-            Tally { tokens: 1, finished: 0, usage: Some(USAGE), usage_chunk: true, done: true, failed: false }
-        );
+        assert_eq!(tally, Tally { tokens: 1, usage: Some(USAGE), usage_chunk: true, done: true, ..Tally::default() });
     }
     let (bytes, ..) = run(true, 1024, &[stream.as_bytes()]);
     assert_eq!(String::from_utf8(bytes).expect("UTF-8"), stream);
@@ -174,11 +174,11 @@ fn the_longest_event_is_as_long_however_it_is_cut(#[case] chunks: &[&[u8]]) {
 
 #[test]
 fn an_answer_in_one_piece_tells_its_usage() {
-    assert_eq!(usage_of_answer(USAGE_CHUNK.as_bytes()), Some(USAGE));
+    assert_eq!(usage_of_answer(USAGE_CHUNK.as_bytes()).0, Some(USAGE));
     let embeddings = br#"{"data":[{"embedding":[0.25,-1e-3]}],"usage":{"prompt_tokens":5,"total_tokens":5}}"#;
-    assert_eq!(usage_of_answer(embeddings), Some(TokenUsage { prompt: 5, completion: 0, cached: 0 }));
-    assert_eq!(usage_of_answer(b"{}"), None);
-    assert_eq!(usage_of_answer(b"<html>"), None);
+    assert_eq!(usage_of_answer(embeddings).0, Some(TokenUsage { prompt: 5, completion: 0, cached: 0 }));
+    assert_eq!(usage_of_answer(b"{}").0, None);
+    assert_eq!(usage_of_answer(b"<html>").0, None);
 }
 
 #[test]
@@ -276,4 +276,19 @@ proptest! {
     fn fuzzed(prefix in prop::collection::vec(any::<u8>(), 1..16), stream in stream()) {
         fuzz_sse(&[prefix, stream].concat());
     }
+}
+
+/// Words that an engine makes up are nobody's: what is told of a request is told in OpenAI's.
+#[test]
+fn reasons_are_known_words() {
+    let choice = |word: &str| format!(r#"{{"choices":[{{"index":0,"delta":{{}},"finish_reason":{word}}}]}}"#);
+    let mut stream = EventStream::new(true, EVENT_BYTES_MAX);
+    for word in ["null", r#""stop""#, r#""my secret""#, r#""tool_\u0063alls""#, r#""stop""#] {
+        stream.push(format!("data: {}\n\n", choice(word)).as_bytes(), |_| ()).unwrap();
+    }
+    assert_eq!(stream.tally().finished, 4);
+    assert_eq!(stream.tally().reasons.words().collect::<Vec<_>>(), ["stop", "tool_calls"]);
+    let (_, reasons) = usage_of_answer(choice(r#""length""#).as_bytes());
+    assert_eq!(reasons.words().collect::<Vec<_>>(), ["length"]);
+    assert_eq!(usage_of_answer(b"<html>").1.words().count(), 0);
 }

@@ -13,8 +13,8 @@ use serde_json::json;
 use spillway_gateway::catalogue::{Absence, Catalogue, Provider, Routing, Served, Target};
 use spillway_gateway::providers::Providers;
 use spillway_gateway::request::Endpoint;
-use spillway_gateway::tls::Tls;
 use spillway_metering::tokens::{Cause, Outcome};
+use spillway_tls::Server as Tls;
 use tempfile::TempDir;
 
 use crate::engine::{Engine, Script, usage};
@@ -132,7 +132,7 @@ async fn a_model_that_sleeps_is_woken_while_another_stands_in() {
 /// A provider that is reached by TLS, and what a gateway that trusts it has in its folder of keys.
 async fn provider(script: Script, keys: &[(&str, &str)]) -> (Engine, Certificate, TempDir, Setting) {
     let certificate = Certificate::new();
-    let tls = Tls::load(certificate.files()).await.unwrap();
+    let tls = Tls::load(certificate.files(), None).await.unwrap();
     let engine = Engine::start_with(script, Some(tls.acceptor())).await;
     let folder = TempDir::new().unwrap();
     for (name, key) in keys {

@@ -37,6 +37,8 @@ pub(crate) struct Script {
     pub(crate) refuses: Option<(u16, &'static str)>,
     /// Whether it ends a stream with `[DONE]`.
     pub(crate) says_done: bool,
+    /// What it says at `/metrics`; none: it has none.
+    pub(crate) metrics: Option<String>,
     /// Between the chunk in which the choice ends and what comes after it.
     pub(crate) pause_at_end: Duration,
 }
@@ -52,6 +54,7 @@ impl Default for Script {
             usage: Some(usage(7, 5)),
             refuses: None,
             says_done: true,
+            metrics: None,
             pause_at_end: Duration::ZERO,
         }
     }
@@ -70,6 +73,10 @@ pub(crate) struct Seen {
     pub(crate) paths: Vec<String>,
     /// Their `authorization`s.
     pub(crate) authorizations: Vec<Option<String>>,
+    /// The traces that they are part of,
+    pub(crate) traces: Vec<Option<String>>,
+    /// and their state.
+    pub(crate) trace_states: Vec<Option<String>>,
     /// Tokens that it produced, by `x-request-id`.
     pub(crate) produced: HashMap<String, u64>,
     /// Requests whose client went away.
@@ -143,15 +150,23 @@ async fn answer(
     seen: Arc<Mutex<Seen>>,
     request: Request<Incoming>,
 ) -> std::io::Result<Answer> {
+    if request.uri().path() == "/metrics" {
+        let status = if script.metrics.is_some() { StatusCode::OK } else { StatusCode::NOT_FOUND };
+        return Ok(response(status, "text/plain", full(script.metrics.unwrap_or_default())));
+    }
     let id = request.headers()["x-request-id"].to_str().unwrap().to_owned();
     let path = request.uri().path().to_owned();
-    let authorization = request.headers().get("authorization").map(|header| header.to_str().unwrap().to_owned());
+    let header = |name| request.headers().get(name).map(|value| value.to_str().unwrap().to_owned());
+    let (trace, trace_state) = (header("traceparent"), header("tracestate"));
+    let authorization = header("authorization");
     let body: Value = serde_json::from_slice(&request.into_body().collect().await.unwrap().to_bytes()).unwrap();
     {
         let mut seen = seen.lock().unwrap();
         seen.bodies.push(body.clone());
         seen.paths.push(path.clone());
         seen.authorizations.push(authorization);
+        seen.traces.push(trace);
+        seen.trace_states.push(trace_state);
     }
     if script.answers.is_some_and(|answers| before >= answers) {
         return Err(std::io::Error::other("the engine closes the connection"));

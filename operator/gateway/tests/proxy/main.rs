@@ -8,12 +8,15 @@
     reason = "a test may fail loudly"
 )]
 
+mod collector;
 mod elsewhere;
 mod engine;
 mod hold;
+mod kv_cache;
 mod privacy;
 mod refusals;
 mod stage;
+mod telemetry;
 mod tls;
 mod usage;
 

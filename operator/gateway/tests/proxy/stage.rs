@@ -12,6 +12,7 @@ use hyper_util::client::legacy::{Client, connect::HttpConnector};
 use hyper_util::rt::TokioExecutor;
 use rustls::RootCertStore;
 use serde_json::{Value, json};
+use spillway_crds::Preset;
 use spillway_gateway::admission::{self, Admission, Mode};
 use spillway_gateway::catalogue::{Absence, Catalogue, Replica, Routing, Served, Target};
 use spillway_gateway::fleet::Fleet;
@@ -20,9 +21,9 @@ use spillway_gateway::providers::Providers;
 use spillway_gateway::proxy::{Gateway, Limits, Parts, Stage as Phase};
 use spillway_gateway::request::Endpoint;
 use spillway_gateway::routing::{Cache, Config, Cost, EngineId, Peers};
-use spillway_gateway::server;
-use spillway_gateway::tls::Tls;
+use spillway_gateway::telemetry::{Otlp, Telemetry};
 use spillway_gateway::wal::{self, Durability, Wal};
+use spillway_gateway::{kv_cache, server};
 use spillway_metering::tokens::UsageRecord;
 use tempfile::TempDir;
 use tokio::sync::watch;
@@ -39,6 +40,7 @@ pub(crate) struct Stage {
     pub(crate) phase: watch::Sender<Phase>,
     pub(crate) admission: Arc<Admission>,
     pub(crate) server: tokio::task::JoinHandle<()>,
+    pub(crate) telemetry: Arc<Telemetry>,
     client: Client<HttpConnector, Full<Bytes>>,
     /// Where the log is.
     pub(crate) log: TempDir,
@@ -51,8 +53,9 @@ pub(crate) struct Setting {
     pub(crate) key: admission::Limits,
     pub(crate) log_bytes: u64,
     pub(crate) mode: Mode,
-    pub(crate) tls: Option<Arc<Tls>>,
+    pub(crate) tls: Option<Arc<spillway_tls::Server>>,
     pub(crate) providers: Arc<Providers>,
+    pub(crate) otlp: Option<Otlp>,
 }
 
 impl Default for Setting {
@@ -66,6 +69,7 @@ impl Default for Setting {
             mode: Mode::Local,
             tls: None,
             providers: Providers::new(None, RootCertStore::empty(), limits.connect).unwrap(),
+            otlp: None,
         }
     }
 }
@@ -100,6 +104,7 @@ pub(crate) fn served(name: &str, capabilities: &[Endpoint], engines: &[SocketAdd
         target: Target::Pod(*address),
         version: "v1".into(),
         served_name: "engine/tiny".to_owned(),
+        preset: Preset::OpenAi,
     };
     Served {
         namespace: "acme".into(),
@@ -113,6 +118,7 @@ pub(crate) fn served(name: &str, capabilities: &[Endpoint], engines: &[SocketAdd
         context_length: 4_096,
         created: 1_700_000_000,
         wanted: 1,
+        kv_cache_target: None,
         absence: Absence::Stopped,
         replicas: (0..).zip(engines).map(replica).collect(),
         routing: Routing::default(),
@@ -143,6 +149,7 @@ impl Stage {
         let (phase, stage) = watch::channel(Phase::Serving);
         let routing = Config { cache: Cache::AtMost(4096), peers: Peers::None, cost: Cost::default(), seed: 1 };
         let admission = Arc::new(Admission::new(setting.mode));
+        let telemetry = Telemetry::new(setting.otlp);
         let gateway = Gateway::new(Parts {
             name: "gateway-0".into(),
             limits: setting.limits,
@@ -152,14 +159,16 @@ impl Stage {
             fleet: Fleet::new(routing),
             providers: setting.providers,
             wal,
+            telemetry: Arc::clone(&telemetry),
         });
         tokio::spawn(Arc::clone(&gateway).follow());
+        tokio::spawn(kv_cache::read(Arc::clone(&gateway)));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let server = tokio::spawn(server::serve(listener, Arc::clone(&gateway), setting.server, stage, setting.tls));
         tokio::task::yield_now().await;
         let client = Client::builder(TokioExecutor::new()).build(HttpConnector::new());
-        Self { gateway, address, catalogue, phase, admission, server, client, log }
+        Self { gateway, address, catalogue, phase, admission, server, telemetry, client, log }
     }
 
     /// A request with the key.

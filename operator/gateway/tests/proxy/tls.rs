@@ -10,7 +10,7 @@ use rcgen::{CertificateParams, KeyPair};
 use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject as _};
 use rustls::{ClientConfig, RootCertStore};
 use serde_json::json;
-use spillway_gateway::tls::{Error, Files, Tls};
+use spillway_tls::{Error, Files, Server};
 use tempfile::TempDir;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
@@ -75,7 +75,7 @@ fn request(stage: &Stage) -> Request<http_body_util::Full<bytes::Bytes>> {
 #[tokio::test]
 async fn clients_come_by_tls_and_by_either_http() {
     let certificate = Certificate::new();
-    let tls = Tls::load(certificate.files()).await.unwrap();
+    let tls = Server::load(certificate.files(), None).await.unwrap();
     let engine = Engine::start(Script::default()).await;
     let stage = Stage::with(Setting { tls: Some(Arc::clone(&tls)), ..Setting::default() }, &[&engine]).await;
 
@@ -102,7 +102,7 @@ async fn clients_come_by_tls_and_by_either_http() {
 #[tokio::test]
 async fn a_certificate_is_replaced_while_it_serves() {
     let mut certificate = Certificate::new();
-    let tls = Tls::load(certificate.files()).await.unwrap();
+    let tls = Server::load(certificate.files(), None).await.unwrap();
     let engine = Engine::start(Script::default()).await;
     let stage = Stage::with(Setting { tls: Some(Arc::clone(&tls)), ..Setting::default() }, &[&engine]).await;
     certificate.connect(stage.address, b"h2").await.unwrap();
@@ -122,7 +122,7 @@ async fn a_certificate_is_replaced_while_it_serves() {
 #[tokio::test]
 async fn who_does_not_shake_hands_is_let_go() {
     let certificate = Certificate::new();
-    let tls = Tls::load(certificate.files()).await.unwrap();
+    let tls = Server::load(certificate.files(), None).await.unwrap();
     let server = spillway_gateway::server::Limits { head: Duration::from_millis(200), ..Default::default() };
     let engine = Engine::start(Script::default()).await;
     let stage = Stage::with(Setting { tls: Some(tls), server, ..Setting::default() }, &[&engine]).await;
@@ -137,11 +137,11 @@ async fn what_is_wrong_with_a_certificate_is_named() {
     let certificate = Certificate::new();
     let files = certificate.files();
     let swapped = Files { certificate: files.key.clone(), key: files.certificate.clone() };
-    let error = Tls::load(swapped).await.unwrap_err();
+    let error = Server::load(swapped, None).await.unwrap_err();
     assert!(error.to_string().contains("tls.crt has no PEM of a private key"), "{error}");
     let missing = Files { certificate: files.certificate.with_file_name("other.crt"), ..files.clone() };
-    assert!(matches!(Tls::load(missing).await, Err(Error::Read { .. })));
+    assert!(matches!(Server::load(missing, None).await, Err(Error::Read { .. })));
     let others = Certificate::new();
     let mixed = Files { key: others.files().key, ..files };
-    assert!(matches!(Tls::load(mixed).await, Err(Error::Tls(_))));
+    assert!(matches!(Server::load(mixed, None).await, Err(Error::Tls(_))));
 }

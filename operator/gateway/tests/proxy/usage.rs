@@ -17,6 +17,7 @@ use spillway_gateway::leasing::lease;
 use spillway_gateway::ship::{UsageService, ship};
 use spillway_metering::lease::{Answer, Answers, Block, Grant, Questions};
 use spillway_metering::shipping::{Receipt, Shipment};
+use spillway_tls::Caller;
 
 use crate::engine::{Engine, Script};
 use crate::stage::{Setting, Stage, text, until};
@@ -47,7 +48,7 @@ async fn start(state: Arc<Mutex<State>>) -> UsageService {
             });
         }
     });
-    UsageService::new(format!("http://{address}").parse().unwrap())
+    UsageService::new(format!("http://{address}").parse().unwrap(), Caller::plain().unwrap())
 }
 
 async fn answer(

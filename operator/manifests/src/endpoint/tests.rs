@@ -124,7 +124,7 @@ fn an_endpoint_that_scales_has_an_autoscaler() {
     let model = model(&json!({"preset": "LlamaCpp", "image": "llama:1"}), &json!({"path": "/m"}));
     let plain = endpoint(2);
     assert_eq!(build_autoscaler(&serving(&model, &plain)), None);
-    let target = json!({"inFlightPerReplica": 4, "tokensPerSecondPerReplica": 500});
+    let target = json!({"inFlightPerReplica": 4, "tokensPerSecondPerReplica": 500, "kvCachePercentPerReplica": 80});
     let scales = scaling(endpoint(0), &json!({"min": 0, "max": 8, "target": target, "scaleDownAfter": "90s"}));
     insta::assert_yaml_snapshot!("autoscaler", build_autoscaler(&serving(&model, &scales)).unwrap());
     let default = scaling(endpoint(0), &json!({"max": 8}));

@@ -2,7 +2,7 @@
 //! of it is asked again: also a batch of which nobody knows whether it was stored, for its ids make that harmless.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::str::FromStr as _;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -11,22 +11,28 @@ use spillway_metering::tokens::{RequestId, UsageRecord};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_postgres::error::SqlState;
+use tokio_postgres::tls::TlsStream;
 use tokio_postgres::types::ToSql;
-use tokio_postgres::{Client, Config, GenericClient, IsolationLevel, NoTls, Row};
+use tokio_postgres::{Client, Config, Connection, GenericClient, IsolationLevel, NoTls, Row, Socket};
 
 use super::batch::Batch;
 use super::flat::{COLUMNS, Flat, outcome_text, signed};
 use super::gpu::{self, FlatSegment, SegmentBatch, SegmentId};
 use super::query::{Bound, Dialect, GroupValue, Query};
+use super::security::{self, Trust};
 use super::{
     DATED, DAY_MS, Dated, Error, FORGET_AT_ONCE, Filter, Forgotten, GpuFilter, GpuGroup, Group, GroupKey, Migration,
-    SCHEMA_VERSION, Summary, Usage, day_of, day_start_ms,
+    Summary, Usage, day_of, day_start_ms,
 };
 
+/// The version of the schema that this program knows. Stores of older ones are migrated, of newer ones refused.
+const SCHEMA_VERSION: i32 = 3;
 /// Connections of one service.
 const CONNECTIONS: usize = 8;
 /// How long a connection may take to be made.
 const CONNECT: Duration = Duration::from_secs(5);
+/// How long what is tried once may take.
+const ONCE: Duration = Duration::from_secs(3);
 /// How long one try of a batch may take.
 const WRITE: Duration = Duration::from_secs(15);
 /// How long one try of anything that looks at many rows may take.
@@ -41,7 +47,7 @@ const MIGRATION_LOCK: i64 = 0x5350_494c_4c57_4159;
 
 /// The statements that lead from version `n` to `n + 1`. What is here once is never changed: stores have it. Names are compared byte by byte, so
 /// that indexes hold whatever becomes of the system's locales.
-const MIGRATIONS: [&str; 2] = [
+const MIGRATIONS: [&str; 3] = [
     r#"
     CREATE TABLE records (
         id BYTEA PRIMARY KEY CHECK (octet_length(id) = 16),
@@ -56,6 +62,13 @@ const MIGRATIONS: [&str; 2] = [
     CREATE INDEX records_tenant_ended ON records (tenant, ended_ms);
     -- One row at most: records of days before it are gone.
     CREATE TABLE forgotten (only_row BOOLEAN PRIMARY KEY CHECK (only_row), before_day BIGINT NOT NULL);
+"#,
+    // Who of several services leases limits: one row, always.
+    r#"
+    CREATE TABLE seat (
+        only_row BOOLEAN PRIMARY KEY CHECK (only_row), holder TEXT COLLATE "C" NOT NULL, address TEXT NOT NULL, beat BIGINT NOT NULL
+    );
+    INSERT INTO seat (only_row, holder, address, beat) VALUES (true, '', '', 0);
 "#,
     r#"
     CREATE TABLE segments (
@@ -74,6 +87,7 @@ const MIGRATIONS: [&str; 2] = [
 #[derive(Clone)]
 pub struct Postgres {
     config: Arc<Config>,
+    trust: Trust,
     /// Connections that nobody uses.
     idle: Arc<Mutex<Vec<Client>>>,
     places: Arc<Semaphore>,
@@ -105,17 +119,18 @@ macro_rules! retry {
 }
 
 impl Postgres {
-    /// Opens the database of a URL.
+    /// Opens the database of a URL. Its certificate must be of a CA in `authority`, or of one of the system's.
     ///
     /// # Errors
     ///
-    /// [`Error::Url`], [`Error::Newer`], [`Error::Older`], or why it cannot be reached in 20 seconds.
-    pub async fn open(url: &str, migration: Migration) -> Result<Self, Error> {
-        let mut config = Config::from_str(url).map_err(|_| Error::Url)?;
+    /// [`Error::Url`], [`Error::SslMode`], [`Error::Newer`], [`Error::Older`], or why it cannot be reached in 20 seconds.
+    pub async fn open(url: &str, authority: Option<PathBuf>, migration: Migration) -> Result<Self, Error> {
+        let (mut config, trust) = security::parse(url, authority)?;
         config.connect_timeout(CONNECT).application_name("spillway-usage");
         config.keepalives_idle(Duration::from_secs(10)).tcp_user_timeout(Duration::from_secs(20));
         let store = Self {
             config: Arc::new(config),
+            trust,
             idle: Arc::new(Mutex::new(Vec::new())),
             places: Arc::new(Semaphore::new(CONNECTIONS)),
         };
@@ -163,17 +178,25 @@ impl Postgres {
         Ok(forgotten)
     }
 
-    /// One try: who asks wants to know how it is now.
     pub(super) async fn ping(&self) -> Result<(), Error> {
+        let asking = async |client: &Client| client.simple_query("SELECT 1").await.map(drop);
+        self.once("asking for nothing", asking).await
+    }
+
+    /// One try: who asks wants to know how it is now.
+    pub(super) async fn once<Done>(
+        &self,
+        action: &'static str,
+        step: impl AsyncFnOnce(&Client) -> Result<Done, tokio_postgres::Error>,
+    ) -> Result<Done, Error> {
         let attempt = async {
             let client = self.take().await?;
-            let one = client.simple_query("SELECT 1").await;
-            one.map_err(sql("asking for nothing"))?;
+            let done = step(&client).await.map_err(sql(action))?;
             self.give(client);
-            Ok(())
+            Ok(done)
         };
-        let slow = Error::Slow { action: "asking for nothing", seconds: CONNECT.as_secs() };
-        tokio::time::timeout(CONNECT, attempt).await.unwrap_or(Err(slow))
+        let slow = Error::Slow { action, seconds: ONCE.as_secs() };
+        tokio::time::timeout(ONCE, attempt).await.unwrap_or(Err(slow))
     }
 
     pub(super) async fn check(&self) -> Result<Summary, Error> {
@@ -199,21 +222,38 @@ impl Postgres {
     }
 
     async fn connect(&self) -> Result<Client, Error> {
-        let failed = sql("connecting to PostgreSQL");
-        let connecting = tokio::time::timeout(CONNECT, self.config.connect(NoTls)).await;
         let slow = Error::Slow { action: "connecting to PostgreSQL", seconds: CONNECT.as_secs() };
-        let (client, connection) = connecting.map_err(|_| slow)?.map_err(&failed)?;
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::info!(%error, "a connection to PostgreSQL ended");
+        let connecting = async {
+            match self.trust.connector().await? {
+                None => self.config.connect(NoTls).await.map(follow).map_err(sql("connecting to PostgreSQL")),
+                Some(tls) => {
+                    self.config.connect(tls).await.map(follow).map_err(|source| match security::remedy(&source) {
+                        Some(remedy) => Error::Tls { source, remedy },
+                        None => sql("connecting to PostgreSQL")(source),
+                    })
+                }
             }
-        });
+        };
+        let client = tokio::time::timeout(CONNECT, connecting).await.map_err(|_| slow)??;
         // What is answered is durable, whatever the server's default is; a stronger one stays. A step that we gave up on ends there, too.
         let settings = "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'; \
              SET statement_timeout = '120s'; SET idle_in_transaction_session_timeout = '120s'; SET lock_timeout = '10s'";
-        client.batch_execute(settings).await.map_err(&failed)?;
+        client.batch_execute(settings).await.map_err(sql("connecting to PostgreSQL"))?;
         Ok(client)
     }
+}
+
+/// Lets a connection do its work, until its client is gone.
+fn follow<Stream>((client, connection): (Client, Connection<Socket, Stream>)) -> Client
+where
+    Stream: TlsStream + Unpin + Send + 'static,
+{
+    tokio::spawn(async move {
+        if let Err(error) = connection.await {
+            tracing::info!(%error, "a connection to PostgreSQL ended");
+        }
+    });
+    client
 }
 
 /// Pauses that grow, until patience ends.

@@ -19,9 +19,11 @@ use super::gpu::{self, FlatSegment, SegmentBatch, SegmentId};
 use super::query::{Bound, Dialect, GroupValue, Query};
 use super::{
     DATED, DAY_MS, Dated, Error, FORGET_AT_ONCE, Filter, Forgotten, GpuFilter, GpuGroup, Group, GroupKey, Migration,
-    SCHEMA_VERSION, Summary, Usage, day_of, day_start_ms,
+    Summary, Usage, day_of, day_start_ms,
 };
 
+/// The version of the schema that this program knows. Stores of older ones are migrated, of newer ones refused.
+const SCHEMA_VERSION: i32 = 2;
 /// How long one process waits for another that writes.
 const BUSY: Duration = Duration::from_secs(10);
 /// Steps that wait for a thread. More wait for room.
@@ -131,10 +133,25 @@ impl Sqlite {
             one.map_err(sql("reading the version of the schema"))
         };
         // They may be at work on something large: that they are there is enough.
-        if self.writer.jobs.is_closed() || self.reader.jobs.is_closed() {
+        if !self.is_alive() {
             return Err(Error::Closed);
         }
         self.prober.run(ask).await
+    }
+
+    /// Whether all threads are there.
+    pub(super) fn is_alive(&self) -> bool {
+        [&self.writer, &self.reader, &self.prober].iter().all(|worker| !worker.jobs.is_closed())
+    }
+
+    /// Ends the thread that writes, as a panic there would.
+    #[cfg(test)]
+    pub(crate) async fn end_writer(&self) {
+        let ended = self.writer.run(|_| -> Result<(), Error> { std::panic::resume_unwind(Box::new("a test ends it")) });
+        assert!(ended.await.is_err());
+        while self.is_alive() {
+            tokio::task::yield_now().await;
+        }
     }
 
     pub(super) async fn check(&self) -> Result<Summary, Error> {

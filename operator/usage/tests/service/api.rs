@@ -13,7 +13,10 @@ use serde_json::{Value, json};
 use spillway_metering::shipping::{MOST_BYTES, Receipt, Shipment};
 use spillway_metering::tokens::UsageRecord;
 use spillway_usage::leases::Config;
-use spillway_usage::server::{Service, admin, api, listen, serve_until};
+use spillway_usage::server::{Front, Service, admin, posts, reports};
+use spillway_usage::socket::{listen, serve_until};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
 use crate::{Home, Kind, all, record, records};
 
@@ -55,6 +58,7 @@ impl Http {
 
 pub(crate) struct Served {
     pub(crate) api: SocketAddr,
+    reports: SocketAddr,
     admin: SocketAddr,
     service: Arc<Service>,
     pub(crate) http: Http,
@@ -63,17 +67,19 @@ pub(crate) struct Served {
 pub(crate) async fn serve(home: &Home) -> Served {
     let service = Service::new(home.open().await, Config::default());
     let mut addresses = Vec::new();
-    for app in [api(Arc::clone(&service)), admin(Arc::clone(&service))] {
+    for app in [posts(Arc::clone(&service)), reports(Arc::clone(&service)), admin(Front::of(Arc::clone(&service)))] {
         let listener = listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
         addresses.push(listener.local_addr().unwrap());
-        tokio::spawn(serve_until(listener, app, std::future::pending()));
+        tokio::spawn(serve_until(listener, app, None, std::future::pending()));
     }
-    Served { api: addresses[0], admin: addresses[1], service, http: Http::new() }
+    Served { api: addresses[0], reports: addresses[1], admin: addresses[2], service, http: Http::new() }
 }
 
 impl Served {
+    /// Of the port for what is asked: those that only read have their own.
     pub(crate) async fn ask(&self, method: Method, path: &str, body: &str) -> (StatusCode, Value) {
-        let (status, text) = self.http.send(method, self.api, path, body.to_owned()).await.unwrap();
+        let port = if method == Method::GET { self.reports } else { self.api };
+        let (status, text) = self.http.send(method, port, path, body.to_owned()).await.unwrap();
         (status, serde_json::from_str(&text).unwrap())
     }
 
@@ -155,8 +161,22 @@ async fn usage_is_given_by_groups(#[values(Kind::Sqlite, Kind::Postgres)] kind: 
 )]
 #[case::no_questions("POST", "/v1/leases", "[]", 400, "the body is not the JSON of questions for leases")]
 #[case::no_parameter("GET", "/v1/usage?month=5", "", 400, "there is no parameter \"month\": there are tenant,")]
-#[case::no_path("GET", "/v1/bills", "", 404, "there is no /v1/bills: there are POST /v1/records")]
-#[case::no_method("GET", "/v1/records", "", 405, "/v1/records takes another method")]
+#[case::no_path(
+    "GET",
+    "/v1/bills",
+    "",
+    404,
+    "there is no /v1/bills on this port: there is GET /v1/usage and GET /v1/gpu"
+)]
+#[case::nothing_is_posted_to_the_port_of_reports("GET", "/v1/records", "", 404, "there is no /v1/records on this port")]
+#[case::nothing_is_read_from_the_other(
+    "POST",
+    "/v1/usage",
+    "",
+    404,
+    "there is POST /v1/records, POST /v1/segments and POST /v1/leases"
+)]
+#[case::no_method("PUT", "/v1/records", "", 405, "/v1/records takes another method")]
 #[tokio::test]
 async fn errors_say_what_to_do(
     #[case] method: Method,
@@ -197,6 +217,59 @@ async fn batches_have_bounds() {
     assert!(answer["error"].as_str().unwrap().starts_with("the key of record "), "{answer}");
 }
 
+/// A connection that asks nothing is let go, on each port.
+#[tokio::test]
+async fn who_says_nothing_is_let_go() {
+    let home = Home::new(Kind::Sqlite);
+    let served = serve(&home).await;
+    let mut silent = Vec::new();
+    for port in [served.api, served.reports, served.admin] {
+        let mut caller = TcpStream::connect(port).await.unwrap();
+        silent.push(tokio::spawn(async move { caller.read(&mut [0]).await }));
+    }
+    for caller in silent {
+        let ended =
+            tokio::time::timeout(std::time::Duration::from_secs(25), caller).await.expect("it is kept").unwrap();
+        assert!(matches!(ended, Ok(0) | Err(_)), "{ended:?}");
+    }
+}
+
+/// Who has a place may send a body, and who has none is told before it has sent it: so no more bodies are kept than there are places.
+#[tokio::test]
+async fn a_batch_has_its_place_before_its_body() {
+    let home = Home::new(Kind::Sqlite);
+    let served = serve(&home).await;
+    let mut callers = Vec::new();
+    for _ in 0..70 {
+        let mut caller = TcpStream::connect(served.api).await.unwrap();
+        let head = "POST /v1/records HTTP/1.1\r\nhost: usage\r\ncontent-type: application/json\r\ncontent-length: 1000\r\n\r\n{";
+        caller.write_all(head.as_bytes()).await.unwrap();
+        callers.push(caller);
+    }
+    let bound = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while served.metric("batches_total{result=\"refused\"}").await < 6 {
+        assert!(std::time::Instant::now() < bound, "those without a place are not told");
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    let mut refused = 0;
+    for caller in &mut callers {
+        let mut answer = [0; 12];
+        if let Ok(Ok(_)) =
+            tokio::time::timeout(std::time::Duration::from_millis(100), caller.read_exact(&mut answer)).await
+        {
+            assert_eq!(&answer, b"HTTP/1.1 503");
+            refused += 1;
+        }
+    }
+    assert_eq!(refused, 6, "64 have places");
+    assert!(served.http.ship(served.api, "g", records(0..1)).await.unwrap_err().contains("too many batches"));
+    // Who goes away leaves its place.
+    callers.truncate(30);
+    while served.http.ship(served.api, "g", records(0..1)).await.is_err() {
+        assert!(std::time::Instant::now() < bound, "places are not given back");
+    }
+}
+
 #[tokio::test]
 async fn leases_are_granted() {
     let home = Home::new(Kind::Sqlite);
@@ -229,7 +302,7 @@ async fn it_is_ready_while_its_store_answers(#[values(Kind::Sqlite, Kind::Postgr
     assert_eq!(ready().await, (StatusCode::OK, "ok".to_owned()));
     assert_eq!(served.metric("store_up").await, 1);
     crate::contract::change(&home, "ALTER TABLE records RENAME TO elsewhere");
-    let (status, text) = served.http.send(Method::GET, served.api, "/v1/usage", "").await.unwrap();
+    let (status, text) = served.http.send(Method::GET, served.reports, "/v1/usage", "").await.unwrap();
     assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
     assert!(!text.contains("elsewhere") && text.contains("try again"), "{text}");
     assert!(served.http.ship(served.api, "g", records(0..1)).await.is_err());

@@ -24,9 +24,17 @@ struct Service {
 
 impl Service {
     fn start(path: &Path) -> Self {
-        let mut child = Command::new(PROGRAM)
-            .args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--sqlite"])
-            .arg(path)
+        Self::run(Command::new(PROGRAM).arg("--sqlite").arg(path))
+    }
+
+    /// One of several of a database.
+    fn of_database(url: &str) -> Self {
+        Self::run(Command::new(PROGRAM).env("SPILLWAY_USAGE_POSTGRES", url).args(["--advertise", "127.0.0.1"]))
+    }
+
+    fn run(command: &mut Command) -> Self {
+        let mut child = command
+            .args(["--listen", "127.0.0.1:0", "--reports", "127.0.0.1:0", "--admin", "127.0.0.1:0"])
             .env("RUST_LOG", "info")
             .stderr(Stdio::piped())
             .spawn()
@@ -43,6 +51,11 @@ impl Service {
         // So that it does not stop when nobody reads what it says.
         std::thread::spawn(move || lines.for_each(drop));
         Self { child, api, admin }
+    }
+
+    async fn is_leasing(&self, http: &Http) -> bool {
+        let (_, text) = http.send(Method::GET, self.admin, "/metrics", "").await.unwrap();
+        text.lines().any(|line| line == "spillway_usage_leasing 1")
     }
 
     fn kill(mut self) {
@@ -141,6 +154,87 @@ async fn it_ends_when_it_is_asked_to() {
     assert!(now_ms() - begun < 10_000);
 }
 
+/// A database that is away when the service starts is waited for, however long, and meanwhile the service is alive and not ready.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_is_waited_for_at_the_start() {
+    let server = std::sync::Arc::new(crate::postgres::Server::start());
+    let database = server.new_database();
+    let url = server.url(&database);
+    let control = async |start: bool| {
+        let server = std::sync::Arc::clone(&server);
+        let run = move || if start { server.start_again() } else { server.stop_immediately() };
+        tokio::task::spawn_blocking(run).await.unwrap();
+    };
+    control(false).await;
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let mut child = Command::new(PROGRAM)
+        .env("SPILLWAY_USAGE_POSTGRES", &url)
+        .args(["--listen", "127.0.0.1:0", "--reports", "127.0.0.1:0", "--admin", &free.to_string()])
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let http = Http::new();
+    let asked = async |path: &str| http.send(Method::GET, free, path, "").await.map(|(status, _)| status.as_u16());
+    // Longer than a step is tried again.
+    let end = std::time::Instant::now() + Duration::from_secs(24);
+    let mut unready = 0;
+    while std::time::Instant::now() < end {
+        assert_eq!(child.try_wait().unwrap(), None, "it gave up");
+        unready += u32::from(asked("/readyz").await == Ok(503) && asked("/healthz").await == Ok(200));
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    assert!(unready > 50, "it tells that it lives {unready} times");
+    let (_, text) = http.send(Method::GET, free, "/metrics", "").await.unwrap();
+    assert!(text.contains("spillway_usage_store_up 0"), "{text}");
+    control(true).await;
+    let end = std::time::Instant::now() + Duration::from_secs(30);
+    while asked("/readyz").await != Ok(200) {
+        assert!(std::time::Instant::now() < end, "it does not take up the database");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+/// Processes of one database, with the terms that they have in a cluster: one that is told to end leaves its seat, one that is killed loses it.
+#[tokio::test(flavor = "multi_thread")]
+async fn another_process_leases_when_one_ends() {
+    let home = Home::new(Kind::Postgres);
+    let Place::Postgres { url, .. } = home.place() else { panic!("a database") };
+    let http = Http::new();
+    let leases = async |service: &Service, within: Duration| {
+        let begun = std::time::Instant::now();
+        while !service.is_leasing(&http).await {
+            assert!(begun.elapsed() < within, "it does not lease within {within:?}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        begun.elapsed()
+    };
+    let questions = r#"{"gateway":"g","needs":[]}"#;
+    let asked =
+        async |service: &Service| http.send(Method::POST, service.api, "/v1/leases", questions).await.unwrap().0;
+    let first = Service::of_database(&url);
+    leases(&first, Duration::from_secs(5)).await;
+    let second = Service::of_database(&url);
+    let begun = std::time::Instant::now();
+    while asked(&second).await != 200 {
+        assert!(begun.elapsed() < Duration::from_secs(5), "it does not ask the other");
+    }
+    assert!(!second.is_leasing(&http).await && first.is_leasing(&http).await);
+    let terminated = Command::new("kill").args(["-TERM", &first.child.id().to_string()]).status().unwrap();
+    assert!(terminated.success());
+    let took = leases(&second, Duration::from_secs(5)).await;
+    println!("after SIGTERM another process leases within {took:?}");
+    first.kill();
+    let third = Service::of_database(&url);
+    second.kill();
+    let took = leases(&third, Duration::from_secs(25)).await;
+    println!("after SIGKILL another process leases within {took:?}");
+    assert!(took > Duration::from_secs(8), "{took:?}: what was killed might have gone on for its term");
+    assert_eq!(asked(&third).await, 200);
+    third.kill();
+}
+
 fn run(arguments: &[&str]) -> Output {
     Command::new(PROGRAM).args(arguments).env_remove("SPILLWAY_USAGE_POSTGRES").output().unwrap()
 }
@@ -169,14 +263,14 @@ fn subcommands_of_a_file() {
 #[test]
 fn subcommands_of_a_database() {
     let home = Home::new(Kind::Postgres);
-    let Place::Postgres(url) = home.place() else { panic!("a database") };
+    let Place::Postgres { url, .. } = home.place() else { panic!("a database") };
     let run = |arguments: &[&str]| {
         Command::new(PROGRAM).args(arguments).env("SPILLWAY_USAGE_POSTGRES", &url).output().unwrap()
     };
     let error = String::from_utf8(run(&["check"]).stderr).unwrap();
     assert!(error.contains("run `spillway-usage migrate`"), "{error}");
     assert!(run(&["migrate"]).status.success());
-    assert_eq!(run(&["check"]).stdout, b"schema version 2, 0 records, from - to - ms; 0 segments of bookings\n");
+    assert_eq!(run(&["check"]).stdout, b"schema version 3, 0 records, from - to - ms; 0 segments of bookings\n");
     let error = String::from_utf8(run(&["backup", "--to", "/tmp/nowhere"]).stderr).unwrap();
     assert!(error.contains("pg_dump"), "{error}");
 }

@@ -17,6 +17,9 @@ mod gpu;
 mod killed;
 mod postgres;
 mod restarts;
+mod security;
+mod several;
+mod tls;
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -100,7 +103,7 @@ impl Home {
     pub(crate) fn place(&self) -> Place {
         match self {
             Self::Sqlite(folder) => Place::Sqlite(folder.path().join("usage.db")),
-            Self::Postgres(server, database) => Place::Postgres(server.url(database)),
+            Self::Postgres(server, database) => server.place(database),
         }
     }
 

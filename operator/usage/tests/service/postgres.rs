@@ -1,12 +1,14 @@
 //! A real PostgreSQL on loopback, in a folder of its own, that ends with those who use it.
 
-use std::io::{Read as _, Seek as _};
+use std::io::{Read as _, Seek as _, Write as _};
 use std::net::TcpListener;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use spillway_usage::store::Place;
 
 const BIN: &str = "/usr/lib/postgresql/15/bin";
 /// Refuses starting services while packages are installed; `invoke-rc.d` asks it.
@@ -104,7 +106,32 @@ impl Server {
     }
 
     pub(crate) fn url(&self, database: &str) -> String {
-        format!("postgres://usage@127.0.0.1:{}/{database}", self.port)
+        format!("postgres://usage@127.0.0.1:{}/{database}?sslmode=disable", self.port)
+    }
+
+    pub(crate) fn place(&self, database: &str) -> Place {
+        Place::Postgres { url: self.url(database), authority: None }
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Shows this certificate from now on, to who wants TLS.
+    pub(crate) fn serve_tls(&self, certificate: &str, key: &str) {
+        let data = self.data();
+        for (name, text) in [("server.crt", certificate), ("server.key", key)] {
+            let path = format!("{data}/{name}");
+            std::fs::write(&path, text).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+            if is_root() {
+                chown(&path, Some(id("-u")), Some(id("-g"))).unwrap();
+            }
+        }
+        let mut settings =
+            std::fs::OpenOptions::new().append(true).open(format!("{data}/postgresql.auto.conf")).unwrap();
+        settings.write_all(b"ssl = on\n").unwrap();
+        self.control(&["restart"]);
     }
 
     /// Runs SQL by another client than ours.

@@ -5,13 +5,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use spillway_metering::shipping::Receipt;
-use spillway_usage::store::{Migration, Place, Store};
+use spillway_usage::store::{Migration, Store};
 
 use crate::postgres::Server;
 use crate::{all, record, records};
 
 async fn open(server: &Server, database: &str) -> Store {
-    Store::open(&Place::Postgres(server.url(database)), Migration::Apply).await.unwrap()
+    Store::open(&server.place(database), Migration::Apply).await.unwrap()
 }
 
 /// Several writers of two services, each of which asks again what failed, as gateways do; the server restarts, and recovers, five times.

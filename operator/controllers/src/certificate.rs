@@ -1,4 +1,4 @@
-//! The certificate of the metrics API: a CA of its own, which stays, and what it signs, which is replaced in good time. Pure: the clock is an argument.
+//! Certificates of the operator's making: CAs of its own, which stay, and what they sign, which is replaced in good time. Pure: the clock is an argument.
 
 use jiff::{Span, Timestamp, tz::TimeZone};
 use rcgen::{
@@ -7,9 +7,7 @@ use rcgen::{
 };
 use x509_parser::prelude::{GeneralName, ParsedExtension, X509Certificate};
 
-/// Common name of the CA.
-const AUTHORITY: &str = "spillway-metrics-ca";
-/// Days for which the CA is good,
+/// Days for which a CA is good,
 const AUTHORITY_DAYS: i64 = 3_650;
 /// and before the end of which it is made anew: more than what it signs is good for.
 const AUTHORITY_LEFT_DAYS: i64 = 365;
@@ -18,17 +16,21 @@ const DAYS: i64 = 90;
 /// and before the end of which it is replaced.
 const LEFT_DAYS: i64 = 30;
 
-/// Certificates and keys, as PEM.
+/// A certificate and its key, as PEM.
 #[derive(Clone, Eq, PartialEq)]
-pub(super) struct Identity {
-    /// The CA's certificate.
-    pub authority: String,
-    /// The CA's key.
-    pub authority_key: String,
-    /// The server's certificate.
+pub(crate) struct Pair {
     pub certificate: String,
-    /// The server's key.
     pub key: String,
+}
+
+/// Whom a certificate is for.
+#[derive(Clone, Debug)]
+pub(crate) struct Subject<'a> {
+    /// For people: a common name has 64 characters at most.
+    pub common_name: &'a str,
+    /// What counts.
+    pub dns_name: String,
+    pub uses: &'a [ExtendedKeyUsagePurpose],
 }
 
 /// Why none could be made.
@@ -42,42 +44,50 @@ pub enum Error {
     Date,
 }
 
-/// Whether another one is to be made: it cannot be read, is for another name, or ends soon.
-pub(super) fn is_due(identity: &Identity, name: &str, now: Timestamp) -> bool {
-    !is_good(&identity.certificate, now, LEFT_DAYS, Some(name))
-        || !is_good(&identity.authority, now, AUTHORITY_LEFT_DAYS, None)
+/// Whether another CA is to be made: it cannot be read, or ends soon.
+pub(crate) fn is_authority_due(authority: &Pair, now: Timestamp) -> bool {
+    !is_good(&authority.certificate, now, AUTHORITY_LEFT_DAYS, None) || KeyPair::from_pem(&authority.key).is_err()
 }
 
-/// A new one for a server of this name. The CA is that of the old one, as long as it is good.
+/// A new CA.
 ///
 /// # Errors
 /// When it cannot be made.
-pub(super) fn make(old: Option<&Identity>, name: &str, now: Timestamp) -> Result<Identity, Error> {
-    let kept = old.filter(|old| is_good(&old.authority, now, AUTHORITY_LEFT_DAYS, None));
-    let kept = kept.and_then(|old| Some((old.authority.clone(), KeyPair::from_pem(&old.authority_key).ok()?)));
-    let (authority, authority_key) = match kept {
-        Some(kept) => kept,
-        None => {
-            let key = KeyPair::generate()?;
-            (authority_params(now)?.self_signed(&key)?.pem(), key)
-        }
-    };
-    let authority_pem = authority_key.serialize_pem();
-    let issuer = Issuer::new(authority_params(now)?, authority_key);
+pub(crate) fn make_authority(common_name: &str, now: Timestamp) -> Result<Pair, Error> {
     let key = KeyPair::generate()?;
-    let mut params = CertificateParams::new(vec![name.to_owned()])?;
-    // A common name has 64 characters at most; the name that counts is the alternative one.
-    params.distinguished_name.push(DnType::CommonName, "spillway-metrics");
-    bound(&mut params, now, DAYS)?;
-    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-    let certificate = params.signed_by(&key, &issuer)?.pem();
-    Ok(Identity { authority, authority_key: authority_pem, certificate, key: key.serialize_pem() })
+    let certificate = authority_params(common_name, now)?.self_signed(&key)?.pem();
+    Ok(Pair { certificate, key: key.serialize_pem() })
 }
 
-fn authority_params(now: Timestamp) -> Result<CertificateParams, Error> {
+/// Whether another certificate is to be made: it cannot be read, is for another name, or ends soon.
+pub(crate) fn is_due(certificate: &str, name: &str, now: Timestamp) -> bool {
+    !is_good(certificate, now, LEFT_DAYS, Some(name))
+}
+
+/// A new certificate. `authority_name` is the common name of the CA.
+///
+/// # Errors
+/// When it cannot be made.
+pub(crate) fn sign(
+    authority_name: &str,
+    authority: &Pair,
+    subject: &Subject<'_>,
+    now: Timestamp,
+) -> Result<Pair, Error> {
+    let issuer = Issuer::new(authority_params(authority_name, now)?, KeyPair::from_pem(&authority.key)?);
+    let key = KeyPair::generate()?;
+    let mut params = CertificateParams::new(vec![subject.dns_name.clone()])?;
+    params.distinguished_name.push(DnType::CommonName, subject.common_name);
+    bound(&mut params, now, DAYS)?;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = subject.uses.to_vec();
+    let certificate = params.signed_by(&key, &issuer)?.pem();
+    Ok(Pair { certificate, key: key.serialize_pem() })
+}
+
+fn authority_params(common_name: &str, now: Timestamp) -> Result<CertificateParams, Error> {
     let mut params = CertificateParams::default();
-    params.distinguished_name.push(DnType::CommonName, AUTHORITY);
+    params.distinguished_name.push(DnType::CommonName, common_name);
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
     bound(&mut params, now, AUTHORITY_DAYS)?;
@@ -119,6 +129,7 @@ mod tests {
     use super::*;
 
     const NAME: &str = "spillway-metrics-api.spillway-system.svc";
+    const AUTHORITY: &str = "spillway-metrics-ca";
 
     fn now() -> Timestamp {
         "2026-11-27T12:00:00Z".parse().unwrap()
@@ -128,39 +139,42 @@ mod tests {
         Timestamp::from_second(now().as_second() + days * 86_400).unwrap()
     }
 
+    fn make(authority: &Pair, now: Timestamp) -> Pair {
+        let uses = [ExtendedKeyUsagePurpose::ServerAuth];
+        let subject = Subject { common_name: "spillway-metrics", dns_name: NAME.to_owned(), uses: &uses };
+        sign(AUTHORITY, authority, &subject, now).unwrap()
+    }
+
     #[test]
-    fn it_is_replaced_in_time_and_its_authority_stays() {
-        let first = make(None, NAME, now()).unwrap();
-        assert!(!is_due(&first, NAME, now()) && !is_due(&first, NAME, later(59)));
-        assert!(is_due(&first, NAME, later(61)));
-        let second = make(Some(&first), NAME, later(61)).unwrap();
-        assert!(!is_due(&second, NAME, later(61)));
-        assert_eq!((&first.authority, &first.authority_key), (&second.authority, &second.authority_key));
+    fn each_is_replaced_in_time() {
+        let authority = make_authority(AUTHORITY, now()).unwrap();
+        let first = make(&authority, now());
+        assert!(!is_due(&first.certificate, NAME, now()) && !is_due(&first.certificate, NAME, later(59)));
+        assert!(is_due(&first.certificate, NAME, later(61)));
+        let second = make(&authority, later(61));
+        assert!(!is_due(&second.certificate, NAME, later(61)));
         assert!(first.certificate != second.certificate && first.key != second.key);
-        let third = make(Some(&second), NAME, later(3_300)).unwrap();
-        assert_ne!(second.authority, third.authority, "an authority that ends is made anew");
+        assert!(!is_authority_due(&authority, later(3_200)) && is_authority_due(&authority, later(3_300)));
     }
 
     #[test]
     fn what_cannot_be_read_or_is_for_another_is_due() {
-        let good = make(None, NAME, now()).unwrap();
-        assert!(is_due(&good, "another.svc", now()));
-        assert!(is_due(&good, NAME, later(-3)), "from the future");
-        assert!(is_due(&Identity { certificate: "nonsense".to_owned(), ..good.clone() }, NAME, now()));
-        assert!(is_due(&Identity { authority: String::new(), ..good.clone() }, NAME, now()));
-        // The key of a CA that cannot be read makes another CA.
-        let broken = Identity { authority_key: "nonsense".to_owned(), ..good.clone() };
-        assert_ne!(make(Some(&broken), NAME, now()).unwrap().authority, good.authority);
+        let authority = make_authority(AUTHORITY, now()).unwrap();
+        let good = make(&authority, now());
+        assert!(is_due(&good.certificate, "another.svc", now()));
+        assert!(is_due(&good.certificate, NAME, later(-3)), "from the future");
+        assert!(is_due("nonsense", NAME, now()));
+        assert!(is_authority_due(&Pair { certificate: String::new(), ..authority.clone() }, now()));
+        assert!(is_authority_due(&Pair { key: "nonsense".to_owned(), ..authority }, now()));
     }
 
     /// What it signed is accepted by who trusts its authority, after a replacement too.
     #[test]
     fn its_certificates_are_its_authoritys() {
-        let first = make(None, NAME, now()).unwrap();
-        let second = make(Some(&first), NAME, later(61)).unwrap();
-        for identity in [&first, &second] {
-            let (_, authority) = x509_parser::pem::parse_x509_pem(first.authority.as_bytes()).unwrap();
-            let (_, certificate) = x509_parser::pem::parse_x509_pem(identity.certificate.as_bytes()).unwrap();
+        let pair = make_authority(AUTHORITY, now()).unwrap();
+        for signed in [make(&pair, now()), make(&pair, later(61))] {
+            let (_, authority) = x509_parser::pem::parse_x509_pem(pair.certificate.as_bytes()).unwrap();
+            let (_, certificate) = x509_parser::pem::parse_x509_pem(signed.certificate.as_bytes()).unwrap();
             let (authority, certificate) = (authority.parse_x509().unwrap(), certificate.parse_x509().unwrap());
             assert_eq!(authority.subject(), certificate.issuer());
         }
