@@ -18,7 +18,10 @@ const MAY_USE: [(&str, &[&str]); 13] = [
     ("spillway-metering", &[]),
     ("spillway-tls", &[]),
     ("spillway-manifests", &["spillway-crds", "spillway-planner", "spillway-metering"]),
-    ("spillway-controllers", &["spillway-crds", "spillway-planner", "spillway-metering", "spillway-manifests"]),
+    (
+        "spillway-controllers",
+        &["spillway-crds", "spillway-planner", "spillway-metering", "spillway-manifests", "spillway-tls"],
+    ),
     ("spillway-verify", &["spillway-crds"]),
     ("spillway-operator", &LIBRARIES),
     ("spillway-agent", &LIBRARIES),

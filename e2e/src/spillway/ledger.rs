@@ -101,6 +101,8 @@ pub struct LedgerView {
     pub live: Vec<Booking>,
     /// Bookings that ended.
     pub archived: Vec<Booking>,
+    /// What the usage store has, by pool.
+    pub stored: HashMap<String, Stored>,
 }
 
 impl LedgerView {
@@ -124,6 +126,20 @@ struct Index {
     bookings: Vec<String>,
     #[serde(default)]
     archive: Option<String>,
+    archived: usize,
+    #[serde(default)]
+    stored: Option<Stored>,
+}
+
+/// What an index says of the usage store.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Stored {
+    /// By which id it knows this archive.
+    pub archive: String,
+    /// How many of the bookings that ended it has.
+    pub bookings: usize,
+    /// How many of these are gone from the ledger.
+    pub pruned: usize,
 }
 
 #[derive(Deserialize)]
@@ -148,7 +164,12 @@ impl LedgerCopy {
             .iter()
             .map(|page| (page.metadata.name.clone().unwrap_or_default(), page.spec.data.clone()))
             .collect();
-        let mut view = LedgerView { generation: self.root.spec.generation, live: Vec::new(), archived: Vec::new() };
+        let mut view = LedgerView {
+            generation: self.root.spec.generation,
+            live: Vec::new(),
+            archived: Vec::new(),
+            stored: HashMap::new(),
+        };
         for pool in &self.root.spec.pools {
             let Some(index) = page::<Index>(&pages, &pool.index)? else { return Ok(None) };
             for name in &index.bookings {
@@ -156,10 +177,13 @@ impl LedgerCopy {
                 anyhow::ensure!(content.continued.is_empty(), "bookings of more than a page are not read here");
                 view.live.extend(content.bookings);
             }
+            let mut left = index.archived - index.stored.as_ref().map_or(0, |stored| stored.pruned);
+            view.stored.extend(index.stored.map(|stored| (pool.name.clone(), stored)));
             let mut next = index.archive;
-            while let Some(name) = next {
+            while let Some(name) = next.filter(|_| left > 0) {
                 let Some(content) = page::<Content>(&pages, &name)? else { return Ok(None) };
                 anyhow::ensure!(content.continued.is_empty(), "bookings of more than a page are not read here");
+                left = left.saturating_sub(content.bookings.len());
                 view.archived.extend(content.bookings);
                 next = content.previous;
             }

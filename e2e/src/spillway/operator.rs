@@ -43,6 +43,11 @@ impl Spillway<'_> {
         self.spawn(&self.binaries().operator, identity, &[], &[("SPILLWAY_KILL_AT", point)])
     }
 
+    /// Starts an operator with more in its environment, where its flags may be as well.
+    pub fn start_operator_in(&self, identity: &str, env: &[(&str, &str)]) -> Result<Operator> {
+        self.spawn(&self.binaries().operator, identity, &[], env)
+    }
+
     fn spawn(&self, program: &Path, identity: &str, more: &[&str], env: &[(&str, &str)]) -> Result<Operator> {
         let port = free_port(Ipv4Addr::LOCALHOST)?;
         let log = self.lab().log(identity);

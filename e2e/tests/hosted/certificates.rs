@@ -10,12 +10,14 @@ use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{Api, DeleteParams};
+use serde_json::json;
+use spillway_crds::Phase;
 use spillway_lab::spillway::Spillway;
 use spillway_lab::{Lab, LabOptions, Size, free_port, wait_for, wait_for_value};
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
 
-use crate::BOUND;
+use crate::{BOUND, TENANT, furnish};
 
 const NAMESPACE: &str = "spillway-system";
 const HOST: &str = "spillway-usage.spillway-system.svc";
@@ -129,6 +131,20 @@ async fn gateways_and_the_usage_service_have_certificates() -> Result<()> {
     mount(&dir.path().join("gateway"), &again)?;
     let said = ask(&service, dir.path(), Some("gateway")).await?;
     ensure!(said == r#"{"grants":[]} 2"#, "a gateway is told {said}");
+    // The operator shows the same, for what ended in its ledger.
+    operator.stop().await.context("stopping the operator")?;
+    let (url, shown) = (format!("--usage=https://127.0.0.1:{}", service.port), dir.path().join("gateway"));
+    let more = ["--usage-tls", &url, &format!("--usage-tls-files={}", shown.display())];
+    let operator = spillway.start_operator_with("operator-a", &more)?;
+    furnish(&spillway).await?;
+    spillway.reserve(TENANT, "one", json!({"devices": {"count": 4}, "exclusiveNodes": false})).await?;
+    spillway.wait_phase(TENANT, "one", Phase::Active, BOUND).await?;
+    spillway.delete_reservation(TENANT, "one").await?;
+    wait_for("GPU time to be stored by TLS", BOUND, || async {
+        Ok(spillway.ledger().await?.stored.get("plain").is_some_and(|stored| stored.bookings == 1))
+    })
+    .await?;
+
     secrets.delete("spillway-usage-ca", &DeleteParams::default()).await.context("deleting")?;
     for name in ["spillway-usage-tls", "spillway-usage-client-tls"] {
         files(&secrets, name, |files| files["ca.crt"] != gateway["ca.crt"]).await?;

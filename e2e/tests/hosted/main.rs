@@ -3,6 +3,8 @@
 
 #![allow(clippy::indexing_slicing, reason = "a field that a JSON value lacks reads as null")]
 
+mod archive;
+mod autoscaler;
 mod canary;
 mod certificates;
 mod keys;
@@ -11,7 +13,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::core::v1::{Pod, Service, ServiceAccount};
 use kube::ResourceExt as _;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
@@ -171,6 +173,7 @@ async fn an_endpoint_is_laid_out_on_what_its_reservation_holds() -> Result<()> {
     let deployment = stage.wait_deployed("chat-q4", 2).await?;
     check_laid_out(&deployment)?;
     stage.wait_reason("ReplicasStarting", false, "0 of 2 replicas answer").await?;
+    too_large(&spillway, &stage).await?;
     lab.kubectl(&["scale", "me", "chat", "-n", TENANT, "--replicas=3"]).await?;
     stage.wait_reason("CapacityMissing", false, "devices are held for 2").await?;
     stage.wait_deployed("chat-q4", 2).await?;
@@ -206,6 +209,28 @@ async fn an_endpoint_is_laid_out_on_what_its_reservation_holds() -> Result<()> {
     stage.spillway.verify_settled("0s").await?.ensure_clean()?;
     operator.stop().await?;
     lab.stop()
+}
+
+/// A replica that wants more CPU than goes with its devices gets no room, and the endpoint says so until it is gone.
+async fn too_large(spillway: &Spillway<'_>, stage: &Stage<'_>) -> Result<()> {
+    let client = spillway.client();
+    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), TENANT);
+    create(&accounts, json!({"metadata": {"name": "default"}})).await?;
+    let pods: Api<Pod> = Api::namespaced(client, TENANT);
+    let limits = json!({"nvidia.com/gpu": "2", "cpu": "9999", "memory": "1Gi"});
+    let pod = json!({
+        "metadata": {"name": "chat-large", "labels": {"spillway.dev/reservation": "base"}},
+        "spec": {"containers": [{"name": "engine", "image": "none", "resources": {"limits": limits}}]},
+    });
+    create(&pods, pod).await?;
+    stage.wait_reason("ReplicasStarting", false, "Pod chat-large requests 9999000m CPU").await?;
+    pods.delete("chat-large", &DeleteParams::default()).await.context("deleting a pod")?;
+    wait_for("the endpoint to say no more of it", BOUND, || async {
+        let status = stage.endpoints.get("chat").await?.status.unwrap_or_default();
+        let ready = status.conditions.into_iter().find(|condition| condition.type_ == "Ready");
+        Ok(ready.is_some_and(|one| one.message == "0 of 2 replicas answer."))
+    })
+    .await
 }
 
 /// Another version takes the place of the first, one replica at a time, for there is no device to spare.

@@ -57,6 +57,8 @@ async fn configure(connection: &Connection) -> Result<Config, Error> {
         }
         None => Config::infer().await.map_err(|source| Error::Kubeconfig { source: source.into() })?,
     };
+    // A person waits. The client would try again without end what the API server cannot answer now, such as for a Service that has no pod.
+    config.default_retry = false;
     config.connect_timeout = Some(CONNECT_TIMEOUT);
     config.read_timeout = Some(READ_TIMEOUT);
     Ok(config)

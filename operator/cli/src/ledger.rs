@@ -1,13 +1,16 @@
 //! The booking ledger, read with the planner's own decoder: what the operator goes by is what is shown.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use futures::{StreamExt, TryStreamExt, stream};
 use kube::{Api, Client, api::ListParams};
 use spillway_crds::{CapacityLedger, CapacityLedgerPage, names};
 use spillway_manifests::ledger::{read_page, read_root};
 use spillway_planner::{
-    Booking, PoolName,
+    Booking, BookingId, PoolName,
     ledger::{ArchiveWalk, Ledger, LoadError, Page, PageName, Root, needed_pages},
 };
 
@@ -34,6 +37,12 @@ pub(crate) struct Bookings {
     pub(crate) live: Vec<Arc<Booking>>,
     /// Those that ended at the asked time or later, and possibly older ones.
     pub(crate) ended: Vec<Arc<Booking>>,
+    /// Which of these the usage service is known to have.
+    pub(crate) in_store: BTreeSet<BookingId>,
+    /// Archives of which the usage service has something, with how many of their bookings, from the first on, it has.
+    pub(crate) stored: Vec<(String, i64)>,
+    /// True when pages with bookings that may have ended at the asked time or later are pruned: only the usage service has them.
+    pub(crate) pruned: bool,
 }
 
 /// Reads what stands, and what ended at `since` or later.
@@ -88,33 +97,37 @@ impl Reader {
             Ledger::decode(root, &mut |name| have.get(name).cloned()).map_err(|source| Error::Ledger { source })?;
         let mut live: Vec<Arc<Booking>> = ledger.bookings().cloned().collect();
         live.sort_by(|a, b| a.id.cmp(&b.id));
-        let mut ended = Vec::new();
+        let mut bookings = Bookings { live, ..Bookings::default() };
         if let Some(since_ms) = since_ms {
             for pool in root.pools.keys() {
-                self.walk(pool, &ledger, &time::day(since_ms), &mut ended).await?;
+                self.walk(pool, &ledger, &time::day(since_ms), &mut bookings).await?;
             }
         }
-        Ok(Bookings { live, ended })
+        Ok(bookings)
     }
 
     /// Walks a pool's archive back to a day: a booking ends at the latest when that is committed, so older pages hold nothing newer.
-    async fn walk(
-        &self,
-        pool: &PoolName,
-        ledger: &Ledger,
-        oldest_day: &str,
-        ended: &mut Vec<Arc<Booking>>,
-    ) -> Result<(), Error> {
-        let mut walk = ArchiveWalk::new(pool.clone(), ledger.archive_head(pool).cloned());
+    async fn walk(&self, pool: &PoolName, ledger: &Ledger, oldest_day: &str, to: &mut Bookings) -> Result<(), Error> {
+        let mut walk = ArchiveWalk::of(ledger, pool);
+        let mut place = ledger.archived(pool);
+        let stored = ledger.stored(pool);
+        to.stored.extend(stored.map(|stored| (stored.archive.to_string(), stored.bookings)));
         while let Some(name) = walk.wanted().cloned() {
             let page = self.page(name).await?;
             let (day, bookings) = walk.take(&page).map_err(|source| Error::Ledger { source })?;
             // The parts of a split booking are of one day, so this loses none.
             if *day < *oldest_day {
-                break;
+                return Ok(());
             }
-            ended.extend(bookings);
+            for booking in bookings {
+                place = place.saturating_sub(1);
+                if stored.is_some_and(|stored| place < stored.bookings) {
+                    to.in_store.insert(booking.id.clone());
+                }
+                to.ended.push(booking);
+            }
         }
+        to.pruned |= stored.is_some_and(|stored| stored.pruned > 0);
         Ok(())
     }
 

@@ -7,8 +7,8 @@ use std::{
 
 use kube::Client;
 use serde::Serialize;
-use spillway_metering::{Period, Segment, UsageKey, gpu_hours, total, usage as sum_usage};
-use spillway_planner::{Booking, ledger};
+use spillway_metering::{Period, Segment, UsageKey, gpu_hours, shipping::GpuRow, total, usage as sum_usage};
+use spillway_planner::Booking;
 
 use crate::{
     args::{By, UsageArgs},
@@ -18,8 +18,11 @@ use crate::{
     time,
 };
 
+mod service;
+mod stored;
 mod tokens;
 
+use stored::Stored;
 use tokens::Tokens;
 
 /// The answer.
@@ -36,6 +39,9 @@ pub(crate) struct Usage {
     pub(crate) rows: Vec<Row>,
     /// All of them together.
     pub(crate) total: Amount,
+    /// Why GPU time of bookings that ended is missing, if it may be.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) gpu_time_missing: Option<String>,
     /// Tokens of hosted models, where there is a usage service.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) tokens: Option<Tokens>,
@@ -88,13 +94,16 @@ pub(crate) async fn run(client: &Client, args: &UsageArgs) -> Result<Usage, Erro
     let from_ms = args.from.map_or_else(|| time::start_of_month(now_ms), |from| from.resolve(now_ms));
     let to_ms = args.to.map_or(now_ms, |to| to.resolve(now_ms));
     let bookings = crate::ledger::read(client, Some(from_ms)).await?;
+    // After the ledger: what it says to be stored is there by then.
+    let stored = stored::read(client, args, &bookings, from_ms, to_ms).await;
     let tokens = tokens::read(client, args, from_ms, to_ms).await;
-    Ok(Usage { tokens, ..usage(&bookings, args, from_ms, to_ms, now_ms)? })
+    Ok(Usage { tokens, ..usage(&bookings, &stored, args, from_ms, to_ms, now_ms)? })
 }
 
-/// Sums.
+/// Sums. What the usage service has is taken from it, and everything else from the ledger: each booking is counted once, by its place in the archive.
 pub(crate) fn usage(
     bookings: &Bookings,
+    stored: &Stored,
     args: &UsageArgs,
     from_ms: i64,
     to_ms: i64,
@@ -104,15 +113,28 @@ pub(crate) fn usage(
     let period = Period::new(from_ms, to_ms).map_err(failed)?;
     let wanted = |booking: &&Booking| args.tenant.as_deref().is_none_or(|tenant| booking.tenant.as_str() == tenant);
     // A booking that ended is counted to its end, whatever this machine's clock says.
-    let ended: Vec<Segment> = bookings.ended.iter().map(AsRef::as_ref).filter(wanted).flat_map(segments).collect();
+    let ended = bookings.ended.iter().map(AsRef::as_ref).filter(wanted);
+    let ended = ended.flat_map(|booking| {
+        let there = bookings.in_store.contains(&booking.id);
+        segments(booking).filter(move |segment| !(there && stored.counts(segment)))
+    });
+    let ended: Vec<Segment> = ended.collect();
     let live: Vec<Segment> = bookings.live.iter().map(AsRef::as_ref).filter(wanted).flat_map(segments).collect();
     let mut rows = sum_usage(&ended, period, i64::MAX).map_err(failed)?;
     rows.extend(sum_usage(&live, period, now_ms).map_err(failed)?);
-    let all = total(&rows).map_err(failed)?;
+    let mut all = total(&rows).map_err(failed)?;
     let mut sums: BTreeMap<[Option<String>; 5], i128> = BTreeMap::new();
     for row in rows {
         let sum = sums.entry(shown_key(&row.key, args.by)).or_default();
         *sum = sum.checked_add(row.device_milliseconds).ok_or_else(|| failed(spillway_metering::Error::Overflow))?;
+    }
+    for row in &stored.rows {
+        let amount = i128::from(row.device_milliseconds);
+        all = all.checked_add(amount).ok_or_else(|| failed(spillway_metering::Error::Overflow))?;
+        if amount > 0 {
+            let sum = sums.entry(stored_key(row)).or_default();
+            *sum = sum.checked_add(amount).ok_or_else(|| failed(spillway_metering::Error::Overflow))?;
+        }
     }
     let rows = sums
         .into_iter()
@@ -130,23 +152,17 @@ pub(crate) fn usage(
         },
         rows,
         total: Amount::of(all)?,
+        gpu_time_missing: stored.missing.clone(),
         tokens: None,
     })
 }
 
-/// What the meter counts of a booking, in the meter's own words.
-pub(crate) fn segments(booking: &Booking) -> impl Iterator<Item = Segment> {
-    ledger::usage(booking).map(|used| Segment {
-        tenant: booking.tenant.as_str().into(),
-        namespace: booking.reservation.namespace.as_ref().into(),
-        reservation: booking.reservation.name.as_ref().into(),
-        pool: booking.pool.as_str().into(),
-        sku: booking.sku.as_str().into(),
-        tier: booking.tier.to_string().into(),
-        devices: used.devices,
-        from_ms: used.from.0,
-        to_ms: used.to.map(|to| to.0),
-    })
+pub(crate) use spillway_manifests::archive::metered_segments as segments;
+
+/// As [`shown_key`] has it: the usage service was asked for sums of just these names.
+fn stored_key(row: &GpuRow) -> [Option<String>; 5] {
+    let GpuRow { tenant, namespace, reservation, sku, tier, .. } = row.clone();
+    [tenant, namespace, reservation, sku, tier]
 }
 
 /// Tenant, namespace, reservation, SKU, tier: those that a row is about.
@@ -190,6 +206,9 @@ struct Line<'a> {
 
 impl Report for Usage {
     fn write_csv(&self, out: &mut dyn Write) -> io::Result<()> {
+        if let Some(missing) = &self.gpu_time_missing {
+            return Err(io::Error::other(format!("GPU time may be missing: {missing}")));
+        }
         if let Some(missing) = self.tokens.as_ref().and_then(|tokens| tokens.missing.as_ref()) {
             // Half of it would be taken for all of it.
             return Err(io::Error::other(format!("tokens are missing: {missing}")));
@@ -245,6 +264,10 @@ impl Report for Usage {
         last.push(self.total.gpu_hours.clone());
         table.push(last);
         table.write(out, 0)?;
+        if let Some(missing) = &self.gpu_time_missing {
+            writeln!(out)?;
+            writeln!(out, "Not all GPU time is shown: {missing}.")?;
+        }
         self.tokens.as_ref().map_or(Ok(()), |tokens| tokens.write_table(out))
     }
 }

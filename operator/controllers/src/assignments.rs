@@ -436,6 +436,7 @@ async fn tell_of_waiting(
     for uid in context.note_waiting(namespace, notes) {
         if let Some(sharer) = sharers.iter().find(|sharer| sharer.booking.reservation.uid == uid) {
             context.queues.reservations.push_in(namespace, &sharer.object.name_any()).await;
+            context.hosted.reservation(namespace, &sharer.object.name_any()).await;
         }
     }
 }

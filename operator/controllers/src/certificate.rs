@@ -44,9 +44,9 @@ pub enum Error {
     Date,
 }
 
-/// Whether another CA is to be made: it cannot be read, or ends soon.
+/// Whether another CA is to be made: it cannot be read, its key is not its own, or it ends soon.
 pub(crate) fn is_authority_due(authority: &Pair, now: Timestamp) -> bool {
-    !is_good(&authority.certificate, now, AUTHORITY_LEFT_DAYS, None) || KeyPair::from_pem(&authority.key).is_err()
+    !is_good(&authority.certificate, now, AUTHORITY_LEFT_DAYS, None) || !is_whole(authority)
 }
 
 /// A new CA.
@@ -59,9 +59,27 @@ pub(crate) fn make_authority(common_name: &str, now: Timestamp) -> Result<Pair, 
     Ok(Pair { certificate, key: key.serialize_pem() })
 }
 
-/// Whether another certificate is to be made: it cannot be read, is for another name, or ends soon.
-pub(crate) fn is_due(certificate: &str, name: &str, now: Timestamp) -> bool {
-    !is_good(certificate, now, LEFT_DAYS, Some(name))
+/// Whether another certificate is to be made: it cannot be read, its key is not its own, another CA has signed it (`authority` is the PEM of ours), it is
+/// for another name, or ends soon.
+pub(crate) fn is_due(pair: &Pair, authority: &str, name: &str, now: Timestamp) -> bool {
+    !is_good(&pair.certificate, now, LEFT_DAYS, Some(name))
+        || !is_whole(pair)
+        || !is_signed(&pair.certificate, authority)
+}
+
+/// Whether a key can be read and is that of its certificate.
+fn is_whole(pair: &Pair) -> bool {
+    let Ok(key) = KeyPair::from_pem(&pair.key) else { return false };
+    let Ok((_, pem)) = x509_parser::pem::parse_x509_pem(pair.certificate.as_bytes()) else { return false };
+    pem.parse_x509().is_ok_and(|certificate| *certificate.public_key().subject_public_key.data == *key.public_key_raw())
+}
+
+/// Whether a CA has signed a certificate.
+fn is_signed(certificate: &str, authority: &str) -> bool {
+    let read = |pem: &str| x509_parser::pem::parse_x509_pem(pem.as_bytes()).ok().map(|(_, pem)| pem);
+    let (Some(certificate), Some(authority)) = (read(certificate), read(authority)) else { return false };
+    let (Ok(certificate), Ok(authority)) = (certificate.parse_x509(), authority.parse_x509()) else { return false };
+    certificate.verify_signature(Some(authority.public_key())).is_ok()
 }
 
 /// A new certificate. `authority_name` is the common name of the CA.
@@ -149,10 +167,11 @@ mod tests {
     fn each_is_replaced_in_time() {
         let authority = make_authority(AUTHORITY, now()).unwrap();
         let first = make(&authority, now());
-        assert!(!is_due(&first.certificate, NAME, now()) && !is_due(&first.certificate, NAME, later(59)));
-        assert!(is_due(&first.certificate, NAME, later(61)));
+        let due = |pair: &Pair, at| is_due(pair, &authority.certificate, NAME, at);
+        assert!(!due(&first, now()) && !due(&first, later(59)));
+        assert!(due(&first, later(61)));
         let second = make(&authority, later(61));
-        assert!(!is_due(&second.certificate, NAME, later(61)));
+        assert!(!due(&second, later(61)));
         assert!(first.certificate != second.certificate && first.key != second.key);
         assert!(!is_authority_due(&authority, later(3_200)) && is_authority_due(&authority, later(3_300)));
     }
@@ -161,9 +180,21 @@ mod tests {
     fn what_cannot_be_read_or_is_for_another_is_due() {
         let authority = make_authority(AUTHORITY, now()).unwrap();
         let good = make(&authority, now());
-        assert!(is_due(&good.certificate, "another.svc", now()));
-        assert!(is_due(&good.certificate, NAME, later(-3)), "from the future");
-        assert!(is_due("nonsense", NAME, now()));
+        let due = |pair: &Pair, name, at| is_due(pair, &authority.certificate, name, at);
+        assert!(!due(&good, NAME, now()));
+        assert!(due(&good, "another.svc", now()));
+        assert!(due(&good, NAME, later(-3)), "from the future");
+        let nonsense = || "nonsense".to_owned();
+        assert!(due(&Pair { certificate: nonsense(), ..good.clone() }, NAME, now()));
+        // A key that cannot be read, and one that is another's.
+        assert!(due(&Pair { key: nonsense(), ..good.clone() }, NAME, now()));
+        let other = make(&authority, now());
+        assert!(due(&Pair { key: other.key, ..good.clone() }, NAME, now()));
+        // Of a CA of the same name.
+        let another = make_authority(AUTHORITY, now()).unwrap();
+        assert!(due(&make(&another, now()), NAME, now()));
+        assert!(is_due(&good, "nonsense", NAME, now()));
+        assert!(is_authority_due(&Pair { key: another.key, ..authority.clone() }, now()));
         assert!(is_authority_due(&Pair { certificate: String::new(), ..authority.clone() }, now()));
         assert!(is_authority_due(&Pair { key: "nonsense".to_owned(), ..authority }, now()));
     }

@@ -94,6 +94,7 @@ pub async fn reconcile(object: Arc<ModelEndpoint>, context: Arc<Context>) -> Res
         facts.autoscaling = autoscaling(&context, &object, &namespace, &name);
     }
     facts.replicas = count(&context, &namespace, &name);
+    facts.waiting = waiting(&context, &object, &namespace, &name);
     let mut status = build_status(&object, &facts, Timestamp::now());
     let tried = status.canary.as_ref().is_some_and(|canary| canary.phase == CanaryPhase::Running);
     let there: Vec<Arc<Deployment>> = deployments(&context, &namespace, &name).collect();
@@ -569,6 +570,16 @@ fn autoscaling(
         }
         _ => None,
     }
+}
+
+/// Why pods wait for room on the reservations of an endpoint, if some do.
+fn waiting(context: &Context, endpoint: &ModelEndpoint, namespace: &str, name: &str) -> Option<String> {
+    let capacity = endpoint.spec.capacity.as_ref()?;
+    let burst = capacity.burst.as_ref().map_or(0, |burst| burst.max_replicas);
+    let names = [capacity.reservation.clone()].into_iter().chain((0..burst).map(|number| burst_name(name, number)));
+    let found = names.filter_map(|one| context.stores.reservations.get(&ObjectRef::new(&one).within(namespace)));
+    let reason = found.filter_map(|one| context.waiting_for(namespace, &one.uid().unwrap_or_default().into())).next();
+    reason.map(|(_, reason)| reason.message)
 }
 
 /// Replicas that there are, and those that answer.

@@ -13,7 +13,7 @@ use spillway_crds::{GpuReservation, Phase, names::HOLD_CLOSED, names::HOLD_UNSOL
 use spillway_manifests::hold;
 use spillway_planner::{
     Booking, BookingId, EndReason, NodeUid, Outcome, Plan, Planner, PoolName, ReservationUid, Shape, TimeMs,
-    ledger::{Change, Ledger, check_stamp},
+    ledger::{Change, Ledger, Stored, check_stamp},
     packing::Learned,
     placement::part_item,
 };
@@ -62,6 +62,13 @@ pub enum Message {
         /// Which node.
         node: NodeUid,
     },
+    /// The GPU time of bookings that ended is in the usage store so far, or pages that it is in may go.
+    Stored {
+        /// Of which pool.
+        pool: PoolName,
+        /// How far.
+        stored: Stored,
+    },
     /// The ledger is another than the one that was published.
     Reload,
 }
@@ -84,6 +91,8 @@ pub struct Engine {
     given_up: HashMap<NodeUid, BookingId>,
     /// What was learned of each pool's requests, with those that came since.
     learned: BTreeMap<PoolName, Learned>,
+    /// What is to be noted of the archive.
+    stored: BTreeMap<PoolName, Stored>,
     garbage: usize,
     publish: watch::Sender<Arc<View>>,
     wake: Arc<Notify>,
@@ -121,6 +130,7 @@ impl Engine {
             handed: HashMap::new(),
             given_up: HashMap::new(),
             learned: BTreeMap::new(),
+            stored: BTreeMap::new(),
             garbage: GARBAGE,
             publish,
             wake,
@@ -175,6 +185,9 @@ impl Engine {
                 }
                 self.given_up.insert(node, booking);
             }
+            Message::Stored { pool, stored } => {
+                self.stored.insert(pool, stored);
+            }
             Message::Reload => self.ledger = None,
         }
     }
@@ -196,6 +209,9 @@ impl Engine {
         let mut changed = self.answers(&plan);
         changed.extend(self.release(&ledger));
         if !changes.is_empty() && !self.commit(&ledger, &changes, now).await? {
+            return Ok(Duration::ZERO);
+        }
+        if !self.note_stored(now).await? {
             return Ok(Duration::ZERO);
         }
         self.tidy().await?;
@@ -536,6 +552,40 @@ impl Engine {
         kill::point("commit.before-publish");
         self.publish_view();
         self.look_at(&touched).await;
+        Ok(true)
+    }
+
+    /// Commits what is stored of the archive, if that is news; `false`: everything must be read again. What is lost here is posted and told again.
+    async fn note_stored(&mut self, now: TimeMs) -> Result<bool, Error> {
+        while let Some((pool, stored)) = self.stored.pop_first() {
+            let Some(ledger) = self.ledger.clone() else { return Ok(false) };
+            let staged = match ledger.stage_stored(&pool, stored, now, &mut new_name) {
+                Some(Ok(staged)) => staged,
+                // The archive is another by now.
+                None => continue,
+                Some(Err(error)) => {
+                    tracing::error!(%error, "what is stored of the archive could not be written into pages");
+                    continue;
+                }
+            };
+            match self.store.commit(&staged).await? {
+                Swap::Done => {}
+                Swap::Conflict => {
+                    self.context.metrics.conflicts.inc();
+                    self.ledger = None;
+                    return Ok(false);
+                }
+                Swap::Gone => {
+                    self.block("LedgerLost", lost("CapacityLedger/cluster is gone")).await;
+                    return Ok(false);
+                }
+            }
+            self.context.metrics.commits.inc();
+            // A page that is not reached any more is found by a collection, which there must be.
+            self.garbage += staged.garbage.len();
+            self.ledger = Some(Arc::new(staged.next));
+            kill::point("archive.after-note");
+        }
         Ok(true)
     }
 

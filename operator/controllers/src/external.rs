@@ -320,8 +320,9 @@ async fn keep_identity(context: &Context) -> Result<Identity, Error> {
     let old = found.as_ref().and_then(identity);
     let now = Timestamp::now();
     let authority = old.as_ref().map(|old| &old.authority).filter(|old| !certificate::is_authority_due(old, now));
-    let old =
-        old.as_ref().filter(|old| authority.is_some() && !certificate::is_due(&old.server.certificate, &name, now));
+    let old = old
+        .as_ref()
+        .filter(|old| authority.is_some() && !certificate::is_due(&old.server, &old.authority.certificate, &name, now));
     if let Some(old) = old {
         return Ok(old.clone());
     }

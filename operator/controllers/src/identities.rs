@@ -101,9 +101,9 @@ async fn keep_once(context: &Context) -> Result<(), Error> {
 }
 
 fn is_good(found: &Secret, authority: &Pair, subject: &Subject<'_>, now: Timestamp) -> bool {
+    let read = || Some(Pair { certificate: file(found, "tls.crt")?, key: file(found, "tls.key")? });
     file(found, "ca.crt").is_some_and(|trusted| trusted == authority.certificate)
-        && file(found, "tls.key").is_some()
-        && file(found, "tls.crt").is_some_and(|known| !certificate::is_due(&known, &subject.dns_name, now))
+        && read().is_some_and(|known| !certificate::is_due(&known, &authority.certificate, &subject.dns_name, now))
 }
 
 async fn keep_authority(secrets: &Api<Secret>, now: Timestamp) -> Result<Pair, Error> {

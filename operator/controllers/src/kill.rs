@@ -28,6 +28,9 @@ pub const POINTS: &[&str] = &[
     "assign.after-toleration",
 ];
 
+/// Points that only an operator with a usage service meets, when bookings ended.
+pub const ARCHIVE_POINTS: &[&str] = &["archive.after-post", "archive.after-note"];
+
 /// Ends the process with status 137 when the variable `SPILLWAY_KILL_AT` names this point. Does nothing in a shipped binary.
 #[inline]
 pub fn point(name: &'static str) {

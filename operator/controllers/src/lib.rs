@@ -7,6 +7,7 @@
 //! Nothing here is true only in memory: a new leader reads the ledger and the API server and goes on.
 
 pub mod apikeys;
+pub mod archive;
 pub mod assignments;
 pub mod backlog;
 pub mod canaries;
@@ -43,10 +44,11 @@ pub mod status;
 pub mod store;
 pub mod table;
 pub mod tenants;
+pub mod usage_service;
 pub mod view;
 pub mod watches;
 pub mod written;
 
-pub use config::Config;
+pub use config::{Config, Usage};
 pub use error::Error;
 pub use run::run;

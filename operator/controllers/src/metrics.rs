@@ -65,6 +65,8 @@ pub struct Metrics {
     pub turnover_oldest: Gauge,
     /// Devices by pool and state.
     pub devices: Family<PoolState, Gauge>,
+    /// Bookings that ended and are not in the usage store.
+    pub archive_waiting: Gauge,
     /// Looks at objects.
     pub reconciles: Family<Reconcile, Counter>,
     /// Writes of nodes' taints and labels.
@@ -113,6 +115,7 @@ impl Default for Metrics {
             waiting: Gauge::default(),
             turnover_oldest: Gauge::default(),
             devices: Family::default(),
+            archive_waiting: Gauge::default(),
             reconciles: Family::default(),
             node_writes: Counter::default(),
             fenced: Counter::default(),
@@ -165,6 +168,11 @@ impl Metrics {
             self.turnover_oldest.clone(),
         );
         registry.register("pool_devices", "Devices by pool and state", self.devices.clone());
+        registry.register(
+            "archive_waiting_bookings",
+            "Bookings that ended and whose GPU time is not in the usage store yet, where there is one",
+            self.archive_waiting.clone(),
+        );
         registry.register("reconciles", "Looks at objects by controller and result", self.reconciles.clone());
         registry.register("node_writes", "Writes of nodes' hold taints and labels", self.node_writes.clone());
         registry.register(

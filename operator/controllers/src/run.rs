@@ -30,7 +30,7 @@ use tokio::{
 };
 
 use crate::{
-    apikeys, assignments,
+    apikeys, archive, assignments,
     backlog::Backlog,
     canaries,
     changes::{Changed, Sharing},
@@ -207,6 +207,13 @@ fn start(
         sweeping.await;
         Err(Error::TaskEnded("sweeping"))
     });
+    if let Some(usage) = context.config.usage.clone() {
+        let shipping = archive::ship(Arc::clone(&context), usage);
+        tasks.spawn(async move {
+            shipping.await;
+            Err(Error::TaskEnded("archive"))
+        });
+    }
     let judging = canaries::run(Arc::clone(&context), Arc::clone(&gateways));
     let identities = identities::keep(Arc::clone(&context));
     let (scaling, keeping) =

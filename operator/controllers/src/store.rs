@@ -55,7 +55,14 @@ pub struct LedgerStore {
     /// When the root was last seen to have it.
     seen: Option<Instant>,
     /// The archive chain of each pool as far as it was walked, newest first.
-    chains: HashMap<PoolName, Vec<PageName>>,
+    chains: HashMap<PoolName, Chain>,
+}
+
+/// An archive chain: pages newest first, and how many bookings were pruned behind them.
+#[derive(Default)]
+struct Chain {
+    pruned: i64,
+    pages: Vec<PageName>,
 }
 
 /// A name for a page that was never used and never will be.
@@ -180,7 +187,11 @@ impl LedgerStore {
         }
     }
 
-    async fn page(&self, name: PageName) -> Result<Page, Error> {
+    /// Reads a page.
+    ///
+    /// # Errors
+    /// When it is gone, or the API server cannot be asked.
+    pub async fn page(&self, name: PageName) -> Result<Page, Error> {
         read(self.pages.clone(), name).await
     }
 
@@ -303,8 +314,10 @@ impl LedgerStore {
 
     /// The archive chain of a pool, newest first; walks only to the first page that was walked before.
     async fn chain(&mut self, ledger: &Ledger, pool: &PoolName) -> Result<BTreeSet<PageName>, Error> {
-        let known = self.chains.remove(pool).unwrap_or_default();
-        let mut walk = ArchiveWalk::new(pool.clone(), ledger.archive_head(pool).cloned());
+        let pruned = ledger.stored(pool).map_or(0, |stored| stored.pruned);
+        // Of a chain that was longer too much is known.
+        let known = self.chains.remove(pool).filter(|chain| chain.pruned == pruned).unwrap_or_default().pages;
+        let mut walk = ArchiveWalk::of(ledger, pool);
         let mut chain: Vec<PageName> = Vec::new();
         while let Some(name) = walk.wanted().cloned() {
             if let Some(place) = known.iter().position(|page| *page == name) {
@@ -316,7 +329,7 @@ impl LedgerStore {
             chain.push(name);
         }
         let names = chain.iter().cloned().collect();
-        self.chains.insert(pool.clone(), chain);
+        self.chains.insert(pool.clone(), Chain { pruned, pages: chain });
         Ok(names)
     }
 
@@ -335,7 +348,7 @@ impl LedgerStore {
             .map(|instant| jiff::tz::Offset::UTC.to_datetime(instant).date().to_string())
             .unwrap_or_default();
         for pool in ledger.root().pools.keys() {
-            let mut walk = ArchiveWalk::new(pool.clone(), ledger.archive_head(pool).cloned());
+            let mut walk = ArchiveWalk::of(ledger, pool);
             while let Some(name) = walk.wanted().cloned() {
                 if found.len() == wanted.len() {
                     return Ok(found);

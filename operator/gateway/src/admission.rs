@@ -97,6 +97,13 @@ pub struct Refusal {
     pub rates: RateLimits,
 }
 
+/// A request that waits for leases, over all of its tries: by which question for each it was counted.
+#[derive(Debug, Default)]
+pub struct Waiter {
+    key: Option<u64>,
+    tenant: Option<u64>,
+}
+
 /// A request that asks to be let in.
 #[derive(Clone, Copy, Debug)]
 pub struct Ask<'a> {
@@ -192,10 +199,20 @@ impl Admission {
     ///
     /// [`Refusal`]: of the limits that have no room, the one to wait for longest.
     pub fn admit(self: &Arc<Self>, now_ms: u64, ask: &Ask<'_>) -> Result<Guard, Refusal> {
-        let admitted = self.with_shard(ask.tenant, |shard| admit(shard, self.mode, now_ms, ask));
-        let counter = if admitted.is_ok() { &self.counters.admitted } else { &self.counters.refused };
-        counter.fetch_add(1, Ordering::Relaxed);
+        let mut waiter = Waiter::default();
+        self.admit_waiting(now_ms, ask, &mut waiter).inspect_err(|_| self.give_up())
+    }
+
+    /// As [`Admission::admit`], for a request that tries again while a lease is asked for: `waiter` is the same at each of its tries, so that it counts as
+    /// one. It counts as refused by [`Admission::give_up`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Admission::admit`].
+    pub fn admit_waiting(self: &Arc<Self>, now_ms: u64, ask: &Ask<'_>, waiter: &mut Waiter) -> Result<Guard, Refusal> {
+        let admitted = self.with_shard(ask.tenant, |shard| admit(shard, self.mode, now_ms, ask, waiter));
         let Admitted { tenant, model, reserved, taken, rates } = admitted?;
+        self.counters.admitted.fetch_add(1, Ordering::Relaxed);
         Ok(Guard {
             admission: Arc::clone(self),
             tenant,
@@ -209,6 +226,11 @@ impl Admission {
             rates,
             open: true,
         })
+    }
+
+    /// A request is refused for good.
+    pub fn give_up(&self) {
+        self.counters.refused.fetch_add(1, Ordering::Relaxed);
     }
 
     /// How requests ended.
@@ -332,7 +354,7 @@ fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
 }
 
 /// The one step.
-fn admit(shard: &mut Shard, mode: Mode, now_ms: u64, ask: &Ask<'_>) -> Result<Admitted, Refusal> {
+fn admit(shard: &mut Shard, mode: Mode, now_ms: u64, ask: &Ask<'_>, waiter: &mut Waiter) -> Result<Admitted, Refusal> {
     if !shard.contains_key(ask.tenant) {
         let name: Arc<str> = ask.tenant.into();
         let scope = Scope::new(mode, ask.tenant_limits, now_ms);
@@ -357,8 +379,9 @@ fn admit(shard: &mut Shard, mode: Mode, now_ms: u64, ask: &Ask<'_>) -> Result<Ad
 
     let (model, estimate) = key.estimates.of(ask.model);
     let reserved = reserve(ask, estimate);
-    let full = [(ScopeKind::Key, &mut key.scope), (ScopeKind::Tenant, &mut tenant.scope)]
-        .map(|(kind, scope)| scope.full(reserved, now_ms).map(|full| (kind, full)));
+    let Waiter { key: of_key, tenant: of_tenant } = waiter;
+    let full = [(ScopeKind::Key, &mut key.scope, of_key), (ScopeKind::Tenant, &mut tenant.scope, of_tenant)]
+        .map(|(kind, scope, counted)| scope.full(reserved, now_ms, counted).map(|full| (kind, full)));
     let rates = |key: &Scope, tenant: &Scope| key.rates().tighter(tenant.rates());
     if let Some((scope, Full { limit, allowed, retry })) = full.into_iter().flatten().max_by_key(|(_, full)| full.retry)
     {

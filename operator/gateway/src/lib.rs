@@ -19,6 +19,7 @@ pub mod load;
 pub mod metrics;
 pub mod providers;
 pub mod proxy;
+pub mod replay;
 pub mod request;
 pub mod routing;
 pub mod server;

@@ -3,12 +3,13 @@
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use axum::{Router, extract::RawQuery, http::StatusCode, routing::get};
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use spillway_crds::key::{ID_BYTES, KeyId, PresentedKey, SECRET_BYTES, mint};
 use spillway_gateway::admission::{Admission, Mode};
 use spillway_gateway::catalogue::Catalogue;
@@ -19,7 +20,7 @@ use spillway_gateway::routing::{BLOCKS_MAX, Cache, Config, Cost, Peers};
 use spillway_gateway::ship::UsageService;
 use spillway_gateway::telemetry::{self, Otlp, Telemetry};
 use spillway_gateway::wal::{self, Durability, Wal};
-use spillway_gateway::{cluster, file, kv_cache, leasing, server, ship};
+use spillway_gateway::{cluster, file, kv_cache, leasing, replay, server, ship};
 use spillway_tls::{Caller, Files};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -68,18 +69,8 @@ struct Arguments {
     /// Directory of keys for providers, one file each, such as a mounted Secret; read again when it changes
     #[arg(long, value_name = "PATH")]
     providers: Option<PathBuf>,
-    /// PEM of the certificate that the usage service is shown, read again when it changes. Without it, it is called without TLS
-    #[arg(long, value_name = "FILE", requires_all = ["usage", "usage_tls_key", "usage_tls_ca", "usage_tls_name"])]
-    usage_tls_certificate: Option<PathBuf>,
-    /// PEM of that certificate's key
-    #[arg(long, value_name = "FILE", requires = "usage_tls_certificate")]
-    usage_tls_key: Option<PathBuf>,
-    /// PEM of the CA that has signed the usage service's certificate
-    #[arg(long, value_name = "FILE", requires = "usage_tls_certificate")]
-    usage_tls_ca: Option<PathBuf>,
-    /// The DNS name in the usage service's certificate, whatever the host of its address is
-    #[arg(long, value_name = "NAME", requires = "usage_tls_certificate")]
-    usage_tls_name: Option<String>,
+    #[command(flatten)]
+    usage_tls: UsageTls,
     /// How many gateways there are; with more than one, what others send to an engine is reckoned with
     #[arg(long, value_name = "COUNT", default_value_t = 1)]
     gateways: u32,
@@ -97,6 +88,23 @@ struct Arguments {
     command: Option<Command>,
 }
 
+/// How the usage service is called by TLS.
+#[derive(Args, Debug)]
+struct UsageTls {
+    /// PEM of the certificate that the usage service is shown, read again when it changes. Without it, it is called without TLS
+    #[arg(long, value_name = "FILE", requires_all = ["usage", "usage_tls_key", "usage_tls_ca", "usage_tls_name"])]
+    usage_tls_certificate: Option<PathBuf>,
+    /// PEM of that certificate's key
+    #[arg(long, value_name = "FILE", requires = "usage_tls_certificate")]
+    usage_tls_key: Option<PathBuf>,
+    /// PEM of the CA that has signed the usage service's certificate
+    #[arg(long, value_name = "FILE", requires = "usage_tls_certificate")]
+    usage_tls_ca: Option<PathBuf>,
+    /// The DNS name in the usage service's certificate, whatever the host of its address is
+    #[arg(long, value_name = "NAME", requires = "usage_tls_certificate")]
+    usage_tls_name: Option<String>,
+}
+
 /// What to do instead of serving.
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -104,6 +112,30 @@ enum Command {
     ///
     /// Keys of a cluster are made by ApiKey objects.
     Key,
+    /// Have the log of a gateway that is gone stored by the usage service
+    ///
+    /// For a gateway that was scaled away and left its volume. What was open is billed at its last mark, as its next start would have done. Prints what
+    /// was found and done as JSON. Exit status: 0 nothing is left in the log, 3 something is (run it again), 1 the log cannot be opened: it is written by
+    /// a gateway, damaged, or not there. To run it twice is safe: each request is stored once.
+    Replay(Box<ReplayArguments>),
+}
+
+#[derive(Args, Debug)]
+struct ReplayArguments {
+    /// Directory of the log
+    #[arg(long, value_name = "PATH")]
+    log_directory: PathBuf,
+    /// The usage service, such as http://spillway-usage:8090
+    #[arg(long, env = "SPILLWAY_USAGE", value_name = "URL", required_unless_present = "dry_run")]
+    usage: Option<hyper::Uri>,
+    #[command(flatten)]
+    usage_tls: UsageTls,
+    /// Only look, and change nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Seconds for which a usage service that does not answer is asked again
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    patience: u64,
 }
 
 /// What a bill survives.
@@ -145,14 +177,18 @@ Examples:
   spillway-gateway key
   spillway-gateway --name me --catalogue catalogue.yaml --log-directory /tmp/gateway
 
+  # what a gateway that was scaled away has left in its log, and then to have it stored
+  spillway-gateway replay --log-directory /log --dry-run
+  spillway-gateway replay --log-directory /log --usage http://spillway-usage:8090
+
 RUST_LOG sets what is logged (default: info). OTEL_EXPORTER_OTLP_ENDPOINT names a collector that is told of requests by OTLP
 (http/protobuf), and OpenTelemetry's other variables say how.";
 
 #[tokio::main]
-async fn main() -> anyhow::Result<()> {
+async fn main() -> anyhow::Result<ExitCode> {
     let arguments = Arguments::parse();
     if let Some(Command::Key) = arguments.command {
-        return print_key();
+        return print_key().map(|()| ExitCode::SUCCESS);
     }
     let name = arguments.name.clone().unwrap_or_default();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
@@ -160,6 +196,9 @@ async fn main() -> anyhow::Result<()> {
     match arguments.log_format {
         LogFormat::Json => log.json().init(),
         LogFormat::Text => log.init(),
+    }
+    if let Some(Command::Replay(asked)) = arguments.command {
+        return replay_log(*asked).await;
     }
     let durability = match arguments.durability {
         LogDurability::Disk => Durability::Disk,
@@ -212,7 +251,8 @@ async fn main() -> anyhow::Result<()> {
     tokio::spawn(Arc::clone(&gateway).follow());
     tokio::spawn(kv_cache::read(Arc::clone(&gateway)));
     if let Some(base) = arguments.usage.clone() {
-        let service = UsageService::new(base, find_caller(&arguments).await?);
+        let caller = find_caller(&base, &arguments.usage_tls).await?;
+        let service = UsageService::new(base, caller);
         tokio::spawn(ship::ship(Arc::clone(&gateway), service.clone(), name.as_str().into()));
         if shared {
             // One that starts anew holds nothing: it is another gateway to the service.
@@ -241,8 +281,8 @@ async fn main() -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("hearing SIGTERM")?;
     tokio::select! {
         known = waiting.wait_for(|known| *known) => { known.context("what is known of the cluster")?; }
-        _ = terminate.recv() => return Ok(()),
-        _ = tokio::signal::ctrl_c() => return Ok(()),
+        _ = terminate.recv() => return Ok(ExitCode::SUCCESS),
+        _ = tokio::signal::ctrl_c() => return Ok(ExitCode::SUCCESS),
     }
     let listener = tokio::net::TcpListener::bind(arguments.listen)
         .await
@@ -281,7 +321,30 @@ async fn main() -> anyhow::Result<()> {
     // It blocks while its requests go by this runtime.
     let _ = tokio::task::spawn_blocking(move || telemetry.end(TELLING)).await;
     tracing::info!("ended");
-    Ok(())
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Status of a replay after which something is left.
+const LEFT: u8 = 3;
+
+async fn replay_log(asked: ReplayArguments) -> anyhow::Result<ExitCode> {
+    let directory = asked.log_directory;
+    let failed = || format!("opening the log in {}", directory.display());
+    let report = match asked.usage.filter(|_| !asked.dry_run) {
+        None => replay::look(&directory).with_context(failed)?,
+        Some(base) => {
+            let patience = Duration::from_secs(asked.patience);
+            let progress =
+                |report: &replay::Report| tracing::info!(stored = report.stored, left = report.left, "stored");
+            let caller = find_caller(&base, &asked.usage_tls).await?;
+            replay::replay(&directory, &UsageService::new(base, caller), patience, progress)
+                .await
+                .with_context(failed)?
+        }
+    };
+    let text = serde_json::to_string_pretty(&report).context("what was done")?;
+    writeln!(std::io::stdout().lock(), "{text}").context("printing what was done")?;
+    Ok(if report.is_done() { ExitCode::SUCCESS } else { ExitCode::from(LEFT) })
 }
 
 /// Whether something comes true within a time.
@@ -295,9 +358,9 @@ async fn comes(within: Duration, is_true: impl Fn() -> bool) -> bool {
 }
 
 /// How the usage service is called.
-async fn find_caller(arguments: &Arguments) -> anyhow::Result<Caller> {
-    let is_tls = arguments.usage.as_ref().is_some_and(|base| base.scheme() == Some(&hyper::http::uri::Scheme::HTTPS));
-    let files = (&arguments.usage_tls_certificate, &arguments.usage_tls_key, &arguments.usage_tls_ca);
+async fn find_caller(base: &hyper::Uri, tls: &UsageTls) -> anyhow::Result<Caller> {
+    let is_tls = base.scheme() == Some(&hyper::http::uri::Scheme::HTTPS);
+    let files = (&tls.usage_tls_certificate, &tls.usage_tls_key, &tls.usage_tls_ca);
     let (Some(certificate), Some(key), Some(authority)) = files else {
         ensure!(!is_tls, "--usage is https: say which certificate it is shown by --usage-tls-certificate");
         tracing::warn!(
@@ -313,7 +376,7 @@ async fn find_caller(arguments: &Arguments) -> anyhow::Result<Caller> {
     let identity = spillway_tls::Client::load(files, authority.clone()).await;
     let identity = identity.context("the certificate for the usage service")?;
     tokio::spawn(Arc::clone(&identity).follow());
-    let name = arguments.usage_tls_name.as_deref().unwrap_or_default();
+    let name = tls.usage_tls_name.as_deref().unwrap_or_default();
     Caller::new(identity, name).context("--usage-tls-name")
 }
 

@@ -67,6 +67,7 @@ pub struct Metrics {
     log_open: Gauge,
     log_unshipped: Gauge,
     log_failing: Gauge,
+    log_set_aside: Gauge,
 }
 
 impl Default for Metrics {
@@ -89,6 +90,7 @@ impl Default for Metrics {
             log_open: Gauge::default(),
             log_unshipped: Gauge::default(),
             log_failing: Gauge::default(),
+            log_set_aside: Gauge::default(),
         };
         let registry = &mut metrics.registry;
         registry.register("answers", "Answers by their status", metrics.answers.clone());
@@ -114,6 +116,11 @@ impl Default for Metrics {
             metrics.log_unshipped.clone(),
         );
         registry.register("log_failing", "1 while the log cannot be written", metrics.log_failing.clone());
+        registry.register(
+            "log_set_aside",
+            "Bills beside the log that the usage service does not take; should be 0",
+            metrics.log_set_aside.clone(),
+        );
         metrics
     }
 }
@@ -164,6 +171,11 @@ impl Metrics {
             self.tokens.get_or_create(&kind).inc_by(count);
         }
         self.requests.get_or_create(&End { namespace, endpoint, outcome }).inc();
+    }
+
+    /// So many bills are set aside.
+    pub fn set_aside(&self, count: usize) {
+        self.log_set_aside.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
     /// All of them as text, with these as they are now. Its end is left out.

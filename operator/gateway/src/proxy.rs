@@ -19,7 +19,7 @@ use spillway_metering::load::LoadReport;
 use spillway_metering::tokens::{GatewayName, RequestId};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::admission::{Admission, Ask, Guard, Retry};
+use crate::admission::{Admission, Ask, Guard, Retry, Waiter};
 use crate::budget::{Budget, Share};
 use crate::catalogue::{Catalogue, Served};
 use crate::clock::Clock;
@@ -261,6 +261,7 @@ impl Gateway {
 
     /// What `/metrics` shows.
     pub fn metrics(&self) -> String {
+        self.metrics.set_aside(self.wal.aside().count());
         let (counts, log) = (self.admission.counts(), self.wal.stats());
         let mut text = self.metrics.render(&counts, &log, self.running(), self.loads.held());
         self.telemetry.render(&mut text);
@@ -416,18 +417,22 @@ impl Gateway {
             choices: request.choices(),
         };
         let until = tokio::time::Instant::now() + LEASE;
+        let mut waiter = Waiter::default();
         loop {
             // Before it is asked for, so that no grant is missed.
             let granted = self.bell.granted.notified();
-            match self.admission.admit(self.clock.now_ms(), &ask) {
-                Err(refusal) if refusal.retry == Retry::Lease => {
-                    self.bell.wanted.notify_one();
-                    if tokio::time::timeout_at(until, granted).await.is_err() {
-                        return Err(refusal.into());
-                    }
+            let refusal = match self.admission.admit_waiting(self.clock.now_ms(), &ask, &mut waiter) {
+                Ok(guard) => return Ok(guard),
+                Err(refusal) => refusal,
+            };
+            if refusal.retry == Retry::Lease {
+                self.bell.wanted.notify_one();
+                if tokio::time::timeout_at(until, granted).await.is_ok() {
+                    continue;
                 }
-                admitted => return Ok(admitted?),
             }
+            self.admission.give_up();
+            return Err(refusal.into());
         }
     }
 

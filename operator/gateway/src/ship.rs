@@ -11,11 +11,11 @@ use hyper::{Request, StatusCode, Uri};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use spillway_metering::shipping::{Receipt, Shipment as Posted};
-use spillway_metering::tokens::GatewayName;
+use spillway_metering::tokens::{GatewayName, UsageRecord};
 use spillway_tls::Caller;
 
 use crate::proxy::Gateway;
-use crate::wal::{Reader, Shipment};
+use crate::wal::{self, Aside, Reader, Refused, Shipment};
 
 /// Records of one shipment.
 const RECORDS: usize = 1_000;
@@ -24,8 +24,10 @@ const ANSWER: Duration = Duration::from_secs(30);
 /// Bytes of an answer.
 const ANSWER_BYTES: usize = 4 << 20;
 /// How long is waited after a failure, at first, and at most.
-const PAUSE: Duration = Duration::from_millis(200);
-const PAUSE_MAX: Duration = Duration::from_secs(10);
+pub(crate) const PAUSE: Duration = Duration::from_millis(200);
+pub(crate) const PAUSE_MAX: Duration = Duration::from_secs(10);
+/// What is said of a batch for what a few of its records are: too long a name, or all too much together. Anything else is not about the records.
+const ONE_BY_ONE: [StatusCode; 2] = [StatusCode::UNPROCESSABLE_ENTITY, StatusCode::PAYLOAD_TOO_LARGE];
 /// How long records are waited for, to ship some together.
 const TOGETHER: Duration = Duration::from_millis(200);
 
@@ -119,6 +121,11 @@ pub async fn ship(gateway: Arc<Gateway>, service: UsageService, name: GatewayNam
     let mut durable = gateway.wal().durable();
     let mut reader = gateway.wal().reader();
     let mut pause = PAUSE;
+    match store_aside(&service, &name, gateway.wal().aside()).await {
+        Ok(0) => {}
+        Ok(stored) => tracing::info!(stored, "bills that were set aside are stored now"),
+        Err(why) => tracing::warn!(why, "bills that are set aside could not be tried again"),
+    }
     loop {
         let shipment = match read(reader).await {
             Ok((back, shipment)) => {
@@ -140,19 +147,8 @@ pub async fn ship(gateway: Arc<Gateway>, service: UsageService, name: GatewayNam
             tokio::time::sleep(TOGETHER).await;
             continue;
         };
-        let posted = Posted { gateway: name.clone(), records: shipment.records };
-        loop {
-            match service.post::<Receipt>("/v1/records", &posted, ANSWER).await {
-                Ok(receipt) if receipt.total() == posted.records.len() as u64 => break,
-                Ok(receipt) => {
-                    tracing::warn!(
-                        ?receipt,
-                        records = posted.records.len(),
-                        "the usage service did not answer for all records"
-                    );
-                }
-                Err(error) => tracing::warn!(%error, "what is billed is not stored yet; it is shipped again"),
-            }
+        while let Err(why) = store(&service, &name, gateway.wal().aside(), &shipment.records).await {
+            tracing::warn!(why, "what is billed is not stored yet; it is shipped again");
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(PAUSE_MAX);
         }
@@ -161,8 +157,76 @@ pub async fn ship(gateway: Arc<Gateway>, service: UsageService, name: GatewayNam
     }
 }
 
+/// Has records stored, each or those of it that the service does not take set aside; an error is why that is not known of all.
+pub(crate) async fn store(
+    service: &UsageService,
+    name: &GatewayName,
+    aside: &Arc<Aside>,
+    records: &[UsageRecord],
+) -> Result<(), String> {
+    let mut waiting = vec![records];
+    while let Some(part) = waiting.pop() {
+        let why = match post(service, name, part.to_vec()).await {
+            Ok(()) => continue,
+            Err(Error::Status { status, said }) if ONE_BY_ONE.contains(&status) => said,
+            Err(error) => return Err(error.to_string()),
+        };
+        // It is one of them: the others go on.
+        if part.len() > 1 {
+            let (first, second) = part.split_at(part.len() / 2);
+            waiting.extend([second, first]);
+            continue;
+        }
+        let Some(record) = part.first() else { continue };
+        tracing::error!(id = %record.opening.id, why, "the usage service does not take a bill: it is set aside beside the log");
+        let refused = Refused { why, record: record.clone() };
+        let aside = Arc::clone(aside);
+        blocking(move || aside.put(refused)).await?;
+    }
+    Ok(())
+}
+
+/// Tries what is set aside once more, one by one; how many of them are stored now.
+pub(crate) async fn store_aside(
+    service: &UsageService,
+    name: &GatewayName,
+    aside: &Arc<Aside>,
+) -> Result<usize, String> {
+    let mut stored = Vec::new();
+    let mut outcome = Ok(());
+    for Refused { record, .. } in aside.all() {
+        let id = record.opening.id;
+        match post(service, name, vec![record]).await {
+            Ok(()) => stored.push(id),
+            Err(Error::Status { status, .. }) if ONE_BY_ONE.contains(&status) => {}
+            Err(error) => {
+                outcome = Err(error.to_string());
+                break;
+            }
+        }
+    }
+    let (count, forgetting) = (stored.len(), Arc::clone(aside));
+    blocking(move || forgetting.forget(&stored)).await?;
+    outcome.map(|()| count)
+}
+
+async fn blocking(step: impl FnOnce() -> Result<(), wal::Error> + Send + 'static) -> Result<(), String> {
+    let done = tokio::task::spawn_blocking(step).await.map_err(|error| error.to_string())?;
+    done.map_err(|error| error.to_string())
+}
+
+/// Posts records; each has its place in the receipt.
+async fn post(service: &UsageService, name: &GatewayName, records: Vec<UsageRecord>) -> Result<(), Error> {
+    let posted = Posted { gateway: name.clone(), records };
+    let receipt = service.post::<Receipt>("/v1/records", &posted, ANSWER).await?;
+    if receipt.total() == posted.records.len() as u64 {
+        return Ok(());
+    }
+    Err(Error::Answer(format!("it answers for {} of {} records", receipt.total(), posted.records.len())))
+}
+
 /// Reads the next shipment where that may block.
-async fn read(mut reader: Reader) -> Result<(Reader, Option<Shipment>), String> {
+pub(crate) async fn read(mut reader: Reader) -> Result<(Reader, Option<Shipment>), String> {
     let read = tokio::task::spawn_blocking(move || {
         let next = reader.next(RECORDS);
         next.map(|shipment| (reader, shipment))

@@ -30,6 +30,7 @@
 //! of the log itself, not a file beside it, which could say more than the log has. Where the last one is lost, bills are
 //! shipped again, which the store knows by their ids.
 
+mod aside;
 mod files;
 mod frame;
 mod reader;
@@ -51,6 +52,7 @@ use serde::{Deserialize, Serialize};
 use spillway_metering::tokens::{Ending, Mark, Opening, RequestId};
 use tokio::sync::{oneshot, watch};
 
+pub use self::aside::{Aside, Refused};
 pub use self::reader::{Reader, Shipment};
 pub use self::recovery::{Recovery, Torn};
 pub use self::state::Stats;
@@ -160,6 +162,23 @@ pub enum Error {
         /// What is wrong there.
         reason: &'static str,
     },
+    /// No room to set more aside.
+    #[error(
+        "no more than {limit} bytes are set aside in {}: the usage service refuses too much for this to be a few odd bills",
+        path.display()
+    )]
+    AsideFull {
+        /// The file.
+        path: PathBuf,
+        /// The most that it may have.
+        limit: u64,
+    },
+    /// There is no log.
+    #[error("there is no log in {}", directory.display())]
+    None {
+        /// The directory.
+        directory: PathBuf,
+    },
     /// No room for another request.
     #[error(
         "the log is full: {needed} bytes are needed, {used} are used and {reserved} are kept for requests that run, of {limit}; \
@@ -207,9 +226,19 @@ impl Error {
     }
 }
 
+/// What is in a log that nobody writes.
+#[derive(Clone, Debug)]
+pub struct Look {
+    /// What opening it would find.
+    pub recovery: Recovery,
+    /// Bills that are set aside.
+    pub set_aside: usize,
+}
+
 /// A log that is open for writing. Dropping it writes and syncs what is queued, which takes as long as the disk does.
 pub struct Wal {
     shared: Arc<Shared>,
+    aside: Arc<Aside>,
     writer: Option<JoinHandle<()>>,
 }
 
@@ -226,6 +255,7 @@ impl Wal {
             return Err(Error::Config { segment_bytes, limit_bytes });
         }
         let lock = files::lock(&config.directory)?;
+        let aside = Arc::new(Aside::open(&config.directory)?);
         let recovered = recovery::recover(&config.directory, config.durability)?;
         let shared = Arc::new(Shared::new(config, &recovered));
         let mut writer = Writer::new(files, lock, Arc::clone(&shared), recovered.previous);
@@ -236,7 +266,26 @@ impl Wal {
             .name("wal".to_owned())
             .spawn(move || writer.run())
             .map_err(Error::io("start the writer of", &path))?;
-        Ok((Self { shared, writer: Some(writer) }, recovery))
+        Ok((Self { shared, aside, writer: Some(writer) }, recovery))
+    }
+
+    /// Says what opening a log that nobody writes would find, and changes nothing of it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::None`], [`Error::Locked`], [`Error::Damaged`], or what the file system says.
+    pub fn look(directory: &Path) -> Result<Look, Error> {
+        if !recovery::is_log(directory)? {
+            return Err(Error::None { directory: directory.to_path_buf() });
+        }
+        let _lock = files::lock(directory)?;
+        let recovery = recovery::look(directory)?;
+        Ok(Look { recovery, set_aside: Aside::read(directory)?.0.len() })
+    }
+
+    /// The bills that the usage service does not take.
+    pub fn aside(&self) -> &Arc<Aside> {
+        &self.aside
     }
 
     /// Opens a request; one that is open already goes on with what is said now (elsewhere). Returns at once: the record is

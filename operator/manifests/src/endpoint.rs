@@ -402,6 +402,8 @@ pub struct Facts {
     pub bookable: i32,
     /// Why devices are missing, if they are.
     pub missing: Option<String>,
+    /// Why the first of the pods that wait for room on what is held waits, if one does.
+    pub waiting: Option<String>,
     /// Whether replicas follow what is asked: a word and a sentence. None: it is not known yet.
     pub autoscaling: Option<(bool, &'static str, String)>,
     /// What becomes of the canary. None, where there is one: what was known before.
@@ -446,7 +448,8 @@ pub fn build_status(endpoint: &ModelEndpoint, facts: &Facts, now: Timestamp) -> 
             (ready > 0, false, "CapacityMissing", message.trim_end().to_owned())
         }
         None if ready < wanted => {
-            (ready > 0, false, "ReplicasStarting", format!("{ready} of {wanted} replicas answer."))
+            let why = facts.waiting.as_deref().map(|why| format!(" {why}")).unwrap_or_default();
+            (ready > 0, false, "ReplicasStarting", format!("{ready} of {wanted} replicas answer.{why}"))
         }
         None => (true, false, "Serving", format!("{ready} of {wanted} replicas answer.")),
     };

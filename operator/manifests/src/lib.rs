@@ -9,6 +9,7 @@
 //! - [`reservation`], [`pool`], [`tenant`]: statuses; [`status`]: how one is written.
 
 pub mod apikey;
+pub mod archive;
 pub mod audit;
 pub mod conditions;
 pub mod endpoint;

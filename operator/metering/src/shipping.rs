@@ -1,12 +1,13 @@
-//! What a gateway and the usage service say to each other of records.
+//! What gateways and the operator say to the usage service: records of requests, and segments of bookings that ended.
 
 use serde::{Deserialize, Serialize};
 
+use crate::Segment;
 use crate::tokens::{GatewayName, UsageRecord};
 
-/// The most records of one [`Shipment`].
+/// The most records of one [`Shipment`], or segments of one [`Segments`].
 pub const MOST_RECORDS: usize = 10_000;
-/// The most bytes of one [`Shipment`], as JSON.
+/// The most bytes of one [`Shipment`] or [`Segments`], as JSON.
 pub const MOST_BYTES: usize = 4 << 20;
 
 /// What a gateway posts to `/v1/records`: closing records of its log, each as often as it likes.
@@ -39,4 +40,65 @@ impl Receipt {
     pub fn total(&self) -> u64 {
         self.stored.saturating_add(self.known).saturating_add(self.differing).saturating_add(self.forgotten)
     }
+}
+
+/// GPU time of a booking that ended: devices of one node over one stretch of time. Its booking and its number in it are its id.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EndedSegment {
+    /// The booking, whose id is never used again.
+    pub booking: String,
+    /// Which of the booking's segments it is, from 0 on.
+    pub number: u32,
+    /// Place of the booking among those of the archive, from 0 on, in the order in which they ended.
+    pub place: u64,
+    /// Node on which the devices were.
+    pub node: String,
+    /// What was held; its end is known.
+    #[serde(flatten)]
+    pub segment: Segment,
+}
+
+/// What the operator posts to `/v1/segments`: segments of bookings that ended, each as often as it likes.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Segments {
+    /// The archive whose places they have: an id that is made once for each.
+    pub archive: String,
+    /// At most [`MOST_RECORDS`].
+    pub segments: Vec<EndedSegment>,
+}
+
+/// What `/v1/gpu` answers: sums of GPU time of bookings that ended.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GpuUsage {
+    /// The sums.
+    pub rows: Vec<GpuRow>,
+    /// What ended before then is forgotten, Unix milliseconds; none: nothing is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub forgotten_before_ms: Option<i64>,
+}
+
+/// A sum of GPU time. What was not grouped by is not there.
+#[derive(Clone, Debug, Default, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GpuRow {
+    /// Who pays.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<String>,
+    /// Namespace of the reservation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+    /// The reservation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reservation: Option<String>,
+    /// Which devices.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sku: Option<String>,
+    /// On which terms.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tier: Option<String>,
+    /// Devices times milliseconds.
+    pub device_milliseconds: i64,
 }

@@ -20,13 +20,17 @@
 //!  "bookings": ["bookings-0192...", "bookings-0193..."],
 //!  "archive": "archive-0194...",
 //!  "archived": 12,
+//!  "stored": {"archive": "0195...", "bookings": 10, "pruned": 4},
 //!  "learned": {"arrivals": 4000, "steppedAt": 3904, "counted": 4000, "gpuMilli": 4000000, "restricted": [],
 //!              "types": [[1000, 12000, 49152, 4000, 1099511627776, 1099511627776]]}}
 //! ```
 //!
 //! - `bookings`: names of all pages with live bookings of the pool, sorted. A live booking is in exactly one of them, or split.
 //! - `archive`?: name of the newest archive page; absent while nothing of the pool has ended.
-//! - `archived`: how many bookings of the pool have ended so far; the chain below holds exactly so many.
+//! - `archived`: how many bookings of the pool have ended so far; the chain below holds exactly so many, less `stored.pruned`.
+//! - `stored`?: what the usage service has of them (docs/adr/0016): `archive` is the id by which it knows this archive, made once and never changed;
+//!   the GPU time of the first `bookings` of them, in the order in which they ended, is stored there; and the pages of the first `pruned` of those are
+//!   gone, so that a walk ends where it has found the others. 0 <= `pruned` <= `bookings` <= `archived`.
 //! - `learned`?: what the packer knew when this was decided ([`Learned`](crate::packing::Learned)). It promises nothing: a reader who cannot
 //!   read it goes on without.
 //!
@@ -70,7 +74,7 @@
 //! ```
 //!
 //! - `day`: the UTC day of the commits (`committedAt`) whose ends this page holds; never later than that of the page after it.
-//! - `previous`?: the page before it; absent: this is the first page of the pool's archive.
+//! - `previous`?: the page before it, which may be pruned; absent: this is the first page of the pool's archive.
 //! - `bookings`, `split`?, `continued`? as above, with `end` and `endReason` always set. A split booking begins in an older page and goes
 //!   on in newer ones (or the same) of the same `day`.
 //!
@@ -113,6 +117,7 @@ mod pack;
 mod shards;
 mod stage;
 mod state;
+mod stored;
 #[cfg(test)]
 mod tests;
 mod usage;
@@ -125,6 +130,7 @@ pub use archive::{ArchivePage, ArchiveWalk};
 pub use error::{LoadError, Refusal, Refused, StageError};
 pub use stage::Staged;
 pub use state::{Ledger, check_stamp, needed_pages};
+pub use stored::{Prunable, Stored};
 pub use usage::{Usage, usage};
 
 use crate::types::{Booking, BookingId, EndReason, NodeUid, PoolName, Segment, TimeMs};

@@ -26,7 +26,7 @@ const FORGET: Duration = Duration::from_secs(3_600);
 /// How long those who are being answered have after SIGTERM.
 const GRACE: Duration = Duration::from_secs(20);
 
-/// Stores what requests of hosted models used, sums it, and leases limits to gateways.
+/// Stores what requests of hosted models used and the GPU time of bookings that ended, sums it, and leases limits to gateways.
 ///
 /// The store is one SQLite file, or a PostgreSQL database. It is migrated when the service starts.
 #[derive(Debug, Parser)]
@@ -198,8 +198,12 @@ fn say(summary: &Summary) -> anyhow::Result<()> {
     let time = |at_ms: Option<i64>| at_ms.map_or_else(|| "-".to_owned(), |at_ms| at_ms.to_string());
     let (first, last) = (time(summary.first_ms), time(summary.last_ms));
     let mut out = std::io::stdout().lock();
-    writeln!(out, "schema version {}, {} records, from {first} to {last} ms", summary.version, summary.records)
-        .context("printing")
+    let Summary { version, records, segments, .. } = summary;
+    writeln!(
+        out,
+        "schema version {version}, {records} records, from {first} to {last} ms; {segments} segments of bookings"
+    )
+    .context("printing")
 }
 
 async fn serve(arguments: &Arguments, place: &Place) -> anyhow::Result<()> {

@@ -19,6 +19,7 @@ struct Ended {
 pub struct Metrics {
     registry: Registry,
     records: Family<Ended, Counter>,
+    segments: Family<Ended, Counter>,
     batches: Family<Ended, Counter>,
     store_seconds: Histogram,
     granted: Counter,
@@ -35,6 +36,7 @@ impl Default for Metrics {
         let mut metrics = Self {
             registry: Registry::with_prefix("spillway_usage"),
             records: Family::default(),
+            segments: Family::default(),
             batches: Family::default(),
             store_seconds: Histogram::new(buckets),
             granted: Counter::default(),
@@ -46,7 +48,12 @@ impl Default for Metrics {
         };
         let registry = &mut metrics.registry;
         registry.register("records", "Records that came, by what became of them", metrics.records.clone());
-        registry.register("batches", "Batches of records, by how they ended", metrics.batches.clone());
+        registry.register(
+            "segments",
+            "Segments of bookings that ended that came, by what became of them",
+            metrics.segments.clone(),
+        );
+        registry.register("batches", "Batches of records and of segments, by how they ended", metrics.batches.clone());
         registry.register_with_unit(
             "store",
             "Time until a batch is durable",
@@ -66,6 +73,7 @@ impl Default for Metrics {
         registry.register("store_up", "1 while the store answers", metrics.store_up.clone());
         for result in ["stored", "known", "differing", "forgotten"] {
             let _ = metrics.records.get_or_create(&Ended { result });
+            let _ = metrics.segments.get_or_create(&Ended { result });
         }
         for result in ["stored", "refused", "failed"] {
             let _ = metrics.batches.get_or_create(&Ended { result });
@@ -78,15 +86,24 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// A batch is durable after so long.
+    /// A batch of records is durable after so long.
     pub fn stored(&self, receipt: &Receipt, after: Duration) {
+        self.count(&self.records, receipt, after);
+    }
+
+    /// A batch of segments is durable after so long.
+    pub fn stored_segments(&self, receipt: &Receipt, after: Duration) {
+        self.count(&self.segments, receipt, after);
+    }
+
+    fn count(&self, counters: &Family<Ended, Counter>, receipt: &Receipt, after: Duration) {
         for (result, count) in [
             ("stored", receipt.stored),
             ("known", receipt.known),
             ("differing", receipt.differing),
             ("forgotten", receipt.forgotten),
         ] {
-            self.records.get_or_create(&Ended { result }).inc_by(count);
+            counters.get_or_create(&Ended { result }).inc_by(count);
         }
         self.batches.get_or_create(&Ended { result: "stored" }).inc();
         self.store_seconds.observe(after.as_secs_f64());

@@ -1,4 +1,4 @@
-//! The API of the service, HTTP and JSON: gateways post records and ask for leases; people and the CLI ask for sums, on a port of their own, since
+//! The API of the service, HTTP and JSON: gateways post records and ask for leases, the operator posts segments of bookings that ended; people and the CLI ask for sums, on a port of their own, since
 //! whoever reads shows no certificate.
 //!
 //! A receipt is only given for what is durable. Every error is `{"error": "..."}` and says what to do.
@@ -17,7 +17,7 @@ use axum::routing::{get, post};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use spillway_metering::lease::{Answer, Answers, Grant, Question, Questions};
-use spillway_metering::shipping::{MOST_BYTES, MOST_RECORDS, Shipment};
+use spillway_metering::shipping::{MOST_BYTES, MOST_RECORDS, Receipt, Segments, Shipment};
 use spillway_metering::tokens::GatewayName;
 use tokio::sync::Semaphore;
 
@@ -310,38 +310,78 @@ fn parse<Body: DeserializeOwned>(body: &[u8], what: &str) -> Result<Body, Proble
 }
 
 async fn post_records(State(service): State<Arc<Service>>, request: Request) -> Result<Response, Problem> {
-    let Ok(_place) = service.batches.try_acquire() else {
-        service.metrics.refused();
-        return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too many batches at once; try again"));
+    let shipment = |body: &[u8]| {
+        let shipment: Shipment = parse(body, "a shipment")?;
+        check_count(shipment.records.len(), "records").map(|()| shipment)
     };
-    let refuse = |problem| {
-        service.metrics.refused();
-        problem
+    take_batch(&service, request, shipment, Metrics::stored, async |shipment| {
+        let (gateway, count) = (shipment.gateway, shipment.records.len());
+        let stored = service.store.put(shipment.records).await;
+        match &stored {
+            Ok(receipt) => tracing::debug!(%gateway, count, stored = receipt.stored, "a batch is stored"),
+            Err(error) => tracing::warn!(%gateway, count, %error, "a batch was not stored"),
+        }
+        stored
+    })
+    .await
+}
+
+async fn post_segments(State(service): State<Arc<Service>>, request: Request) -> Result<Response, Problem> {
+    let segments = |body: &[u8]| {
+        let posted: Segments = parse(body, "segments of bookings")?;
+        check_count(posted.segments.len(), "segments").map(|()| posted)
     };
-    let body = take(request).await.map_err(refuse)?;
-    let shipment: Shipment = parse(&body, "a shipment").map_err(refuse)?;
-    drop(body);
-    if shipment.records.len() > MOST_RECORDS {
-        let text = format!("a batch has at most {MOST_RECORDS} records: send fewer at once");
-        return Err(refuse(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, text)));
+    take_batch(&service, request, segments, Metrics::stored_segments, async |posted| {
+        let count = posted.segments.len();
+        let stored = service.store.put_segments(posted).await;
+        match &stored {
+            Ok(receipt) => tracing::debug!(count, stored = receipt.stored, "segments are stored"),
+            Err(error) => tracing::warn!(count, %error, "segments were not stored"),
+        }
+        stored
+    })
+    .await
+}
+
+fn check_count(count: usize, what: &str) -> Result<(), Problem> {
+    if count <= MOST_RECORDS {
+        return Ok(());
     }
-    let begun = Instant::now();
-    let (gateway, count) = (shipment.gateway, shipment.records.len());
-    let stored = tokio::time::timeout(BATCH, service.store.put(shipment.records)).await;
-    let stored = stored.map_err(|_| Problem::slow()).and_then(|stored| {
-        stored.map_err(|error| {
-            tracing::warn!(%gateway, count, %error, "a batch was not stored");
-            Problem::of_store(&error)
-        })
-    });
-    match stored {
-        Ok(receipt) => {
-            service.metrics.stored(&receipt, begun.elapsed());
-            tracing::debug!(%gateway, count, stored = receipt.stored, "a batch is stored");
+    let text = format!("a batch has at most {MOST_RECORDS} {what}: send fewer at once");
+    Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, text))
+}
+
+/// Stores a batch of either kind, and counts how that ended.
+async fn take_batch<Posted>(
+    service: &Service,
+    request: Request,
+    read: impl FnOnce(&[u8]) -> Result<Posted, Problem>,
+    count: impl FnOnce(&Metrics, &Receipt, Duration),
+    store: impl AsyncFnOnce(Posted) -> Result<Receipt, store::Error>,
+) -> Result<Response, Problem> {
+    let stored = async {
+        let Ok(_place) = service.batches.try_acquire() else {
+            return Err((Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too many batches at once; try again"), false));
+        };
+        let body = take(request).await.map_err(|problem| (problem, false))?;
+        let posted = read(&body).map_err(|problem| (problem, false))?;
+        drop(body);
+        let begun = Instant::now();
+        let stored = tokio::time::timeout(BATCH, store(posted)).await;
+        let stored = stored.map_err(|_| Problem::slow()).and_then(|one| one.map_err(|error| Problem::of_store(&error)));
+        let receipt = stored.map_err(|problem| {
+            let failed = problem.status == StatusCode::SERVICE_UNAVAILABLE;
+            (problem, failed)
+        })?;
+        Ok((receipt, begun.elapsed()))
+    };
+    match stored.await {
+        Ok((receipt, after)) => {
+            count(&service.metrics, &receipt, after);
             Ok(json(&receipt))
         }
-        Err(problem) => {
-            if problem.status == StatusCode::SERVICE_UNAVAILABLE {
+        Err((problem, failed)) => {
+            if failed {
                 service.metrics.failed();
             } else {
                 service.metrics.refused();
@@ -407,6 +447,14 @@ async fn get_usage(State(service): State<Arc<Service>>, RawQuery(query): RawQuer
     Ok(json(&Rows { rows }))
 }
 
+async fn get_gpu(State(service): State<Arc<Service>>, RawQuery(query): RawQuery) -> Result<Response, Problem> {
+    let asked = parameters::parse_gpu(query.as_deref().unwrap_or_default());
+    let (filter, groups) = asked.map_err(|text| Problem::new(StatusCode::BAD_REQUEST, text))?;
+    let usage = tokio::time::timeout(REPORT, service.store.gpu_usage(&filter, &groups)).await;
+    let usage = usage.map_err(|_| Problem::slow())?.map_err(|error| Problem::of_store(&error))?;
+    Ok(json(&usage))
+}
+
 /// What says what there is, where somebody asks for something else.
 fn with_hints(app: Router<Arc<Service>>, there: &'static str) -> Router<Arc<Service>> {
     let unknown = move |uri: Uri| async move {
@@ -421,13 +469,19 @@ fn with_hints(app: Router<Arc<Service>>, there: &'static str) -> Router<Arc<Serv
 
 /// What gateways post to.
 pub fn posts(service: Arc<Service>) -> Router {
-    let app = Router::new().route("/v1/records", post(post_records)).route("/v1/leases", post(post_leases));
-    with_hints(app, "POST /v1/records and POST /v1/leases").layer(DefaultBodyLimit::max(MOST_BYTES)).with_state(service)
+    let app = Router::new()
+        .route("/v1/records", post(post_records))
+        .route("/v1/segments", post(post_segments))
+        .route("/v1/leases", post(post_leases));
+    with_hints(app, "POST /v1/records, POST /v1/segments and POST /v1/leases")
+        .layer(DefaultBodyLimit::max(MOST_BYTES))
+        .with_state(service)
 }
 
 /// What is read, and changes nothing.
 pub fn reports(service: Arc<Service>) -> Router {
-    with_hints(Router::new().route("/v1/usage", get(get_usage)), "GET /v1/usage").with_state(service)
+    let app = Router::new().route("/v1/usage", get(get_usage)).route("/v1/gpu", get(get_gpu));
+    with_hints(app, "GET /v1/usage and GET /v1/gpu").with_state(service)
 }
 
 /// What the admin port tells of: a service, once it has its store.

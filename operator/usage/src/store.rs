@@ -1,26 +1,29 @@
-//! Where records of usage are: each once, by the id of its request. Nothing is changed in it: the first record of an id stands, and whole days are
-//! forgotten when they are old ([`Store::forget_before`]).
+//! Where records of usage are: of requests, each once by its id, and of bookings that ended, each segment once by its booking and number. Nothing is
+//! changed in it: the first record of an id stands, and whole days are forgotten when they are old ([`Store::forget_before`]).
 //!
 //! Two kinds, of one behaviour: [`Sqlite`], one file for one service, and [`Postgres`], for several.
 
 use std::path::PathBuf;
 
-use spillway_metering::shipping::Receipt;
+use spillway_metering::shipping::{GpuUsage, Receipt, Segments};
 use spillway_metering::tokens::{RequestId, UsageRecord};
 
 mod batch;
 mod flat;
+mod gpu;
 mod postgres;
 mod query;
 mod seat;
 mod security;
 mod sqlite;
 
+pub use gpu::{GpuFilter, GpuGroup};
 pub use postgres::Postgres;
 pub use query::{Filter, Group, GroupKey, MOST_ROWS, Usage};
 pub use sqlite::Sqlite;
 
 use batch::Batch;
+use gpu::SegmentBatch;
 
 /// Milliseconds of a day. Days are those of UTC.
 pub const DAY_MS: i64 = 86_400_000;
@@ -120,6 +123,16 @@ pub enum Error {
         /// Which name of it.
         field: &'static str,
     },
+    /// A segment that cannot be stored.
+    #[error("segment {number} of booking {booking:?} cannot be stored: {why}")]
+    Segment {
+        /// Of which booking.
+        booking: String,
+        /// Which of its segments.
+        number: u32,
+        /// Why.
+        why: &'static str,
+    },
     /// More rows than are given.
     #[error("there are more than {MOST_ROWS} rows: ask for a shorter time, for one tenant, or by fewer groups")]
     TooMany,
@@ -156,7 +169,7 @@ impl Error {
 
     /// Whether it is about what was asked, and would be the same another time.
     pub fn is_askers(&self) -> bool {
-        matches!(self, Self::Name { .. } | Self::TooMany | Self::Overflow)
+        matches!(self, Self::Name { .. } | Self::Segment { .. } | Self::TooMany | Self::Overflow)
     }
 }
 
@@ -196,12 +209,27 @@ pub enum Migration {
 /// Records that are deleted in one transaction.
 const FORGET_AT_ONCE: i64 = 10_000;
 
+/// A table whose rows are forgotten by the day of their end.
+#[derive(Clone, Copy)]
+struct Dated {
+    table: &'static str,
+    /// Columns of the primary key.
+    id: &'static str,
+    /// Column of the end.
+    ended: &'static str,
+}
+
+const DATED: [Dated; 2] = [
+    Dated { table: "records", id: "id", ended: "ended_ms" },
+    Dated { table: "segments", id: "booking, number", ended: "to_ms" },
+];
+
 /// What was forgotten.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Forgotten {
     /// Days that had records.
     pub days: u64,
-    /// Records.
+    /// Records, of requests and of segments.
     pub records: u64,
 }
 
@@ -210,8 +238,10 @@ pub struct Forgotten {
 pub struct Summary {
     /// Version of its schema.
     pub version: i32,
-    /// Records.
+    /// Records of requests.
     pub records: u64,
+    /// Segments of bookings that ended.
+    pub segments: u64,
     /// End of the first request, Unix milliseconds.
     pub first_ms: Option<i64>,
     /// End of the last request, Unix milliseconds.
@@ -262,6 +292,45 @@ impl Store {
             tracing::warn!(count = differing.len(), "records differ from those that are stored, which stand");
         }
         Ok(receipt)
+    }
+
+    /// Stores segments that are not known, in one transaction, and returns when it is durable; as [`Store::put`] does with records.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::put`].
+    pub async fn put_segments(&self, posted: Segments) -> Result<Receipt, Error> {
+        let batch = SegmentBatch::new(posted)?;
+        let (receipt, differing) = match self {
+            Self::Sqlite(store) => store.put_segments(batch).await?,
+            Self::Postgres(store) => store.put_segments(&batch).await?,
+        };
+        for (booking, number) in differing.iter().take(10) {
+            tracing::warn!(
+                booking,
+                number,
+                "a segment differs from the one that is stored of its booking, which stands"
+            );
+        }
+        Ok(receipt)
+    }
+
+    /// Sums of the GPU time that passes the filter, sorted by their groups, and since when they are complete. Without a group it is one row.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::TooMany`], [`Error::Overflow`], or what the store says.
+    pub async fn gpu_usage(&self, filter: &GpuFilter, groups: &[GpuGroup]) -> Result<GpuUsage, Error> {
+        let groups: Vec<GpuGroup> = GpuGroup::ALL.into_iter().filter(|group| groups.contains(group)).collect();
+        let mut usage = match self {
+            Self::Sqlite(store) => store.gpu_usage(filter.clone(), groups).await?,
+            Self::Postgres(store) => store.gpu_usage(filter, &groups).await?,
+        };
+        if usage.rows.len() > MOST_ROWS {
+            return Err(Error::TooMany);
+        }
+        usage.rows.sort_unstable();
+        Ok(usage)
     }
 
     /// Sums of the records that pass the filter, sorted by their groups. Without a group it is one row, of everything.

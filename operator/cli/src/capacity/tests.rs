@@ -44,7 +44,7 @@ fn facts() -> Facts {
         owners: ["house".to_owned()].into(),
         bookings: Bookings {
             live: vec![booking("b-1", "run", "n1").into(), booking("b-2", "next", "n3").into()],
-            ended: vec![],
+            ..Bookings::default()
         },
     }
 }

@@ -22,7 +22,7 @@ fn facts(reservation: GpuReservation) -> Facts {
             ],
             pods: vec![pod("acme", "train", "n1", 8)],
             owners: ["house".to_owned()].into(),
-            bookings: Bookings { live: vec![booking("b-1", "run", "n1").into()], ended: vec![] },
+            bookings: Bookings { live: vec![booking("b-1", "run", "n1").into()], ended: vec![], ..Bookings::default() },
         }),
         ledger_fault: None,
         gpu_nodes: vec![],
@@ -215,7 +215,7 @@ fn ending() {
     other.node = "n3".into();
     other.uid = "uid-n3".into();
     over.segments.push(other);
-    facts.fleet.as_mut().unwrap().bookings = Bookings { live: vec![], ended: vec![over.into()] };
+    facts.fleet.as_mut().unwrap().bookings = Bookings { live: vec![], ended: vec![over.into()], ..Bookings::default() };
     let states: Vec<String> = explain(facts).nodes.into_iter().map(|row| row.state).collect();
     assert_eq!(states, ["closed: it is being emptied and checked (since 2026-11-21T07:00:00Z)", "given back"]);
 }
@@ -249,7 +249,7 @@ fn ended() {
     let mut over = booking("b-1", "run", "n1");
     over.end = Some(spillway_planner::TimeMs(NOW - HOUR));
     over.end_reason = Some(spillway_planner::EndReason::TermOver);
-    *bookings = Bookings { live: vec![], ended: vec![over.into()] };
+    *bookings = Bookings { live: vec![], ended: vec![over.into()], ..Bookings::default() };
     insta::assert_snapshot!(shown(&explain(facts)), @r#"
     acme/run: Ended
       Asked:    8 devices of nvidia-h200-sxm in us-east, Committed for 3h; created 2026-11-21T04:40:00Z, waits for 24h at most

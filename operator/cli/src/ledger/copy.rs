@@ -96,7 +96,7 @@ pub(crate) fn decode(root: &Root, pages: &BTreeMap<PageName, Page>) -> Result<Wh
     let mut reached = ledger.reachable();
     let mut ended = Vec::new();
     for pool in root.pools.keys() {
-        let mut walk = ArchiveWalk::new(pool.clone(), ledger.archive_head(pool).cloned());
+        let mut walk = ArchiveWalk::of(&ledger, pool);
         while let Some(name) = walk.wanted().cloned() {
             let page = pages.get(&name).ok_or(LoadError::MissingPage { name })?;
             ended.extend(walk.take(page)?.1);

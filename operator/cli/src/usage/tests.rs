@@ -18,11 +18,11 @@ fn bookings() -> Bookings {
     old.tenant = TenantName::from("beta");
     old.end = Some(TimeMs(NOW - HOUR));
     old.end_reason = Some(EndReason::Deleted);
-    Bookings { live: vec![booking("b-1", "run", "n1").into()], ended: vec![old.into()] }
+    Bookings { live: vec![booking("b-1", "run", "n1").into()], ended: vec![old.into()], ..Bookings::default() }
 }
 
 fn answer(args: &UsageArgs, from: i64, to: i64) -> Usage {
-    usage(&bookings(), args, from, to, NOW).unwrap()
+    usage(&bookings(), &Stored::default(), args, from, to, NOW).unwrap()
 }
 
 #[test]
@@ -116,12 +116,49 @@ fn periods(#[case] from: i64, #[case] to: i64, #[case] expected: &str) {
 #[test]
 fn what_ended_is_counted_to_its_end_by_a_clock_that_is_behind() {
     let behind = NOW - 90 * 60_000;
-    let answer = usage(&bookings(), &args(By::Tenant, Some("beta")), NOW - 24 * HOUR, NOW, behind).unwrap();
+    let answer =
+        usage(&bookings(), &Stored::default(), &args(By::Tenant, Some("beta")), NOW - 24 * HOUR, NOW, behind).unwrap();
     assert_eq!(answer.total.device_milliseconds, (8 * 59 * 60_000).to_string());
+}
+
+/// What the usage service has of a booking is not counted from the ledger as well, but for what it has forgotten.
+#[rstest]
+#[case::away(false, 0, None, "85440000")]
+#[case::not_in_the_store(true, 0, None, "85440000")]
+#[case::in_the_store(true, 28_320_000, None, "85440000")]
+#[case::older_ones_too(true, 28_321_000, None, "85441000")]
+#[case::forgotten(true, 1_000, Some(NOW), "85441000")]
+#[case::not_forgotten(true, 28_320_000, Some(NOW - HOUR), "85440000")]
+fn each_booking_is_counted_once(
+    #[case] answered: bool,
+    #[case] of_beta: i64,
+    #[case] forgotten_before_ms: Option<i64>,
+    #[case] expected: &str,
+) {
+    let mut bookings = bookings();
+    if of_beta > 0 {
+        bookings.in_store.insert("b-0".into());
+    }
+    let row = GpuRow { tenant: Some("beta".to_owned()), device_milliseconds: of_beta, ..GpuRow::default() };
+    let stored = Stored { answered, rows: vec![row], forgotten_before_ms, missing: None };
+    let answer = usage(&bookings, &stored, &args(By::Tenant, None), NOW - 24 * HOUR, NOW, NOW).unwrap();
+    assert_eq!(answer.total.device_milliseconds, expected);
+    let rows: i64 = answer.rows.iter().map(|row| row.amount.device_milliseconds.parse::<i64>().unwrap()).sum();
+    assert_eq!(rows.to_string(), expected);
+    assert_eq!(answer.rows.len(), 2);
+}
+
+#[test]
+fn what_may_be_missing_is_told_and_is_no_table() {
+    let stored = Stored { missing: Some("it is away".to_owned()), ..Stored::default() };
+    let answer = usage(&bookings(), &stored, &args(By::Tenant, None), NOW - 24 * HOUR, NOW, NOW).unwrap();
+    assert!(shown(&answer).ends_with("\n\nNot all GPU time is shown: it is away.\n"), "{}", shown(&answer));
+    let error = answer.write_csv(&mut Vec::new()).unwrap_err();
+    assert_eq!(error.to_string(), "GPU time may be missing: it is away");
 }
 
 #[test]
 fn a_reversed_period_is_an_error() {
-    let error = usage(&bookings(), &args(By::Tenant, None), NOW, NOW - 1, NOW).unwrap_err();
+    let error = usage(&bookings(), &Stored::default(), &args(By::Tenant, None), NOW, NOW - 1, NOW).unwrap_err();
     assert!(crate::error::report(&error).contains("before its start"));
 }

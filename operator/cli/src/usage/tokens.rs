@@ -1,11 +1,11 @@
-//! Tokens of hosted models, as the usage service has them: asked through the API server, so that whoever may is who may reach that Service.
+//! Tokens of hosted models, as the usage service has them.
 
 use std::io::{self, Write};
 
-use http::Request;
 use kube::Client;
 use serde::{Deserialize, Serialize};
 
+use super::service;
 use crate::{
     args::{By, UsageArgs},
     output::Table,
@@ -51,35 +51,22 @@ struct Rows {
 /// Asks the usage service. None where there is none.
 pub(crate) async fn read(client: &Client, args: &UsageArgs, from_ms: i64, to_ms: i64) -> Option<Tokens> {
     let missing = |text: String| Some(Tokens { rows: Vec::new(), missing: Some(text) });
-    let namespace = &args.spillway_namespace;
     let by = match args.by {
         By::Tenant => "tenant",
         By::Reservation => "tenant,namespace,endpoint,model",
         By::Sku => "model",
     };
-    let mut path = format!(
-        "/api/v1/namespaces/{namespace}/services/spillway-usage:reports/proxy/v1/usage?by={by}&from_ms={from_ms}&to_ms={to_ms}"
-    );
-    // Names of Kubernetes: there is nothing in them to be escaped, and anything else finds nothing.
-    let plain = |name: &str| name.chars().all(|letter| letter.is_ascii_alphanumeric() || "-._".contains(letter));
+    let mut path = format!("/v1/usage?by={by}&from_ms={from_ms}&to_ms={to_ms}");
     for (field, value) in [("tenant", &args.tenant), ("model", &args.model)] {
         let Some(value) = value else { continue };
-        if !plain(value) {
+        if !service::is_plain(value) {
             return missing(format!("{value:?} is no name of a {field}"));
         }
         path.push_str(&format!("&{field}={value}"));
     }
-    let request = match Request::get(&path).body(Vec::new()) {
-        Ok(request) => request,
-        Err(error) => return missing(format!("the usage service cannot be asked: {error}")),
-    };
-    match client.request::<Rows>(request).await {
-        Ok(Rows { rows }) => Some(Tokens { rows, missing: None }),
-        Err(kube::Error::Api(status)) if status.code == 404 => None,
-        Err(kube::Error::Api(status)) if status.code == 403 => missing(format!(
-            "you may not ask the usage service: it takes `get` of services/proxy, spillway-usage:reports, in namespace {namespace}"
-        )),
-        Err(error) => missing(format!("the usage service in namespace {namespace} does not answer: {error}")),
+    match service::ask(client, &args.spillway_namespace, &path).await {
+        Ok(answer) => answer.map(|Rows { rows }| Tokens { rows, missing: None }),
+        Err(why) => missing(why),
     }
 }
 

@@ -116,6 +116,8 @@ pub struct Ledger {
     pub live: Vec<Booking>,
     /// Those that ended.
     pub archived: Vec<Booking>,
+    /// How many that ended are pruned: the usage store alone has them.
+    pub pruned: usize,
     /// False when a part could not be read: then nothing may be concluded from what is not here.
     pub whole: bool,
 }

@@ -119,12 +119,15 @@ impl Lease {
         (requests.then_some(wait), tokens.then_some(wait))
     }
 
-    /// Whether there is no slot for one more than `in_flight`, and how long to wait.
-    pub(super) fn missing_slot(&mut self, in_flight: u32, now_ms: u64) -> Option<Wait> {
+    /// Whether there is no slot for one more than `in_flight`, and how long to wait. `counted` is by which question the request that asks was counted as
+    /// one that waits for a slot: however often it asks, each question counts it once.
+    pub(super) fn missing_slot(&mut self, in_flight: u32, now_ms: u64, counted: &mut Option<u64>) -> Option<Wait> {
         if in_flight < self.slots {
             return None;
         }
-        self.short_slots = self.short_slots.saturating_add(1);
+        if counted.replace(self.sequence) != Some(self.sequence) {
+            self.short_slots = self.short_slots.saturating_add(1);
+        }
         Some(self.wait(now_ms))
     }
 

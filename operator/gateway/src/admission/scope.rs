@@ -79,8 +79,9 @@ impl Scope {
         self.in_flight
     }
 
-    /// The limit that has no room for one more request of `tokens`, if there is one, and of several the one to wait for longest.
-    pub(super) fn full(&mut self, tokens: u64, now_ms: u64) -> Option<Full> {
+    /// The limit that has no room for one more request of `tokens`, if there is one, and of several the one to wait for longest. `counted`
+    /// is that of [`Lease::missing_slot`].
+    pub(super) fn full(&mut self, tokens: u64, now_ms: u64, counted: &mut Option<u64>) -> Option<Full> {
         let limits = self.limits;
         let after = |wait: Option<u64>| match wait {
             Some(0) => None,
@@ -108,7 +109,7 @@ impl Scope {
                 ],
                 Source::Leased(lease) => {
                     let (requests, tokens) = lease.missing(Taken::of(limits).block(tokens), now_ms);
-                    let slot = limits.concurrency.and_then(|_| lease.missing_slot(self.in_flight, now_ms));
+                    let slot = limits.concurrency.and_then(|_| lease.missing_slot(self.in_flight, now_ms, counted));
                     [requests.map(asked), tokens.map(asked), slot.map(asked)]
                 }
             };

@@ -241,6 +241,26 @@ fn limits_change_without_a_request() {
     guard.settle(9_000, 1, 1, true);
 }
 
+/// A request that waits for a lease and tries at each grant is one request, which is refused once or not at all.
+#[test]
+fn who_waits_counts_once() {
+    let admission = Arc::new(Admission::new(Mode::Leased));
+    let ask = ask(limits(None, None, 10), Limits::default());
+    let mut waiter = Waiter::default();
+    for _ in 0..5 {
+        assert!(admission.admit_waiting(0, &ask, &mut waiter).is_err_and(|refusal| refusal.retry == Retry::Lease));
+    }
+    let asked = admission.needs(0);
+    let [(name, _, need)] = asked.as_slice() else { panic!("{asked:?}") };
+    assert_eq!((need.slots, admission.counts().refused), (1, 0));
+    let (sequence, slots) = (need.sequence, need.slots);
+    admission.grant(5, name, &lease::Grant { sequence, block: need.want, slots, valid_ms: 10_000, retry_after_ms: 0 });
+    let guard = admission.admit_waiting(10, &ask, &mut waiter).expect("a slot");
+    assert!(admission.admit(10, &ask).is_err());
+    assert_eq!((admission.counts().admitted, admission.counts().refused), (1, 1));
+    guard.refund(10);
+}
+
 #[test]
 fn limits_are_those_of_now() {
     let admission = local();

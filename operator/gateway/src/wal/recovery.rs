@@ -173,8 +173,27 @@ enum Stop {
     Unknown,
 }
 
-/// Reads all of a log. Changes nothing before all of it was read.
+/// Reads all of a log, and cuts off what is torn. Changes nothing before all of it was read.
 pub(super) fn recover(directory: &Path, durability: Durability) -> Result<Recovered, Error> {
+    let mut recovered = scan(directory)?;
+    recovered.clean(directory, durability)?;
+    Ok(recovered)
+}
+
+/// What [`recover`] and billing would find, without any of it being done.
+pub(super) fn look(directory: &Path) -> Result<Recovery, Error> {
+    let recovered = scan(directory)?;
+    let unacknowledged = (recovered.unacknowledged().count() + recovered.open.len()) as u64;
+    Ok(Recovery { unacknowledged, crashed: recovered.open.into_crashed().collect(), torn: recovered.torn })
+}
+
+/// Whether a directory has a log: a segment, or the lock of one that has none.
+pub(super) fn is_log(directory: &Path) -> Result<bool, Error> {
+    let exists = directory.try_exists().map_err(Error::io("look at", directory))?;
+    Ok(exists && (directory.join("lock").exists() || !list(directory)?.is_empty()))
+}
+
+fn scan(directory: &Path) -> Result<Recovered, Error> {
     let mut recovered = Recovered::default();
     let mut firsts = list(directory)?;
     let mut last = read_last(directory, &mut firsts, &mut recovered)?;
@@ -216,7 +235,6 @@ pub(super) fn recover(directory: &Path, durability: Durability) -> Result<Recove
         recovered.previous = Some((*first, offset));
         recovered.segments.push_back(Segment { file_bytes: bytes.len() as u64, ..scan.segment });
     }
-    recovered.clean(directory, durability)?;
     Ok(recovered)
 }
 

@@ -14,6 +14,7 @@
 
 #[path = "../proxy/engine.rs"]
 mod engine;
+mod replay;
 
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;

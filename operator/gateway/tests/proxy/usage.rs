@@ -27,6 +27,8 @@ use crate::stage::{Setting, Stage, text, until};
 struct State {
     /// How many answers more are failures.
     failing: u32,
+    /// Whose record is never taken.
+    refuses: Option<String>,
     /// How often each record came.
     records: BTreeMap<String, u32>,
     /// Requests that may be granted still.
@@ -58,6 +60,11 @@ async fn answer(
     let mut state = state.lock().unwrap();
     let answer = if path == "/v1/records" {
         let shipment: Shipment = serde_json::from_slice(&body).unwrap();
+        if shipment.records.iter().any(|record| Some(record.opening.id.to_string()) == state.refuses) {
+            let mut response = Response::new(Full::new(Bytes::from_static(b"{\"error\": \"its name is too long\"}")));
+            *response.status_mut() = StatusCode::UNPROCESSABLE_ENTITY;
+            return Ok(response);
+        }
         // Those that fail have been stored nevertheless: who ships does not know.
         for record in &shipment.records {
             *state.records.entry(record.opening.id.to_string()).or_default() += 1;
@@ -105,6 +112,29 @@ async fn every_bill_is_shipped() {
     // What comes later is shipped as well.
     text(stage.chat(json!({"stream": true})).await).await;
     until("the next to be shipped", || state.lock().unwrap().records.len() == 6).await;
+}
+
+/// A bill that the service never takes stops none behind it: it is set aside, and shown.
+#[tokio::test]
+async fn a_bill_that_is_never_taken_is_set_aside() {
+    let engine = Engine::start(Script::default()).await;
+    let stage = Stage::new(&[&engine]).await;
+    for _ in 0..5 {
+        text(stage.chat(json!({})).await).await;
+    }
+    let ids: Vec<String> = stage.bills(5).await.iter().map(|bill| bill.opening.id.to_string()).collect();
+    let state = Arc::new(Mutex::new(State { refuses: Some(ids[1].clone()), ..State::default() }));
+    let service = start(Arc::clone(&state)).await;
+    tokio::spawn(ship(Arc::clone(&stage.gateway), service, "gateway-0".into()));
+    let shows = |line: &str| stage.gateway.metrics().lines().any(|shown| shown == line);
+    until("the log to be shipped", || shows("spillway_gateway_log_unshipped 0")).await;
+    let seen = state.lock().unwrap().records.clone();
+    assert_eq!(seen.len(), 4, "all but one: {seen:?}");
+    assert!(seen.values().all(|times| *times == 1) && !seen.contains_key(&ids[1]), "{seen:?}");
+    assert!(shows("spillway_gateway_log_set_aside 1"), "{}", stage.gateway.metrics());
+    // What comes later is shipped as well.
+    text(stage.chat(json!({})).await).await;
+    until("the next to be shipped", || state.lock().unwrap().records.len() == 5).await;
 }
 
 /// With several gateways a request is let in by what is granted, and told when there will be more.

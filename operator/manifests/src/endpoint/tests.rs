@@ -164,6 +164,18 @@ fn whether_replicas_follow_is_told_and_kept_while_it_is_not_known() {
     assert!(!told(&scales, None).0.asleep);
 }
 
+#[test]
+fn what_keeps_replicas_from_starting_is_said() {
+    let waiting = Some("Pod chat-1 requests more CPU than is left: request less.".to_owned());
+    let message = |replicas| {
+        let facts = Facts { waiting: waiting.clone(), ..facts(replicas, 2) };
+        let status = build_status(&endpoint(2), &facts, Timestamp::UNIX_EPOCH);
+        status.conditions.into_iter().find(|one| one.type_ == "Ready").unwrap().message
+    };
+    assert_eq!(message((2, 1)), "1 of 2 replicas answer. Pod chat-1 requests more CPU than is left: request less.");
+    assert_eq!(message((2, 2)), "2 of 2 replicas answer.");
+}
+
 fn facts(replicas: (i32, i32), bookable: i32) -> Facts {
     Facts { replicas, bookable, ..Facts::default() }
 }

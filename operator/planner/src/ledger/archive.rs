@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use super::{
-    FORMAT, LoadError, MAX_PAGE_BYTES, Page, PageKind, PageName, TARGET_PAGE_BYTES,
+    FORMAT, Ledger, LoadError, MAX_PAGE_BYTES, Page, PageKind, PageName, TARGET_PAGE_BYTES,
     data::{ArchiveData, Assembly, Content, json_bytes, layout, read},
 };
 use crate::types::{Booking, PoolName, TimeMs};
@@ -31,14 +31,28 @@ impl ArchivePage {
 pub struct ArchiveWalk {
     pool: PoolName,
     next: Option<PageName>,
+    /// Bookings that are still to be found; none: it is walked to the first page.
+    left: Option<i64>,
     seen: BTreeSet<PageName>,
     assembly: Assembly,
 }
 
 impl ArchiveWalk {
-    /// Starts at a page, if there is any ([`Ledger::archive_head`](super::Ledger::archive_head)).
+    /// Starts at a page, if there is any ([`Ledger::archive_head`](super::Ledger::archive_head)), and goes to the first one.
     pub fn new(pool: PoolName, head: Option<PageName>) -> Self {
-        Self { pool, next: head, seen: BTreeSet::new(), assembly: Assembly::default() }
+        Self { pool, next: head, left: None, seen: BTreeSet::new(), assembly: Assembly::default() }
+    }
+
+    /// Walks through what a ledger has of a pool's archive: to the pages that are pruned, if some are.
+    pub fn of(ledger: &Ledger, pool: &PoolName) -> Self {
+        let pruned = ledger.stored(pool).map_or(0, |stored| stored.pruned);
+        let left = (pruned > 0).then(|| ledger.archived(pool).saturating_sub(pruned));
+        Self { left, ..Self::new(pool.clone(), ledger.archive_head(pool).cloned()) }
+    }
+
+    /// Whether no booking has been found in part: the pages before this one have nothing of those that were found.
+    pub fn is_even(&self) -> bool {
+        self.assembly.incomplete().is_none()
     }
 
     /// The page to fetch next; none: the walk is at its end.
@@ -66,6 +80,12 @@ impl ArchiveWalk {
             return Err(unreadable(format!("booking {} has not ended", booking.id)));
         }
         self.seen.insert(Arc::clone(&page.name));
+        let found = i64::try_from(bookings.len()).unwrap_or(i64::MAX);
+        self.left = self.left.map(|left| left.saturating_sub(found));
+        if self.left.is_some_and(|left| left <= 0) && self.is_even() {
+            self.next = None;
+            return Ok((day, bookings));
+        }
         if previous.as_ref().is_some_and(|previous| self.seen.contains(previous)) {
             return Err(unreadable("the archive goes in a circle".to_owned()));
         }

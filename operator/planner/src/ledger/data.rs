@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, io, sync::Arc};
 
 use serde::{Deserialize, Deserializer, Serialize, de::DeserializeOwned};
 
-use super::{FORMAT, LoadError, PART_BYTES, Page, PageKind, PageName};
+use super::{FORMAT, LoadError, PART_BYTES, Page, PageKind, PageName, Stored};
 use crate::{
     packing::Learned,
     types::{Booking, BookingId, PoolName, Segment},
@@ -20,6 +20,8 @@ pub(super) struct IndexData {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) archive: Option<PageName>,
     pub(super) archived: i64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) stored: Option<Stored>,
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "lenient")]
     pub(super) learned: Option<Arc<Learned>>,
 }

@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     Change, FORMAT, LEARNED_BYTES, Ledger, MAX_PAGE_BYTES, MAX_POOLS, PART_BYTES, Page, PageKind, PageName, Refusal,
-    Refused, Root, StageError, TARGET_PAGE_BYTES, archive,
+    Refused, Root, StageError, Stored, TARGET_PAGE_BYTES, archive,
     data::{IndexData, json_bytes, without_segments},
     pack,
     state::{Conflict, Live, PoolLedger},
@@ -40,6 +40,26 @@ impl Ledger {
             draft.apply_numbered(place, change)?;
         }
         draft.write(new_name)
+    }
+
+    /// Stages what the usage service has of a pool's bookings that ended, and nothing else. None: it is no step forward from what stands, of the same
+    /// archive; or the pool never sold anything.
+    pub fn stage_stored(
+        &self,
+        pool: &PoolName,
+        stored: Stored,
+        now: TimeMs,
+        new_name: &mut dyn FnMut(PageKind) -> PageName,
+    ) -> Option<Result<Staged, StageError>> {
+        let known = self.pools.get(pool)?;
+        if !stored.follows(known.stored.as_ref()) || stored.fault(known.archived).is_some() {
+            return None;
+        }
+        let mut draft = Draft::new(self, now);
+        let changed = PoolLedger { stored: Some(stored), ..PoolLedger::clone(known) };
+        draft.next.pools.insert(pool.clone(), Arc::new(changed));
+        draft.touched(pool);
+        Some(draft.write(new_name))
     }
 
     /// Stages those changes that break no rule, each seen after the ones before it, and says which were left out.
@@ -299,6 +319,7 @@ impl<'a> Draft<'a> {
                 bookings: pool.pages.keys().cloned().collect(),
                 archive: pool.archive.as_ref().map(|head| Arc::clone(&head.name)),
                 archived: pool.archived,
+                stored: pool.stored.clone(),
                 learned: pool.learned.clone(),
             };
             let data = serde_json::to_string(&data).map_err(|source| unwritable(source.to_string()))?;

@@ -11,6 +11,7 @@ use super::{
     archive::ArchiveHead,
     data::{Assembly, BookingsData, IndexData, json_bytes, read},
     shards::Shards,
+    stored::Stored,
 };
 use crate::{
     packing::Learned,
@@ -74,6 +75,7 @@ pub(super) struct PoolLedger {
     pub(super) by_size: BTreeSet<(usize, PageName)>,
     pub(super) archive: Option<Arc<ArchiveHead>>,
     pub(super) archived: i64,
+    pub(super) stored: Option<Stored>,
     pub(super) learned: Option<Arc<Learned>>,
 }
 
@@ -133,8 +135,16 @@ impl Ledger {
             fetch(name).ok_or_else(|| LoadError::MissingPage { name: Arc::clone(name) })
         };
         for (pool, index) in &root.pools {
-            let index: IndexData = read(&get(index)?, pool)?;
-            let mut decoded = PoolLedger { archived: index.archived, learned: index.learned, ..PoolLedger::default() };
+            let (name, index) = (index, read::<IndexData>(&get(index)?, pool)?);
+            if let Some(why) = index.stored.as_ref().and_then(|stored| stored.fault(index.archived)) {
+                return Err(LoadError::Unreadable { what: format!("page {name}"), why });
+            }
+            let mut decoded = PoolLedger {
+                archived: index.archived,
+                stored: index.stored,
+                learned: index.learned,
+                ..PoolLedger::default()
+            };
             let mut assembly = Assembly::default();
             let mut parts: BTreeMap<BookingId, Vec<Part>> = BTreeMap::new();
             for name in &index.bookings {
@@ -323,6 +333,11 @@ impl Ledger {
         let changed = PoolLedger { learned: Some(learned), ..PoolLedger::clone(next.pools.get(pool)?) };
         next.pools.insert(pool.clone(), Arc::new(changed));
         Some(next)
+    }
+
+    /// What the usage service has of a pool's bookings that ended.
+    pub fn stored(&self, pool: &PoolName) -> Option<&Stored> {
+        self.pools.get(pool)?.stored.as_ref()
     }
 
     /// Name of the newest archive page of a pool, where a walk through it starts.

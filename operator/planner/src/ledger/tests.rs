@@ -536,6 +536,89 @@ fn the_archive_is_a_chain_by_day() {
     assert!(matches!(walk.take(other), Err(LoadError::Unreadable { .. })));
 }
 
+/// What is stored is told, only forward; and pages that go for it are not missed: a walk ends before them, and a collection finds them.
+#[test]
+fn stored_pages_may_go() {
+    let mut store = Store::default();
+    let pool = PoolName::from("h200");
+    let (_, mut ledger) = Ledger::empty(NOON);
+    for n in 0..500_i64 {
+        let (id, node) = (format!("b-{n:04}"), format!("n{n}"));
+        let now = NOON.plus(n / 167 * DAY);
+        ledger = store.commit(&ledger, &[book(&id, &[&node])], now);
+        ledger = store.commit(&ledger, &[end(&id, now)], now);
+    }
+    let nothing = Stored::new("archive-id".into());
+    let tell = |store: &mut Store, ledger: &Ledger, stored: &Stored| {
+        let names = &mut store.names;
+        let staged = ledger.stage_stored(&pool, stored.clone(), NOON, &mut |kind| Store::name(names, kind))?.unwrap();
+        store.keep(ledger, &staged);
+        assert_eq!(staged.pages.len(), 1, "an index and nothing else");
+        assert_eq!(store.decode(&staged.root).unwrap(), staged.next);
+        Some(staged.next)
+    };
+    let told = tell(&mut store, &ledger, &Stored { bookings: 400, ..nothing.clone() }).unwrap();
+    for (bookings, pruned, archive) in [
+        (400, 0, "archive-id"),
+        (399, 0, "archive-id"),
+        (501, 0, "archive-id"),
+        (400, 401, "archive-id"),
+        (500, 0, "other"),
+    ] {
+        assert_eq!(
+            tell(&mut store, &told, &Stored { archive: archive.into(), bookings, pruned }),
+            None,
+            "{bookings} {pruned}"
+        );
+    }
+    assert_eq!(ledger.stage_stored(&"a100".into(), nothing, NOON, &mut |_| unreachable!()), None);
+
+    // Pages of about 90, two a day: of the third day's two and a part of the second's first not all is stored.
+    let walk = |store: &Store, ledger: &Ledger, may_go: &dyn Fn(&str) -> bool| {
+        let mut prunable = Prunable::new(500, ledger.stored(&pool).unwrap().bookings);
+        let (mut walk, mut found) = (ArchiveWalk::of(ledger, &pool), 0);
+        while let Some(name) = walk.wanted() {
+            let (day, bookings) = walk.take(&store.pages[name]).unwrap();
+            found += bookings.len();
+            prunable.take(bookings.len(), may_go(&day), walk.is_even());
+        }
+        (prunable.pruned(), found, walk.seen().len())
+    };
+    let (all, found, pages) = walk(&store, &told, &|_| true);
+    assert_eq!((found, pages), (500, 6));
+    assert!((334..400).contains(&all), "{all}: the first page of the third day is only stored in part");
+    assert_eq!(walk(&store, &told, &|day| day < "2026-11-22").0, 167);
+    assert_eq!(walk(&store, &told, &|day| day != "2026-11-22").0, 167, "what is older than a page that stays may go");
+    assert_eq!(walk(&store, &told, &|day| day != "2026-11-21").0, 0);
+    let all_stored = Stored { bookings: 500, ..told.stored(&pool).unwrap().clone() };
+    let whole = tell(&mut store, &told, &all_stored).unwrap();
+    assert!(walk(&store, &whole, &|_| true).0 < 500, "the newest page stays");
+
+    let pruned = tell(&mut store, &told, &Stored { pruned: 334, ..told.stored(&pool).unwrap().clone() }).unwrap();
+    assert_eq!(walk(&store, &pruned, &|_| true), (334, 166, 2), "two pages of the third day are left");
+    // What comes does not forget it.
+    let later = NOON.plus(2 * DAY);
+    let next = store.commit(&pruned, &[book("b-9", &["n0"])], later);
+    let next = store.commit(&next, &[end("b-9", later)], later);
+    assert_eq!((next.archived(&pool), next.stored(&pool).unwrap().pruned), (501, 334));
+}
+
+#[rstest]
+#[case::negative(json!({"archive": "a", "bookings": 0, "pruned": -1}))]
+#[case::more_pruned_than_stored(json!({"archive": "a", "bookings": 0, "pruned": 1}))]
+#[case::more_stored_than_ended(json!({"archive": "a", "bookings": 2, "pruned": 0}))]
+fn a_wrong_count_of_what_is_stored_does_not_load(#[case] stored: Value) {
+    let mut store = Store::default();
+    let (_, ledger) = Ledger::empty(NOON);
+    let ledger = store.commit(&ledger, &[book("b-1", &["n1"])], NOON);
+    let ledger = store.commit(&ledger, &[end("b-1", NOON)], NOON);
+    let mut index = store.index(&ledger, "h200");
+    index["stored"] = stored;
+    let name = Arc::clone(&ledger.root().pools[&"h200".into()]);
+    store.pages.get_mut(&name).unwrap().data = index.to_string();
+    assert!(matches!(store.decode(ledger.root()), Err(LoadError::Unreadable { .. })));
+}
+
 /// A generator of choices that is the same on every machine.
 struct Dice(u64);
 

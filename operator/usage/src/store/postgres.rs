@@ -6,25 +6,27 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use spillway_metering::shipping::Receipt;
+use spillway_metering::shipping::{GpuUsage, Receipt};
 use spillway_metering::tokens::{RequestId, UsageRecord};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::tls::TlsStream;
 use tokio_postgres::types::ToSql;
-use tokio_postgres::{Client, Config, Connection, NoTls, Row, Socket};
+use tokio_postgres::{Client, Config, Connection, GenericClient, IsolationLevel, NoTls, Row, Socket};
 
 use super::batch::Batch;
 use super::flat::{COLUMNS, Flat, outcome_text, signed};
+use super::gpu::{self, FlatSegment, SegmentBatch, SegmentId};
 use super::query::{Bound, Dialect, GroupValue, Query};
 use super::security::{self, Trust};
 use super::{
-    DAY_MS, Error, FORGET_AT_ONCE, Filter, Forgotten, Group, GroupKey, Migration, Summary, Usage, day_of, day_start_ms,
+    DATED, DAY_MS, Dated, Error, FORGET_AT_ONCE, Filter, Forgotten, GpuFilter, GpuGroup, Group, GroupKey, Migration,
+    Summary, Usage, day_of, day_start_ms,
 };
 
 /// The version of the schema that this program knows. Stores of older ones are migrated, of newer ones refused.
-const SCHEMA_VERSION: i32 = 2;
+const SCHEMA_VERSION: i32 = 3;
 /// Connections of one service.
 const CONNECTIONS: usize = 8;
 /// How long a connection may take to be made.
@@ -45,7 +47,7 @@ const MIGRATION_LOCK: i64 = 0x5350_494c_4c57_4159;
 
 /// The statements that lead from version `n` to `n + 1`. What is here once is never changed: stores have it. Names are compared byte by byte, so
 /// that indexes hold whatever becomes of the system's locales.
-const MIGRATIONS: [&str; 2] = [
+const MIGRATIONS: [&str; 3] = [
     r#"
     CREATE TABLE records (
         id BYTEA PRIMARY KEY CHECK (octet_length(id) = 16),
@@ -67,6 +69,17 @@ const MIGRATIONS: [&str; 2] = [
         only_row BOOLEAN PRIMARY KEY CHECK (only_row), holder TEXT COLLATE "C" NOT NULL, address TEXT NOT NULL, beat BIGINT NOT NULL
     );
     INSERT INTO seat (only_row, holder, address, beat) VALUES (true, '', '', 0);
+"#,
+    r#"
+    CREATE TABLE segments (
+        booking TEXT COLLATE "C" NOT NULL, number BIGINT NOT NULL, archive TEXT COLLATE "C" NOT NULL, place BIGINT NOT NULL,
+        node TEXT COLLATE "C" NOT NULL, tenant TEXT COLLATE "C" NOT NULL, namespace TEXT COLLATE "C" NOT NULL,
+        reservation TEXT COLLATE "C" NOT NULL, pool TEXT COLLATE "C" NOT NULL, sku TEXT COLLATE "C" NOT NULL,
+        tier TEXT COLLATE "C" NOT NULL, devices BIGINT NOT NULL, from_ms BIGINT NOT NULL, to_ms BIGINT NOT NULL,
+        PRIMARY KEY (booking, number)
+    );
+    CREATE INDEX segments_ended ON segments (to_ms);
+    CREATE INDEX segments_tenant_ended ON segments (tenant, to_ms);
 "#,
 ];
 
@@ -129,6 +142,14 @@ impl Postgres {
         retry!(self, "storing records", WRITE, |client| put(&mut client, batch))
     }
 
+    pub(super) async fn put_segments(&self, batch: &SegmentBatch) -> Result<(Receipt, Vec<SegmentId>), Error> {
+        retry!(self, "storing segments", WRITE, |client| put_segments(&mut client, batch))
+    }
+
+    pub(super) async fn gpu_usage(&self, filter: &GpuFilter, groups: &[GpuGroup]) -> Result<GpuUsage, Error> {
+        retry!(self, "summing GPU time", LONG, |client| gpu_usage(&mut client, filter, groups))
+    }
+
     pub(super) async fn usage(&self, filter: &Filter, groups: &[Group]) -> Result<Vec<Usage>, Error> {
         retry!(self, "summing usage", LONG, |client| usage(&mut client, filter, groups))
     }
@@ -145,11 +166,13 @@ impl Postgres {
     pub(super) async fn forget_before(&self, day: i64) -> Result<Forgotten, Error> {
         retry!(self, "remembering what is forgotten", WRITE, |client| remember_forgotten(&mut client, day))?;
         let (mut forgotten, mut days) = (Forgotten::default(), BTreeSet::new());
-        while let Some((first, records)) =
-            retry!(self, "forgetting old days", LONG, |client| forget_some(&mut client, day))?
-        {
-            days.insert(first);
-            forgotten.records = forgotten.records.saturating_add(records);
+        for table in DATED {
+            while let Some((first, records)) =
+                retry!(self, "forgetting old days", LONG, |client| forget_some(&mut client, &table, day))?
+            {
+                days.insert(first);
+                forgotten.records = forgotten.records.saturating_add(records);
+            }
         }
         forgotten.days = u64::try_from(days.len()).unwrap_or(u64::MAX);
         Ok(forgotten)
@@ -317,8 +340,7 @@ async fn migrate(client: &mut Client, migration: Migration) -> Result<(), Error>
 async fn put(client: &mut Client, batch: &Batch) -> Result<(Receipt, Vec<RequestId>), Error> {
     let failed = sql("storing records");
     let transaction = client.transaction().await.map_err(&failed)?;
-    let forgotten = transaction.query_opt("SELECT before_day FROM forgotten", &[]).await.map_err(&failed)?;
-    let forgotten: Option<i64> = forgotten.map(|row| row.try_get(0)).transpose().map_err(&failed)?;
+    let forgotten = forgotten_day(&transaction).await.map_err(&failed)?;
     let (kept, forgotten) = batch.kept(forgotten.map(day_start_ms));
     let stored = insert(&transaction, &kept).await?;
     let others: BTreeMap<&[u8], &UsageRecord> = kept
@@ -342,6 +364,110 @@ async fn put(client: &mut Client, batch: &Batch) -> Result<(Receipt, Vec<Request
     transaction.commit().await.map_err(&failed)?;
     differ.sort_unstable();
     Ok(batch.receipt(stored.len(), forgotten, differ))
+}
+
+async fn put_segments(client: &mut Client, batch: &SegmentBatch) -> Result<(Receipt, Vec<SegmentId>), Error> {
+    fn column<'s, Out>(segments: &[&'s FlatSegment], of: impl Fn(&'s FlatSegment) -> Out) -> Vec<Out> {
+        segments.iter().map(|one| of(one)).collect()
+    }
+    let failed = sql("storing segments");
+    let transaction = client.transaction().await.map_err(&failed)?;
+    let forgotten = forgotten_day(&transaction).await.map_err(&failed)?;
+    let (kept, forgotten) = batch.kept(forgotten.map(day_start_ms));
+    let columns: [Box<dyn ToSql + Sync + Send>; 14] = [
+        Box::new(column(&kept, |one| one.booking.as_str())),
+        Box::new(column(&kept, |one| one.number)),
+        Box::new(column(&kept, |one| one.archive.as_str())),
+        Box::new(column(&kept, |one| one.place)),
+        Box::new(column(&kept, |one| one.names[0].as_str())),
+        Box::new(column(&kept, |one| one.names[1].as_str())),
+        Box::new(column(&kept, |one| one.names[2].as_str())),
+        Box::new(column(&kept, |one| one.names[3].as_str())),
+        Box::new(column(&kept, |one| one.names[4].as_str())),
+        Box::new(column(&kept, |one| one.names[5].as_str())),
+        Box::new(column(&kept, |one| one.names[6].as_str())),
+        Box::new(column(&kept, |one| one.devices)),
+        Box::new(column(&kept, |one| one.from_ms)),
+        Box::new(column(&kept, |one| one.to_ms)),
+    ];
+    let values: Vec<&(dyn ToSql + Sync)> = columns.iter().map(|column| &**column as &(dyn ToSql + Sync)).collect();
+    let insert = format!(
+        "INSERT INTO segments ({}) SELECT * FROM unnest($1::text[], $2::bigint[], $3::text[], $4::bigint[], $5::text[], \
+         $6::text[], $7::text[], $8::text[], $9::text[], $10::text[], $11::text[], $12::bigint[], $13::bigint[], $14::bigint[]) \
+         ON CONFLICT (booking, number) DO NOTHING RETURNING booking, number",
+        gpu::COLUMNS
+    );
+    let rows = transaction.query(&insert, &values).await.map_err(&failed)?;
+    let id = |row: &Row| Ok((row.try_get(0)?, row.try_get(1)?));
+    let stored: Result<BTreeSet<SegmentId>, tokio_postgres::Error> = rows.iter().map(id).collect();
+    let stored = stored.map_err(&failed)?;
+    let others: BTreeMap<SegmentId, &FlatSegment> = kept
+        .iter()
+        .map(|one| ((one.booking.clone(), one.number), *one))
+        .filter(|(id, _)| !stored.contains(id))
+        .collect();
+    let mut differ = Vec::new();
+    if !others.is_empty() {
+        let (bookings, numbers): (Vec<&str>, Vec<i64>) =
+            others.keys().map(|(booking, n)| (booking.as_str(), *n)).unzip();
+        let select = format!(
+            "SELECT {} FROM segments WHERE (booking, number) IN (SELECT * FROM unnest($1::text[], $2::bigint[]))",
+            gpu::COLUMNS
+        );
+        for row in transaction.query(&select, &[&bookings, &numbers]).await.map_err(&failed)? {
+            let found = flat_segment(&row).map_err(&failed)?;
+            let id = (found.booking.clone(), found.number);
+            if others.get(&id).is_some_and(|expected| !expected.says(&found)) {
+                differ.push(id);
+            }
+        }
+    }
+    transaction.commit().await.map_err(&failed)?;
+    differ.sort_unstable();
+    Ok(batch.receipt(stored.len(), forgotten, differ))
+}
+
+fn flat_segment(row: &Row) -> Result<FlatSegment, tokio_postgres::Error> {
+    Ok(FlatSegment {
+        booking: row.try_get(0)?,
+        number: row.try_get(1)?,
+        archive: row.try_get(2)?,
+        place: row.try_get(3)?,
+        names: [
+            row.try_get(4)?,
+            row.try_get(5)?,
+            row.try_get(6)?,
+            row.try_get(7)?,
+            row.try_get(8)?,
+            row.try_get(9)?,
+            row.try_get(10)?,
+        ],
+        devices: row.try_get(11)?,
+        from_ms: row.try_get(12)?,
+        to_ms: row.try_get(13)?,
+    })
+}
+
+async fn forgotten_day(transaction: &tokio_postgres::Transaction<'_>) -> Result<Option<i64>, tokio_postgres::Error> {
+    let row = transaction.query_opt("SELECT before_day FROM forgotten", &[]).await?;
+    row.map(|row| row.try_get(0)).transpose()
+}
+
+async fn gpu_usage(client: &mut Client, filter: &GpuFilter, groups: &[GpuGroup]) -> Result<GpuUsage, Error> {
+    let failed = sql("summing GPU time");
+    // One moment of both: what is forgotten between two would be summed in part.
+    let transaction =
+        client.build_transaction().isolation_level(IsolationLevel::RepeatableRead).read_only(true).start();
+    let transaction = transaction.await.map_err(&failed)?;
+    let forgotten_before_ms = forgotten_day(&transaction).await.map_err(&failed)?.map(day_start_ms);
+    let query = gpu::usage(Dialect::Postgres, filter, groups, forgotten_before_ms);
+    let rows = self::query(&transaction, &query).await.map_err(&failed)?;
+    let read = |row: &Row| {
+        let names = (0..groups.len()).map(|column| row.try_get(column)).collect::<Result<Vec<String>, _>>()?;
+        Ok(gpu::row(groups, names, row.try_get(groups.len())?))
+    };
+    let rows: Result<Vec<_>, tokio_postgres::Error> = rows.iter().map(read).collect();
+    Ok(GpuUsage { rows: rows.map_err(&failed)?, forgotten_before_ms })
 }
 
 /// The ids of those that were not there.
@@ -405,7 +531,7 @@ fn flat(row: &Row) -> Result<Flat, tokio_postgres::Error> {
     })
 }
 
-async fn query(client: &Client, query: &Query) -> Result<Vec<Row>, tokio_postgres::Error> {
+async fn query(client: &impl GenericClient, query: &Query) -> Result<Vec<Row>, tokio_postgres::Error> {
     let ids: Vec<Option<Vec<u8>>> = query
         .values
         .iter()
@@ -429,7 +555,7 @@ async fn query(client: &Client, query: &Query) -> Result<Vec<Row>, tokio_postgre
 
 async fn usage(client: &mut Client, filter: &Filter, groups: &[Group]) -> Result<Vec<Usage>, Error> {
     let failed = sql("summing usage");
-    let rows = query(client, &Query::usage(Dialect::Postgres, filter, groups)).await.map_err(&failed)?;
+    let rows = query(&*client, &Query::usage(Dialect::Postgres, filter, groups)).await.map_err(&failed)?;
     let read = |row: Row| {
         let mut key = GroupKey::default();
         for (column, group) in groups.iter().enumerate() {
@@ -455,7 +581,7 @@ async fn records(
     limit: u32,
 ) -> Result<Vec<UsageRecord>, Error> {
     let failed = sql("reading records");
-    let rows = query(client, &Query::records(Dialect::Postgres, filter, after, limit)).await.map_err(&failed)?;
+    let rows = query(&*client, &Query::records(Dialect::Postgres, filter, after, limit)).await.map_err(&failed)?;
     rows.iter().map(|row| flat(row).map_err(&failed).and_then(UsageRecord::try_from)).collect()
 }
 
@@ -466,25 +592,28 @@ async fn remember_forgotten(client: &mut Client, day: i64) -> Result<(), Error> 
 }
 
 /// Deletes some records of the first day that is before `day`: which day, and how many; none if there is no such day.
-async fn forget_some(client: &mut Client, day: i64) -> Result<Option<(i64, u64)>, Error> {
+async fn forget_some(client: &mut Client, table: &Dated, day: i64) -> Result<Option<(i64, u64)>, Error> {
     let failed = sql("forgetting old days");
-    let first = "SELECT min(ended_ms) FROM records WHERE ended_ms < $1";
-    let first = client.query_one(first, &[&day_start_ms(day)]).await.and_then(|row| row.try_get(0));
+    let Dated { table, id, ended } = table;
+    let first = format!("SELECT min({ended}) FROM {table} WHERE {ended} < $1");
+    let first = client.query_one(&first, &[&day_start_ms(day)]).await.and_then(|row| row.try_get(0));
     let first: Option<i64> = first.map_err(&failed)?;
     let Some(first) = first.map(day_of) else { return Ok(None) };
     let end_ms = day_start_ms(first).saturating_add(DAY_MS);
-    let delete = "DELETE FROM records WHERE id IN (SELECT id FROM records WHERE ended_ms < $1 LIMIT $2)";
-    let deleted = client.execute(delete, &[&end_ms, &FORGET_AT_ONCE]).await.map_err(&failed)?;
+    let delete = format!("DELETE FROM {table} WHERE ({id}) IN (SELECT {id} FROM {table} WHERE {ended} < $1 LIMIT $2)");
+    let deleted = client.execute(&delete, &[&end_ms, &FORGET_AT_ONCE]).await.map_err(&failed)?;
     Ok(Some((first, deleted)))
 }
 
 async fn check(client: &mut Client) -> Result<Summary, Error> {
     let failed = sql("counting records");
-    let count = "SELECT count(*), min(ended_ms), max(ended_ms), (SELECT max(version) FROM schema_version) FROM records";
+    let count = "SELECT count(*), min(ended_ms), max(ended_ms), (SELECT max(version) FROM schema_version), \
+         (SELECT count(*) FROM segments) FROM records";
     let row = client.query_one(count, &[]).await.map_err(&failed)?;
     let read = || -> Result<_, tokio_postgres::Error> {
-        Ok((row.try_get::<_, i64>(0)?, row.try_get(1)?, row.try_get(2)?, row.try_get(3)?))
+        Ok((row.try_get::<_, i64>(0)?, row.try_get(1)?, row.try_get(2)?, row.try_get(3)?, row.try_get::<_, i64>(4)?))
     };
-    let (records, first_ms, last_ms, version) = read().map_err(&failed)?;
-    Ok(Summary { version, records: u64::try_from(records).unwrap_or_default(), first_ms, last_ms })
+    let (records, first_ms, last_ms, version, segments) = read().map_err(&failed)?;
+    let unsigned = |count: i64| u64::try_from(count).unwrap_or_default();
+    Ok(Summary { version, records: unsigned(records), segments: unsigned(segments), first_ms, last_ms })
 }

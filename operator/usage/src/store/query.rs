@@ -224,7 +224,16 @@ impl Query {
         query
     }
 
-    fn bind(&mut self, value: Bound) {
+    /// SQL that begins so.
+    pub(super) fn empty(dialect: Dialect, sql: String) -> Self {
+        Self { sql, values: Vec::new(), dialect }
+    }
+
+    pub(super) fn push(&mut self, sql: &str) {
+        self.sql.push_str(sql);
+    }
+
+    pub(super) fn bind(&mut self, value: Bound) {
         self.values.push(value);
         let sign = match self.dialect {
             Dialect::Sqlite => '?',
@@ -233,7 +242,7 @@ impl Query {
         self.sql.push_str(&format!("{sign}{}", self.values.len()));
     }
 
-    fn also(&mut self, condition: &str, value: Bound) {
+    pub(super) fn also(&mut self, condition: &str, value: Bound) {
         self.sql.push_str(&format!(" AND {condition} "));
         self.bind(value);
     }

@@ -9,26 +9,28 @@ use std::thread;
 use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _, Row, Transaction, TransactionBehavior, params};
-use spillway_metering::shipping::Receipt;
+use spillway_metering::shipping::{GpuUsage, Receipt};
 use spillway_metering::tokens::{RequestId, UsageRecord};
 use tokio::sync::{mpsc, oneshot};
 
 use super::batch::Batch;
 use super::flat::{COLUMNS, Flat, outcome_text, signed};
+use super::gpu::{self, FlatSegment, SegmentBatch, SegmentId};
 use super::query::{Bound, Dialect, GroupValue, Query};
 use super::{
-    DAY_MS, Error, FORGET_AT_ONCE, Filter, Forgotten, Group, GroupKey, Migration, Summary, Usage, day_of, day_start_ms,
+    DATED, DAY_MS, Dated, Error, FORGET_AT_ONCE, Filter, Forgotten, GpuFilter, GpuGroup, Group, GroupKey, Migration,
+    Summary, Usage, day_of, day_start_ms,
 };
 
 /// The version of the schema that this program knows. Stores of older ones are migrated, of newer ones refused.
-const SCHEMA_VERSION: i32 = 1;
+const SCHEMA_VERSION: i32 = 2;
 /// How long one process waits for another that writes.
 const BUSY: Duration = Duration::from_secs(10);
 /// Steps that wait for a thread. More wait for room.
 const WAITING: usize = 64;
 
 /// The statements that lead from version `n` to `n + 1`. What is here once is never changed: stores have it.
-const MIGRATIONS: [&str; 1] = ["
+const MIGRATIONS: [&str; 2] = ["
     CREATE TABLE records (
         id BLOB PRIMARY KEY NOT NULL CHECK (length(id) = 16),
         tenant TEXT NOT NULL, namespace TEXT NOT NULL, endpoint TEXT NOT NULL, model TEXT NOT NULL, version TEXT NOT NULL,
@@ -41,6 +43,15 @@ const MIGRATIONS: [&str; 1] = ["
     CREATE INDEX records_tenant_ended ON records (tenant, ended_ms);
     -- One row at most: records of days before it are gone.
     CREATE TABLE forgotten (only INTEGER PRIMARY KEY CHECK (only = 1), before_day INTEGER NOT NULL) STRICT;
+", "
+    CREATE TABLE segments (
+        booking TEXT NOT NULL, number INTEGER NOT NULL, archive TEXT NOT NULL, place INTEGER NOT NULL, node TEXT NOT NULL,
+        tenant TEXT NOT NULL, namespace TEXT NOT NULL, reservation TEXT NOT NULL, pool TEXT NOT NULL, sku TEXT NOT NULL,
+        tier TEXT NOT NULL, devices INTEGER NOT NULL, from_ms INTEGER NOT NULL, to_ms INTEGER NOT NULL,
+        PRIMARY KEY (booking, number)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX segments_ended ON segments (to_ms);
+    CREATE INDEX segments_tenant_ended ON segments (tenant, to_ms);
 "];
 
 /// A store in a file.
@@ -79,6 +90,14 @@ impl Sqlite {
         self.writer.run(move |connection| put(connection, &batch)).await
     }
 
+    pub(super) async fn put_segments(&self, batch: SegmentBatch) -> Result<(Receipt, Vec<SegmentId>), Error> {
+        self.writer.run(move |connection| put_segments(connection, &batch)).await
+    }
+
+    pub(super) async fn gpu_usage(&self, filter: GpuFilter, groups: Vec<GpuGroup>) -> Result<GpuUsage, Error> {
+        self.reader.run(move |connection| gpu_usage(connection, &filter, &groups)).await
+    }
+
     pub(super) async fn usage(&self, filter: Filter, groups: Vec<Group>) -> Result<Vec<Usage>, Error> {
         self.reader.run(move |connection| usage(connection, &filter, &groups)).await
     }
@@ -96,9 +115,13 @@ impl Sqlite {
         self.writer.run(move |connection| remember_forgotten(connection, day)).await?;
         let (mut forgotten, mut days) = (Forgotten::default(), BTreeSet::new());
         // Between two parts batches have their turn.
-        while let Some((first, records)) = self.writer.run(move |connection| forget_some(connection, day)).await? {
-            days.insert(first);
-            forgotten.records = forgotten.records.saturating_add(records);
+        for table in DATED {
+            while let Some((first, records)) =
+                self.writer.run(move |connection| forget_some(connection, &table, day)).await?
+            {
+                days.insert(first);
+                forgotten.records = forgotten.records.saturating_add(records);
+            }
         }
         forgotten.days = u64::try_from(days.len()).unwrap_or(u64::MAX);
         Ok(forgotten)
@@ -260,6 +283,82 @@ fn put(connection: &mut Connection, batch: &Batch) -> Result<(Receipt, Vec<Reque
     Ok(batch.receipt(stored, forgotten, differ))
 }
 
+fn put_segments(connection: &mut Connection, batch: &SegmentBatch) -> Result<(Receipt, Vec<SegmentId>), Error> {
+    let failed = sql("storing segments");
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(&failed)?;
+    let forgotten = forgotten_day(&transaction).map_err(&failed)?.map(day_start_ms);
+    let (kept, forgotten) = batch.kept(forgotten);
+    let (mut stored, mut differ) = (0_usize, Vec::new());
+    {
+        let insert = format!(
+            "INSERT INTO segments ({}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14) \
+             ON CONFLICT (booking, number) DO NOTHING",
+            gpu::COLUMNS
+        );
+        let mut insert = transaction.prepare(&insert).map_err(&failed)?;
+        let select = format!("SELECT {} FROM segments WHERE booking = ?1 AND number = ?2", gpu::COLUMNS);
+        let mut select = transaction.prepare(&select).map_err(&failed)?;
+        for one in kept {
+            let [node, tenant, namespace, reservation, pool, sku, tier] = &one.names;
+            let values = params![
+                one.booking,
+                one.number,
+                one.archive,
+                one.place,
+                node,
+                tenant,
+                namespace,
+                reservation,
+                pool,
+                sku,
+                tier,
+                one.devices,
+                one.from_ms,
+                one.to_ms,
+            ];
+            if insert.execute(values).map_err(&failed)? > 0 {
+                stored = stored.saturating_add(1);
+                continue;
+            }
+            let known = select.query_row(params![one.booking, one.number], flat_segment).map_err(&failed)?;
+            if !known.says(one) {
+                differ.push((one.booking.clone(), one.number));
+            }
+        }
+    }
+    transaction.commit().map_err(&failed)?;
+    Ok(batch.receipt(stored, forgotten, differ))
+}
+
+fn flat_segment(row: &Row<'_>) -> rusqlite::Result<FlatSegment> {
+    Ok(FlatSegment {
+        booking: row.get(0)?,
+        number: row.get(1)?,
+        archive: row.get(2)?,
+        place: row.get(3)?,
+        names: [row.get(4)?, row.get(5)?, row.get(6)?, row.get(7)?, row.get(8)?, row.get(9)?, row.get(10)?],
+        devices: row.get(11)?,
+        from_ms: row.get(12)?,
+        to_ms: row.get(13)?,
+    })
+}
+
+fn gpu_usage(connection: &mut Connection, filter: &GpuFilter, groups: &[GpuGroup]) -> Result<GpuUsage, Error> {
+    let failed = sql("summing GPU time");
+    // One moment of both: what is forgotten between two would be summed in part.
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Deferred).map_err(&failed)?;
+    let forgotten_before_ms = forgotten_day(&transaction).map_err(&failed)?.map(day_start_ms);
+    let query = gpu::usage(Dialect::Sqlite, filter, groups, forgotten_before_ms);
+    let mut statement = transaction.prepare(&query.sql).map_err(&failed)?;
+    let read = |row: &Row<'_>| {
+        let names = (0..groups.len()).map(|column| row.get(column)).collect::<rusqlite::Result<Vec<String>>>()?;
+        Ok(gpu::row(groups, names, row.get(groups.len())?))
+    };
+    let rows = statement.query_map(rusqlite::params_from_iter(values(&query)), read).map_err(&failed)?;
+    let rows = rows.collect::<rusqlite::Result<Vec<_>>>().map_err(&failed)?;
+    Ok(GpuUsage { rows, forgotten_before_ms })
+}
+
 fn flat(row: &Row<'_>) -> rusqlite::Result<Flat> {
     Ok(Flat {
         id: row.get(0)?,
@@ -330,15 +429,16 @@ fn remember_forgotten(connection: &mut Connection, day: i64) -> Result<(), Error
 }
 
 /// Deletes some records of the first day that is before `day`: which day, and how many; none if there is no such day.
-fn forget_some(connection: &mut Connection, day: i64) -> Result<Option<(i64, u64)>, Error> {
+fn forget_some(connection: &mut Connection, table: &Dated, day: i64) -> Result<Option<(i64, u64)>, Error> {
     let failed = sql("forgetting old days");
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(&failed)?;
-    let first = "SELECT min(ended_ms) FROM records WHERE ended_ms < ?1";
-    let first: Option<i64> = transaction.query_row(first, [day_start_ms(day)], |row| row.get(0)).map_err(&failed)?;
+    let Dated { table, id, ended } = table;
+    let first = format!("SELECT min({ended}) FROM {table} WHERE {ended} < ?1");
+    let first: Option<i64> = transaction.query_row(&first, [day_start_ms(day)], |row| row.get(0)).map_err(&failed)?;
     let Some(first) = first.map(day_of) else { return Ok(None) };
     let end_ms = day_start_ms(first).saturating_add(DAY_MS);
-    let delete = "DELETE FROM records WHERE id IN (SELECT id FROM records WHERE ended_ms < ?1 LIMIT ?2)";
-    let deleted = transaction.execute(delete, [end_ms, FORGET_AT_ONCE]).map_err(&failed)?;
+    let delete = format!("DELETE FROM {table} WHERE ({id}) IN (SELECT {id} FROM {table} WHERE {ended} < ?1 LIMIT ?2)");
+    let deleted = transaction.execute(&delete, [end_ms, FORGET_AT_ONCE]).map_err(&failed)?;
     transaction.commit().map_err(&failed)?;
     Ok(Some((first, u64::try_from(deleted).unwrap_or(u64::MAX))))
 }
@@ -351,10 +451,12 @@ fn check(connection: &Connection) -> Result<Summary, Error> {
         return Err(Error::Damaged { found: found.join("; ") });
     }
     let version = version(connection)?;
-    let count = "SELECT count(*), min(ended_ms), max(ended_ms) FROM records";
-    let (records, first_ms, last_ms): (i64, Option<i64>, Option<i64>) =
-        connection.query_row(count, [], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?))).map_err(&failed)?;
-    Ok(Summary { version, records: u64::try_from(records).unwrap_or_default(), first_ms, last_ms })
+    let count = "SELECT count(*), min(ended_ms), max(ended_ms), (SELECT count(*) FROM segments) FROM records";
+    let (records, first_ms, last_ms, segments): (i64, Option<i64>, Option<i64>, i64) = connection
+        .query_row(count, [], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))
+        .map_err(&failed)?;
+    let unsigned = |count: i64| u64::try_from(count).unwrap_or_default();
+    Ok(Summary { version, records: unsigned(records), segments: unsigned(segments), first_ms, last_ms })
 }
 
 /// Into a file beside it first, which takes the name when all of it is on the disk.

@@ -56,15 +56,15 @@ impl Http {
     }
 }
 
-struct Served {
-    api: SocketAddr,
+pub(crate) struct Served {
+    pub(crate) api: SocketAddr,
     reports: SocketAddr,
     admin: SocketAddr,
     service: Arc<Service>,
-    http: Http,
+    pub(crate) http: Http,
 }
 
-async fn serve(home: &Home) -> Served {
+pub(crate) async fn serve(home: &Home) -> Served {
     let service = Service::new(home.open().await, Config::default());
     let mut addresses = Vec::new();
     for app in [posts(Arc::clone(&service)), reports(Arc::clone(&service)), admin(Front::of(Arc::clone(&service)))] {
@@ -77,13 +77,13 @@ async fn serve(home: &Home) -> Served {
 
 impl Served {
     /// Of the port for what is asked: those that only read have their own.
-    async fn ask(&self, method: Method, path: &str, body: &str) -> (StatusCode, Value) {
+    pub(crate) async fn ask(&self, method: Method, path: &str, body: &str) -> (StatusCode, Value) {
         let port = if method == Method::GET { self.reports } else { self.api };
         let (status, text) = self.http.send(method, port, path, body.to_owned()).await.unwrap();
         (status, serde_json::from_str(&text).unwrap())
     }
 
-    async fn metric(&self, name: &str) -> u64 {
+    pub(crate) async fn metric(&self, name: &str) -> u64 {
         let (_, text) = self.http.send(Method::GET, self.admin, "/metrics", "").await.unwrap();
         let line = text.lines().find_map(|line| line.strip_prefix(&format!("spillway_usage_{name} ")));
         line.unwrap_or_else(|| panic!("no {name} in {text}")).parse().unwrap()
@@ -161,9 +161,21 @@ async fn usage_is_given_by_groups(#[values(Kind::Sqlite, Kind::Postgres)] kind: 
 )]
 #[case::no_questions("POST", "/v1/leases", "[]", 400, "the body is not the JSON of questions for leases")]
 #[case::no_parameter("GET", "/v1/usage?month=5", "", 400, "there is no parameter \"month\": there are tenant,")]
-#[case::no_path("GET", "/v1/bills", "", 404, "there is no /v1/bills on this port: there is GET /v1/usage")]
+#[case::no_path(
+    "GET",
+    "/v1/bills",
+    "",
+    404,
+    "there is no /v1/bills on this port: there is GET /v1/usage and GET /v1/gpu"
+)]
 #[case::nothing_is_posted_to_the_port_of_reports("GET", "/v1/records", "", 404, "there is no /v1/records on this port")]
-#[case::nothing_is_read_from_the_other("POST", "/v1/usage", "", 404, "there is POST /v1/records and POST /v1/leases")]
+#[case::nothing_is_read_from_the_other(
+    "POST",
+    "/v1/usage",
+    "",
+    404,
+    "there is POST /v1/records, POST /v1/segments and POST /v1/leases"
+)]
 #[case::no_method("PUT", "/v1/records", "", 405, "/v1/records takes another method")]
 #[tokio::test]
 async fn errors_say_what_to_do(

@@ -13,6 +13,7 @@
 
 mod api;
 mod contract;
+mod gpu;
 mod killed;
 mod postgres;
 mod restarts;

@@ -74,6 +74,8 @@ pub(super) fn check_statuses(world: &World, ledger: &Ledger, findings: &mut Find
                 let message = format!("it says {metered} device-milliseconds, and the ledger explains {explained}");
                 findings.violation(5, "MeterWrong", object, message);
             }
+            // It may be one of those of which the ledger knows nothing any more.
+            None if ledger.pruned > 0 => {}
             None => {
                 let message = format!("it says {metered} device-milliseconds, and no booking of it has ended");
                 findings.violation(5, "MeterUnexplained", object, message);

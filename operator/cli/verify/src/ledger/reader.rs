@@ -26,6 +26,14 @@ struct IndexData {
     bookings: Vec<String>,
     archive: Option<String>,
     archived: usize,
+    #[serde(default)]
+    stored: Option<StoredData>,
+}
+
+#[derive(Deserialize)]
+struct StoredData {
+    bookings: usize,
+    pruned: usize,
 }
 
 #[derive(Deserialize)]
@@ -114,7 +122,17 @@ impl<'a> Reader<'a> {
             }
         }
         let live = self.join(pool, live);
-        let archived = self.read_archive(pool, index_data.archive, index_data.archived);
+        let StoredData { bookings, pruned } = index_data.stored.unwrap_or(StoredData { bookings: 0, pruned: 0 });
+        if pruned > bookings || bookings > index_data.archived {
+            let message = format!(
+                "of {} bookings that ended {bookings} are said to be stored and {pruned} of them pruned",
+                index_data.archived
+            );
+            self.fault("StoredMiscounted", &format!("GpuPool/{pool}"), message);
+        }
+        ledger.pruned = ledger.pruned.saturating_add(pruned);
+        let count = index_data.archived.saturating_sub(pruned);
+        let archived = self.read_archive(pool, index_data.archive, count, pruned > 0);
         for booking in live.iter().chain(&archived).filter(|booking| booking.pool != pool) {
             self.findings.violation(
                 1,
@@ -127,7 +145,8 @@ impl<'a> Reader<'a> {
         ledger.archived.extend(archived);
     }
 
-    fn read_archive(&mut self, pool: &str, newest: Option<String>, count: usize) -> Vec<Booking> {
+    /// The bookings of an archive. One that is pruned ends where all that are left were found, though its last page names another.
+    fn read_archive(&mut self, pool: &str, newest: Option<String>, count: usize, pruned: bool) -> Vec<Booking> {
         let mut archive = Parts::default();
         let mut next = newest;
         let mut broken = false;
@@ -144,13 +163,19 @@ impl<'a> Reader<'a> {
             day_after = Some(data.day);
             next = data.previous;
             archive.add(data.content, written_at);
+            if pruned && archive.bookings.len() >= count {
+                next = None;
+            }
         }
         let archived = self.join(pool, archive);
         if !broken && archived.len() != count {
             self.fault(
                 "ArchiveIncomplete",
                 &format!("GpuPool/{pool}"),
-                format!("its index counts {count} bookings that ended, and its archive has {}", archived.len()),
+                format!(
+                    "its index counts {count} bookings that ended and are not pruned, and its archive has {}",
+                    archived.len()
+                ),
             );
         }
         archived

@@ -21,7 +21,7 @@ fn asking() -> (Lease, Need) {
     let mut lease = Lease::default();
     assert_eq!(lease.need(0, 0), None);
     assert_eq!(lease.missing(block(1, 50), 0), (Some(Wait::Answer), Some(Wait::Answer)));
-    assert_eq!(lease.missing_slot(0, 0), Some(Wait::Answer));
+    assert_eq!(lease.missing_slot(0, 0, &mut None), Some(Wait::Answer));
     let need = lease.need(0, 0).expect("a need");
     (lease, need)
 }
@@ -36,6 +36,23 @@ fn it_asks_for_what_was_refused() {
     assert_eq!(lease.need(ANSWER_MS - 1, 0), None);
 }
 
+/// A request that is woken in vain asks again: that makes it no more than one.
+#[test]
+fn who_waits_is_counted_once_in_each_question() {
+    let mut lease = Lease::default();
+    let (mut one, mut other) = (None, None);
+    for _ in 0..5 {
+        assert_eq!(lease.missing_slot(0, 0, &mut one), Some(Wait::Answer));
+    }
+    assert_eq!(lease.missing_slot(0, 0, &mut other), Some(Wait::Answer));
+    assert_eq!(lease.need(0, 0).expect("a need").slots, 2);
+    // The next question is about who waits still.
+    for _ in 0..3 {
+        assert_eq!(lease.missing_slot(0, ANSWER_MS, &mut one), Some(Wait::Answer));
+    }
+    assert_eq!(lease.need(ANSWER_MS, 0).expect("a need").slots, 1);
+}
+
 #[test]
 fn it_admits_what_it_was_granted() {
     let (mut lease, _) = asking();
@@ -44,7 +61,7 @@ fn it_admits_what_it_was_granted() {
     assert_eq!(lease.missing(block(1, 50), 5), (None, None));
     lease.take(block(1, 50), 1);
     assert_eq!(lease.held(), block(1, 30));
-    assert_eq!(lease.missing_slot(1, 5), Some(Wait::Answer));
+    assert_eq!(lease.missing_slot(1, 5, &mut None), Some(Wait::Answer));
     assert_eq!(lease.missing(block(1, 31), 5), (None, Some(Wait::Answer)));
     lease.give(block(0, 20));
     assert_eq!(lease.held(), block(1, 50));

@@ -231,7 +231,7 @@ impl World {
                 gateway.lease.expire(now_ms);
                 let needed = Block { requests: 1, tokens: tokens.min(self.service.tokens.per_minute()) };
                 let missing = gateway.lease.missing(needed, now_ms);
-                let slot = gateway.lease.missing_slot(gateway.in_flight(), now_ms);
+                let slot = gateway.lease.missing_slot(gateway.in_flight(), now_ms, &mut None);
                 if missing == (None, None) && slot.is_none() {
                     gateway.flights.push(needed.tokens);
                     gateway.lease.take(needed, gateway.in_flight());
