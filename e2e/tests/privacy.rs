@@ -256,7 +256,8 @@ async fn what_is_asked_and_answered_is_written_nowhere() -> Result<()> {
     let text = std::fs::read_to_string(&catalogue)?.replace("endpoints: [", &format!("endpoints: [{more}"));
     std::fs::write(&catalogue, text)?;
 
-    let (store_listen, store_admin, listen, admin) = (free()?, free()?, free()?, free()?);
+    let (store_listen, store_reports, store_admin) = (free()?, free()?, free()?);
+    let (listen, admin) = (free()?, free()?);
     let args = [
         "--name=gateway-0".to_owned(),
         format!("--catalogue={}", catalogue.display()),
@@ -281,6 +282,7 @@ async fn what_is_asked_and_answered_is_written_nowhere() -> Result<()> {
     let store = [
         format!("--sqlite={}", dir.join("usage.sqlite").display()),
         format!("--listen={store_listen}"),
+        format!("--reports={store_reports}"),
         format!("--admin={store_admin}"),
     ];
     let service = ProcessSpec::new("usage", &service, store).env("RUST_LOG", "trace");
@@ -392,7 +394,7 @@ async fn what_is_asked_and_answered_is_written_nowhere() -> Result<()> {
     };
     wait_for("all to be stored", BOUND, stored).await?;
     stage.http.post(format!("http://{store_listen}/v1/records")).body(CANARY).send().await?;
-    stage.get(format!("http://{store_listen}/v1/usage?tenant={CANARY}&by={CANARY}")).await?;
+    stage.get(format!("http://{store_reports}/v1/usage?tenant={CANARY}&by={CANARY}")).await?;
     let told = || async {
         let told = edge.told.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(has(&told, "chat acme/chat") && has(&told, "gen_ai.server.request.duration"))
@@ -404,7 +406,7 @@ async fn what_is_asked_and_answered_is_written_nowhere() -> Result<()> {
         ("the gateway's metrics", format!("http://{admin}/metrics")),
         ("its load", format!("http://{admin}/load?after=99")),
         ("the service's metrics", format!("http://{store_admin}/metrics")),
-        ("what it says of usage", format!("http://{store_listen}/v1/usage?by=tenant,model,key")),
+        ("what it says of usage", format!("http://{store_reports}/v1/usage?by=tenant,model,key")),
     ] {
         seen.push((what.to_owned(), stage.get(url).await?.into_bytes()));
     }
