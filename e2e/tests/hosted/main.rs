@@ -8,6 +8,7 @@ mod autoscaler;
 mod canary;
 mod certificates;
 mod keys;
+mod killed;
 
 use std::time::Duration;
 

@@ -36,7 +36,7 @@ use crate::{
     context::Context,
     error::{Error, call},
     external::Registration,
-    status,
+    kill, status,
 };
 
 /// An endpoint in which nothing happens is looked at again after so long.
@@ -100,6 +100,7 @@ pub async fn reconcile(object: Arc<ModelEndpoint>, context: Arc<Context>) -> Res
     let there: Vec<Arc<Deployment>> = deployments(&context, &namespace, &name).collect();
     status.versions = if external.is_some() { Vec::new() } else { canary::versions(&object, &there, tried) };
     let api: Api<ModelEndpoint> = Api::namespaced(context.client.clone(), &namespace);
+    kill::point("endpoint.before-status");
     status::write("writing an endpoint's status", &api, &*object, object.status.as_ref(), &status).await?;
     if let Some(canary) = facts.canary.filter(|canary| canary.phase == Some(CanaryPhase::RolledBack)) {
         context.event(&*object, EventType::Warning, "CanaryRolledBack", &canary.message, "RollBack").await;
@@ -171,6 +172,7 @@ async fn lay_out(
     wanted.extend(tried.iter().filter(|_| plan.canary > 0).map(|tried| (tried, Place::Named(plan.canary))));
     facts.problem = apply(context, serving, &wanted, &mut facts.autoscaling).await?;
     if facts.problem.is_none() {
+        kill::point("endpoint.before-prune");
         prune(context, serving, &wanted, &plan.old, &there).await?;
         burst::end(context, serving, &bursts, beyond, &there).await?;
     }
@@ -422,7 +424,10 @@ async fn apply(
             _ => apply_one::<Deployment>(context, serving.namespace, name, &object).await,
         };
         match applied {
-            Ok(now) => generation = now,
+            Ok(now) => {
+                generation = now;
+                kill::point("endpoint.after-apply");
+            }
             // What serves does so without it.
             Err(error) if kind == "HorizontalPodAutoscaler" && error.is_conflict() => {
                 let (reason, message) = taken(kind, name, error)?;
@@ -482,8 +487,10 @@ async fn prune(
         let kept = old.iter().find(|(old, _)| old.name_any() == one.name_any()).map_or(0, |(_, kept)| *kept);
         if kept == 0 {
             delete(context, namespace, &**one).await?;
+            kill::point("endpoint.after-delete");
         } else if laid_out(one) != kept {
             shrink(context, namespace, one, kept).await?;
+            kill::point("endpoint.after-shrink");
         }
     }
     // One that asks another adapter for our metrics would be told nothing good. While it is not known who has the API, what there is stays.

@@ -31,6 +31,17 @@ pub const POINTS: &[&str] = &[
 /// Points that only an operator with a usage service meets, when bookings ended.
 pub const ARCHIVE_POINTS: &[&str] = &["archive.after-post", "archive.after-note"];
 
+/// Points that only the layout of an endpoint meets.
+pub const ENDPOINT_POINTS: &[&str] = &[
+    "endpoint.after-burst",
+    "endpoint.after-burst-end",
+    "endpoint.after-apply",
+    "endpoint.before-prune",
+    "endpoint.after-shrink",
+    "endpoint.after-delete",
+    "endpoint.before-status",
+];
+
 /// Ends the process with status 137 when the variable `SPILLWAY_KILL_AT` names this point. Does nothing in a shipped binary.
 #[inline]
 pub fn point(name: &'static str) {

@@ -12,6 +12,7 @@ use super::{delete, fits};
 use crate::{
     context::Context,
     error::{Error, call},
+    kill,
 };
 
 /// Most burst replicas of an endpoint, by its schema.
@@ -87,7 +88,10 @@ pub(super) async fn create(
                     return Ok(Some(("NameTaken", message)));
                 }
             }
-            created => drop(created?),
+            created => {
+                created?;
+                kill::point("endpoint.after-burst");
+            }
         }
     }
     Ok(None)
@@ -114,6 +118,7 @@ pub(super) async fn end(
             continue;
         }
         delete(context, serving.namespace, &*burst.object).await?;
+        kill::point("endpoint.after-burst-end");
     }
     Ok(())
 }
