@@ -1,6 +1,7 @@
 //! A thousand requests at once against each limit: of one gateway, and of three that share it through the usage service, one of which is killed while it
-//! holds leases. Real processes on loopback; the engine counts what it is asked for, and knows nothing of limits.
+//! holds leases, and whose log is then replayed. Real processes on loopback; the engine counts what it is asked for, and knows nothing of limits.
 
+#![allow(clippy::indexing_slicing, reason = "a field that a JSON value lacks reads as null")]
 #![expect(clippy::print_stderr, reason = "a test tells how many it let in")]
 
 mod engine;
@@ -94,7 +95,27 @@ async fn three_share_requests() -> Result<()> {
     check_told(&told)?;
     ensure!(asked <= allowed, "{asked} were let in, at most {allowed}");
     ensure!(asked * 2 >= allowed, "{asked} were let in, of {allowed} that may be: the bound shows nothing");
+    replayed(&mut stage, asked).await?;
     stage.stop().await.context("ending what is left")
+}
+
+/// What gateways had in their logs when they died is stored by a replay of each, once, however often.
+async fn replayed(stage: &mut Stage, asked: u64) -> Result<()> {
+    let (status, _) = stage.replay(0).await?;
+    ensure!(status == Some(1), "the log of a gateway that runs was replayed: {status:?}");
+    stage.kill_gateways().await?;
+    for again in [false, true] {
+        for number in 0..3 {
+            let (status, report) = stage.replay(number).await?;
+            ensure!(status == Some(0) && report["left"] == 0, "log {number}: {status:?} {report}");
+            ensure!(!again || report["unshipped"] == 0, "log {number}, once more: {report}");
+            eprintln!("log {number}: {report}");
+        }
+        // The engine has counted for itself.
+        let stored = stage.stored().await?;
+        ensure!(stored == asked, "{asked} requests came to the engine, and {stored} are stored");
+    }
+    Ok(())
 }
 
 async fn three_share_slots() -> Result<()> {

@@ -1,12 +1,12 @@
 //! Gateways and a usage service as processes, and a client of many requests.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use serde_json::json;
+use serde_json::{Value, json};
 use spillway_lab::certs::Authority;
 use spillway_lab::spillway::{Binaries, CatalogueOptions, write_catalogue};
 use spillway_lab::{free_port, wait_for};
@@ -33,7 +33,12 @@ pub(crate) struct Stage {
     usage: Option<Child>,
     key: String,
     http: reqwest::Client,
-    _dir: TempDir,
+    program: PathBuf,
+    /// By which the usage service is called.
+    service: Vec<String>,
+    /// Where it tells sums.
+    reports: Option<SocketAddr>,
+    dir: TempDir,
 }
 
 const GATEWAYS: &str = "spillway-gateway.spillway-system.svc";
@@ -82,7 +87,7 @@ impl Stage {
         let binaries = tokio::task::spawn_blocking(Binaries::find).await.context("looking for the binaries")??;
         let dir = TempDir::new().context("a folder")?;
         let http = reqwest::Client::builder().timeout(BOUND).pool_max_idle_per_host(0).build().context("a client")?;
-        let mut usage = None;
+        let (mut usage, mut reported) = (None, None);
         let mut service = Vec::new();
         if shared {
             let (address, reports, admin) = (free()?, free()?, free()?);
@@ -97,6 +102,7 @@ impl Stage {
                 format!("--tls-callers={GATEWAYS}"),
             ];
             args.extend(tls("usage", "--tls"));
+            reported = Some(reports);
             usage = Some(spawn(&program, &args, &dir.path().join("usage.log"))?);
             wait_for("the usage service to be ready", BOUND, || async {
                 Ok(http
@@ -106,8 +112,7 @@ impl Stage {
                     .is_ok_and(|answer| answer.status().is_success()))
             })
             .await?;
-            service = vec![format!("--usage=https://{address}"), format!("--gateways={count}")];
-            service.push(format!("--usage-tls-name={USAGE}"));
+            service = vec![format!("--usage=https://{address}"), format!("--usage-tls-name={USAGE}")];
             service.extend(tls("gateway", "--usage-tls"));
         }
         let options = CatalogueOptions {
@@ -117,10 +122,11 @@ impl Stage {
             tenant_limits: "{}",
         };
         let (key, catalogue) = write_catalogue(&binaries.gateway, dir.path(), options).await?;
-        let mut stage = Self { gateways: Vec::new(), usage, key, http, _dir: dir };
+        let program = binaries.gateway;
+        let mut stage = Self { gateways: Vec::new(), usage, key, http, program, service, reports: reported, dir };
         for number in 0..count {
             let (address, admin) = (free()?, free()?);
-            let folder = stage._dir.path().join(format!("log-{number}"));
+            let folder = stage.log(number);
             let mut args = vec![
                 format!("--name=gateway-{number}"),
                 format!("--catalogue={}", catalogue.display()),
@@ -130,9 +136,12 @@ impl Stage {
                 "--durability=process".to_owned(),
                 "--log-format=text".to_owned(),
             ];
-            args.extend(service.iter().cloned());
-            let log = stage._dir.path().join(format!("gateway-{number}.log"));
-            let child = spawn(&binaries.gateway, &args, &log)?;
+            if shared {
+                args.push(format!("--gateways={count}"));
+            }
+            args.extend(stage.service.iter().cloned());
+            let log = stage.dir.path().join(format!("gateway-{number}.log"));
+            let child = spawn(&stage.program, &args, &log)?;
             wait_for("a gateway to be ready", BOUND, || async {
                 Ok(stage
                     .http
@@ -146,6 +155,36 @@ impl Stage {
             stage.gateways.push((child, address));
         }
         Ok(stage)
+    }
+
+    /// The log of a gateway.
+    fn log(&self, number: u32) -> PathBuf {
+        self.dir.path().join(format!("log-{number}"))
+    }
+
+    /// Has the log of a gateway stored; gives the status and what it says of it.
+    pub(crate) async fn replay(&self, number: u32) -> Result<(Option<i32>, Value)> {
+        let mut command = Command::new(&self.program);
+        command.arg("replay").arg(format!("--log-directory={}", self.log(number).display())).args(&self.service);
+        let output = command.stdin(Stdio::null()).kill_on_drop(true).output().await.context("running a replay")?;
+        Ok((output.status.code(), serde_json::from_slice(&output.stdout).unwrap_or_default()))
+    }
+
+    /// Kills all gateways, and leaves their logs.
+    pub(crate) async fn kill_gateways(&mut self) -> Result<()> {
+        for (child, _) in &mut self.gateways {
+            child.kill().await.context("killing a gateway")?;
+        }
+        self.gateways.clear();
+        Ok(())
+    }
+
+    /// Requests that are stored.
+    pub(crate) async fn stored(&self) -> Result<u64> {
+        let reports = self.reports.context("a usage service")?;
+        let answer = self.http.get(format!("http://{reports}/v1/usage")).send().await.context("asking for usage")?;
+        let answer: Value = answer.json().await.context("usage")?;
+        answer["rows"][0]["requests"].as_u64().with_context(|| format!("no requests in {answer}"))
     }
 
     /// So many requests at once, over all gateways.
