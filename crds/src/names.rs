@@ -81,6 +81,8 @@ pub const METRICS_TLS_SECRET: &str = "spillway-metrics-tls";
 pub const USAGE_SERVICE: &str = "spillway-usage";
 /// What gateways are called in their certificate, with the namespace's name.
 pub const GATEWAYS: &str = "spillway-gateway";
+/// What the operator is called in its certificate, with the namespace's name.
+pub const OPERATOR: &str = "spillway-operator";
 /// Secret in the operator's namespace with the CA of the usage service and of gateways, and its key. Nothing mounts it.
 pub const USAGE_CA_SECRET: &str = "spillway-usage-ca";
 /// Secret in the operator's namespace with the certificate of the usage service.

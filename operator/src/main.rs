@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, net::SocketAddr};
 
 use anyhow::Context;
 use clap::Parser;
-use spillway_controllers::{Config, Usage, run};
+use spillway_controllers::{Config, run};
 use tracing_subscriber::EnvFilter;
 
 /// The Spillway operator.
@@ -43,9 +43,6 @@ struct Arguments {
     /// alone keeps it
     #[arg(long, value_name = "URL", env = "SPILLWAY_USAGE")]
     usage: Option<http::Uri>,
-    /// Folder of tls.crt, tls.key and ca.crt, which the usage service is shown and known by; without it, it is called without TLS
-    #[arg(long, value_name = "PATH", requires = "usage")]
-    usage_tls_files: Option<std::path::PathBuf>,
     /// Days for which pages of the ledger's archive are kept after their GPU time is in the usage store
     #[arg(long, value_name = "DAYS", env = "SPILLWAY_ARCHIVE_DAYS", default_value_t = 30)]
     archive_days: u32,
@@ -78,7 +75,7 @@ async fn main() -> anyhow::Result<()> {
         grace_cap_seconds: arguments.grace_cap_seconds,
         http: arguments.http,
         metrics_api: arguments.metrics_api,
-        usage: arguments.usage.map(|base| Usage { base, files: arguments.usage_tls_files }),
+        usage: arguments.usage,
         archive_days: arguments.archive_days,
         usage_tls: arguments.usage_tls,
     };

@@ -61,7 +61,29 @@ pub(crate) async fn is_tried(stage: &Stage<'_>) -> Result<()> {
     stage.change(json!({"replicas": 2, "canary": null})).await?;
     stage.wait_deployed("chat-q6", 2).await?;
     stage.answer("chat-q6", 2).await?;
+    serves_until_another_does(stage).await?;
     is_refused(stage).await
+}
+
+/// A change that is taken back names as its canary what serves: that is not cut down before the other version answers, though it is not tried.
+async fn serves_until_another_does(stage: &Stage<'_>) -> Result<()> {
+    stage.change(json!({"replicas": 1})).await?;
+    stage.wait_deployed("chat-q6", 1).await?;
+    stage.answer("chat-q6", 1).await?;
+    stage.change(json!({"model": {"version": "q4"}, "canary": {"version": "q6", "weight": 50}})).await?;
+    stage.wait_all_deployed(&[("chat-q4", 1), ("chat-q6", 1)]).await?;
+    stage.wait_condition("Canary", "NeedsTwoReplicas", false, "").await?;
+    tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+    stage.wait_all_deployed(&[("chat-q4", 1), ("chat-q6", 1)]).await?;
+    let weights = stage.endpoints.get("chat").await?.status.unwrap_or_default().versions;
+    ensure!(weights.iter().any(|one| one.version == "q6" && one.weight.is_none()), "weights are {weights:?}");
+    stage.answer("chat-q4", 1).await?;
+    stage.wait_deployed("chat-q4", 1).await?;
+    stage.change(json!({"model": {"version": "q6"}, "canary": null, "replicas": 2})).await?;
+    stage.wait_all_deployed(&[("chat-q4", 1), ("chat-q6", 1)]).await?;
+    stage.answer("chat-q6", 1).await?;
+    stage.wait_deployed("chat-q6", 2).await?;
+    stage.answer("chat-q6", 2).await
 }
 
 /// A Deployment got no further in its time; there is no controller that would say so.

@@ -56,7 +56,10 @@ async fn serve(program: &Path, dir: &Path) -> Result<Service> {
         .args([format!("--sqlite={}", dir.join("usage.sqlite").display()), format!("--listen=127.0.0.1:{port}")])
         .args([format!("--reports=127.0.0.1:{reports}"), format!("--admin=127.0.0.1:{admin}")])
         .args([format!("--tls-certificate={}", file("tls.crt")), format!("--tls-key={}", file("tls.key"))])
-        .args([format!("--tls-ca={}", file("ca.crt")), format!("--tls-callers=spillway-gateway.{NAMESPACE}.svc")])
+        .args([
+            format!("--tls-ca={}", file("ca.crt")),
+            format!("--tls-callers=spillway-gateway.{NAMESPACE}.svc,spillway-operator.{NAMESPACE}.svc"),
+        ])
         .stdin(Stdio::null())
         .stderr(log)
         .kill_on_drop(true)
@@ -131,11 +134,10 @@ async fn gateways_and_the_usage_service_have_certificates() -> Result<()> {
     mount(&dir.path().join("gateway"), &again)?;
     let said = ask(&service, dir.path(), Some("gateway")).await?;
     ensure!(said == r#"{"grants":[]} 2"#, "a gateway is told {said}");
-    // The operator shows the same, for what ended in its ledger.
+    // The operator shows one of its own, for what ended in its ledger.
     operator.stop().await.context("stopping the operator")?;
-    let (url, shown) = (format!("--usage=https://127.0.0.1:{}", service.port), dir.path().join("gateway"));
-    let more = ["--usage-tls", &url, &format!("--usage-tls-files={}", shown.display())];
-    let operator = spillway.start_operator_with("operator-a", &more)?;
+    let url = format!("--usage=https://127.0.0.1:{}", service.port);
+    let operator = spillway.start_operator_with("operator-a", &["--usage-tls", &url])?;
     furnish(&spillway).await?;
     spillway.reserve(TENANT, "one", json!({"devices": {"count": 4}, "exclusiveNodes": false})).await?;
     spillway.wait_phase(TENANT, "one", Phase::Active, BOUND).await?;

@@ -30,7 +30,9 @@ async fn stand_in(deployments: Api<Deployment>) -> Result<()> {
             let wanted = one.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
             ready += wanted;
             if one.status.as_ref().and_then(|status| status.ready_replicas).unwrap_or(0) != wanted {
-                let now = json!({"status": {"replicas": wanted, "readyReplicas": wanted, "availableReplicas": wanted}});
+                let now = json!({"status": {
+                    "replicas": wanted, "updatedReplicas": wanted, "readyReplicas": wanted, "availableReplicas": wanted,
+                }});
                 // It may be gone by now.
                 let _ = deployments.patch_status(&one.name_any(), &PatchParams::default(), &Patch::Merge(now)).await;
             }

@@ -97,7 +97,10 @@ impl Stage<'_> {
 
     /// So many replicas of a Deployment answer; there is no kubelet that would say so.
     async fn answer(&self, name: &str, replicas: i32) -> Result<()> {
-        let ready = json!({"status": {"replicas": replicas, "readyReplicas": replicas, "availableReplicas": replicas}});
+        let ready = json!({"status": {
+            "replicas": replicas, "updatedReplicas": replicas, "readyReplicas": replicas, "availableReplicas": replicas,
+            "observedGeneration": 1_000_000,
+        }});
         let patch = Patch::Merge(ready);
         self.deployments
             .patch_status(name, &PatchParams::default(), &patch)

@@ -232,6 +232,21 @@ pub(crate) async fn leaves_nothing_behind(spillway: &Spillway<'_>) -> Result<()>
     Ok(())
 }
 
+/// This engine does not tell how full its KV cache is: the HPA is told so, moves nothing, and the endpoint says which replica and why.
+async fn stands_still(api: &Api<ModelEndpoint>) -> Result<()> {
+    let target = json!({"kvCachePercentPerReplica": 80, "inFlightPerReplica": null});
+    let patch = json!({"spec": {"replicas": 2, "scaling": {"target": target}}});
+    api.patch("lifted", &PatchParams::default(), &Patch::Merge(&patch)).await.context("scaling by the KV cache")?;
+    wait_for("the endpoint to say that nothing is known", START, || async {
+        let endpoint = api.get("lifted").await?;
+        ensure!(endpoint.spec.replicas == 2, "it was scaled to {}", endpoint.spec.replicas);
+        let conditions = endpoint.status.unwrap_or_default().conditions;
+        let missing = conditions.into_iter().find(|one| one.type_ == "Autoscaling" && one.reason == "MetricsMissing");
+        Ok(missing.is_some_and(|one| one.message.contains("does not export it") && one.message.contains("lifted-q4-")))
+    })
+    .await
+}
+
 /// An endpoint whose owner raises `min` while it sleeps is lifted; another adapter's API is said, and its autoscaler goes.
 pub(crate) async fn lifted(spillway: &Spillway<'_>) -> Result<()> {
     let api: Api<ModelEndpoint> = Api::namespaced(spillway.client(), TENANT);
@@ -251,6 +266,7 @@ pub(crate) async fn lifted(spillway: &Spillway<'_>) -> Result<()> {
     let endpoint = api.get("lifted").await?;
     let managers = endpoint.managed_fields().iter().filter_map(|one| one.manager.clone()).collect::<Vec<_>>();
     ensure!(managers.iter().any(|one| one == "spillway-scaling"), "who scaled it: {managers:?}");
+    stands_still(&api).await?;
     api.delete("lifted", &Default::default()).await.context("deleting the endpoint")?;
     Ok(())
 }

@@ -195,6 +195,11 @@ async fn tell(lab: &Lab) -> Result<()> {
     scale::cycles(&spillway, &gateway).await?;
     scale::lifted(&spillway).await?;
     stored(&spillway).await?;
+    // Burst reservations have ended: their GPU time is with the usage service, posted by the operator's pod.
+    wait_for("GPU time of what ended to be stored", START, || async {
+        Ok(spillway.ledger().await?.stored.values().any(|stored| stored.bookings > 0))
+    })
+    .await?;
     let status = endpoints.get("chat").await?.status.unwrap_or_default();
     ensure!(
         status.conditions.iter().any(|one| one.reason == "ScaledToZero"),

@@ -5,6 +5,7 @@
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
+use hyper::Uri;
 use spillway_manifests::archive::ended_segments;
 use spillway_metering::shipping::{EndedSegment, Segments};
 use spillway_planner::{
@@ -14,8 +15,8 @@ use spillway_planner::{
 use tokio::time::Instant;
 
 use crate::{
-    config::Usage, context::Context, engine::Message, error::Error, kill, store::LedgerStore,
-    usage_service::UsageService, view::View,
+    context::Context, engine::Message, error::Error, identities, kill, store::LedgerStore, usage_service::UsageService,
+    view::View,
 };
 
 /// How often the archive is looked at, at most.
@@ -26,15 +27,25 @@ const PRUNE: Duration = Duration::from_secs(600);
 const AT_ONCE: usize = 1_000;
 
 /// Posts what ended, now and to come, for ever.
-pub async fn ship(context: Arc<Context>, usage: Usage) {
-    let service = connect(&context, &usage).await;
+pub async fn ship(context: Arc<Context>, base: Uri) {
     let store = LedgerStore::new(&context.client);
+    let mut service: Option<UsageService> = None;
     let mut views = context.view.clone();
     let mut pruned = Instant::now();
     loop {
         let view = Arc::clone(&views.borrow_and_update());
-        let shipped = pass(&context, &store, &service, &view).await;
-        if let Err(why) = shipped {
+        // Also where nobody can be called.
+        context.metrics.archive_waiting.set(view.ledger.as_deref().map_or(0, waiting));
+        let shipped = async {
+            let service = match &service {
+                Some(service) => service,
+                None => service.insert(UsageService::new(base.clone(), identities::caller(&context).await?)),
+            };
+            pass(&context, &store, service, &view).await
+        };
+        if let Err(why) = shipped.await {
+            // With another certificate it may go better.
+            service = None;
             tracing::warn!(why, "GPU time of bookings that ended is not stored yet; it is tried again");
         } else if pruned.elapsed() >= PRUNE || context.config.archive_days == 0 {
             pruned = Instant::now();
@@ -46,25 +57,15 @@ pub async fn ship(context: Arc<Context>, usage: Usage) {
     }
 }
 
-/// The usage service, once what it is shown is there: the operator itself makes that.
-async fn connect(context: &Context, usage: &Usage) -> UsageService {
-    let mut told = false;
-    loop {
-        match UsageService::connect(usage, &context.config.namespace).await {
-            Ok(service) => return service,
-            Err(error) if !std::mem::replace(&mut told, true) => {
-                tracing::warn!(%error, "the usage service cannot be called yet; GPU time of bookings that ended waits in the ledger");
-            }
-            Err(_) => {}
-        }
-        tokio::time::sleep(GAP).await;
-    }
+/// Bookings that ended and are not stored.
+fn waiting(ledger: &Ledger) -> i64 {
+    let of = |pool| ledger.archived(pool).saturating_sub(ledger.stored(pool).map_or(0, |stored| stored.bookings));
+    ledger.root().pools.keys().map(of).fold(0, i64::saturating_add)
 }
 
 /// What is not stored of each pool.
 async fn pass(context: &Context, store: &LedgerStore, service: &UsageService, view: &View) -> Result<(), String> {
     let Some(ledger) = &view.ledger else { return Ok(()) };
-    let mut waiting = 0_i64;
     let mut outcome = Ok(());
     for pool in ledger.root().pools.keys() {
         let archived = ledger.archived(pool);
@@ -73,7 +74,6 @@ async fn pass(context: &Context, store: &LedgerStore, service: &UsageService, vi
         if left == 0 {
             continue;
         }
-        waiting = waiting.saturating_add(left);
         let Some(stored) = ledger.stored(pool) else {
             // Its id is durable before anything is stored under it.
             tell(context, pool, Stored::new(uuid::Uuid::now_v7().to_string().into()));
@@ -84,10 +84,8 @@ async fn pass(context: &Context, store: &LedgerStore, service: &UsageService, vi
             continue;
         }
         kill::point("archive.after-post");
-        waiting = waiting.saturating_sub(left);
         tell(context, pool, Stored { bookings: archived, ..stored.clone() });
     }
-    context.metrics.archive_waiting.set(waiting);
     outcome
 }
 

@@ -55,15 +55,17 @@ struct Sample {
 /// One canary under watch.
 #[derive(Debug, Default)]
 struct Trial {
-    version: String,
+    /// The version that is tried, and the one that all others are asked for.
+    versions: (String, String),
     samples: VecDeque<Sample>,
 }
 
 impl Trial {
     /// Takes what is known now. Gives why the canary failed, if it did.
-    fn judge(&mut self, canary: &Canary, now: Sample) -> Option<String> {
-        if self.version != canary.version {
-            (self.version, self.samples) = (canary.version.clone(), VecDeque::new());
+    fn judge(&mut self, canary: &Canary, stable: &str, now: Sample) -> Option<String> {
+        let versions = (canary.version.clone(), stable.to_owned());
+        if self.versions != versions {
+            (self.versions, self.samples) = (versions, VecDeque::new());
         }
         if self.samples.back().is_none_or(|last| now.at_ms.saturating_sub(last.at_ms) >= SAMPLE_MS) {
             self.samples.push_back(now);
@@ -84,7 +86,7 @@ impl Trial {
         let limit = u128::try_from(canary.max_error_percent).unwrap_or(0) * u128::from(all);
         (all >= enough && u128::from(tried.failed) * 100 > limit && worse).then(|| {
             format!(
-                "{} of {all} requests to version {} failed, and {} of {all_others} to the other: more than spec.canary.maxErrorPercent, {} %.",
+                "{} of {all} requests to version {} failed, and {} of {all_others} to others: more than spec.canary.maxErrorPercent, {} %.",
                 tried.failed, canary.version, other.failed, canary.max_error_percent
             )
         })
@@ -128,9 +130,10 @@ fn look(context: &Context, gateways: &Gateways, trials: &mut HashMap<FullName, T
     for endpoint in tried {
         let Some(canary) = &endpoint.spec.canary else { continue };
         let name = full_name(endpoint);
-        let of = |version: &str| loads.outcomes(&name, &ModelVersion::from(version));
-        let now = Sample { at_ms, canary: of(&canary.version), stable: of(&endpoint.spec.model.version) };
-        let Some(why) = trials.entry(name.clone()).or_default().judge(canary, now) else { continue };
+        let (canary_now, stable_now) = loads.outcomes(&name, &ModelVersion::from(canary.version.as_str()));
+        let now = Sample { at_ms, canary: canary_now, stable: stable_now };
+        let trial = trials.entry(name.clone()).or_default();
+        let Some(why) = trial.judge(canary, &endpoint.spec.model.version, now) else { continue };
         if context.hosted.failed.why(&name, &canary.version).is_none() {
             tracing::warn!(namespace = %name.0, endpoint = %name.1, version = canary.version, why, "a canary is rolled back");
             failed.push((name.0.to_string(), name.1.to_string()));

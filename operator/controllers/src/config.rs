@@ -27,18 +27,9 @@ pub struct Config {
     /// Address of `external.metrics.k8s.io`, if it is served.
     pub metrics_api: Option<std::net::SocketAddr>,
     /// The usage service, to which the GPU time of bookings that ended is posted, if there is one.
-    pub usage: Option<Usage>,
+    pub usage: Option<hyper::Uri>,
     /// Days for which pages of the archive are kept after that.
     pub archive_days: u32,
     /// Whether gateways and the usage service have certificates of the operator's making.
     pub usage_tls: bool,
-}
-
-/// Where the usage service is, and what it is shown.
-#[derive(Clone, Debug)]
-pub struct Usage {
-    /// Its address.
-    pub base: hyper::Uri,
-    /// Folder with `tls.crt`, `tls.key` and `ca.crt`, which may come later; none: it is called without TLS.
-    pub files: Option<std::path::PathBuf>,
 }

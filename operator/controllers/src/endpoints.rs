@@ -1,6 +1,11 @@
 //! `ModelEndpoint`: fetch the model and the capacity, lay out a Deployment and a Service, prune what is not asked for any more, say how it does.
 
-use std::{fmt::Debug, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Debug,
+    sync::Arc,
+    time::Duration,
+};
 
 use jiff::Timestamp;
 use k8s_openapi::{
@@ -46,8 +51,8 @@ const RESYNC: Duration = Duration::from_secs(300);
 struct Found {
     model: Arc<Model>,
     version: ModelVersion,
-    /// Regions of the pools that it may run on.
-    regions: Vec<String>,
+    /// The pools that it may run on.
+    pools: Vec<String>,
     resource: String,
     /// The pool of burst reservations.
     pool: String,
@@ -96,9 +101,10 @@ pub async fn reconcile(object: Arc<ModelEndpoint>, context: Arc<Context>) -> Res
     facts.replicas = count(&context, &namespace, &name);
     facts.waiting = waiting(&context, &object, &namespace, &name);
     let mut status = build_status(&object, &facts, Timestamp::now());
-    let tried = status.canary.as_ref().is_some_and(|canary| canary.phase == CanaryPhase::Running);
+    let phase = status.canary.as_ref().map(|canary| canary.phase);
     let there: Vec<Arc<Deployment>> = deployments(&context, &namespace, &name).collect();
-    status.versions = if external.is_some() { Vec::new() } else { canary::versions(&object, &there, tried) };
+    status.versions =
+        if external.is_some() { Vec::new() } else { canary::versions(&object, &there, phase, facts.canary_moves) };
     let api: Api<ModelEndpoint> = Api::namespaced(context.client.clone(), &namespace);
     kill::point("endpoint.before-status");
     status::write("writing an endpoint's status", &api, &*object, object.status.as_ref(), &status).await?;
@@ -137,7 +143,6 @@ async fn serve(
         reservation: &capacity.reservation,
         drain_seconds: found.drain_seconds,
     };
-    facts.regions = Some(found.regions.clone());
     lay_out(context, &serving, capacity, &found, facts).await.map(Ok)
 }
 
@@ -160,17 +165,27 @@ async fn lay_out(
         return Ok(());
     }
     let there: Vec<Arc<Deployment>> = deployments(context, serving.namespace, serving.name).collect();
-    let (tried, canary) = canary::look(context, serving.endpoint, &found.model, serving.needs.devices, &there);
+    let usable = burst::usable(&bursts, serving, beyond);
+    let bursting = i32::try_from(usable.len()).unwrap_or(i32::MAX);
+    let wanted = serving.endpoint.spec.replicas.min(found.held.saturating_add(bursting));
+    let weight = serving.endpoint.spec.canary.as_ref().map_or(0, |canary| canary.weight);
+    let share = canary_share(wanted, weight).min(found.held);
+    let (tried, canary) = canary::look(context, serving.endpoint, &found.model, serving.needs.devices, share, &there);
     facts.canary = canary;
-    let usable = burst::usable(&bursts, serving.needs.devices, beyond);
-    let plan = Plan::new(serving, found.held, &usable, tried.as_ref(), &there);
+    let plan = Plan::new(serving, found.held, &usable, tried.as_ref().map(|_| share), &there);
     let tried = tried.as_ref().and_then(|version| {
         let (runtime, needs) = runtime_of(version).ok()?;
         Some(Serving { version, runtime, needs, ..serving.clone() })
     });
     let mut wanted: Vec<(&Serving<'_>, Place)> = plan.places.iter().map(|place| (serving, *place)).collect();
-    wanted.extend(tried.iter().filter(|_| plan.canary > 0).map(|tried| (tried, Place::Named(plan.canary))));
-    facts.problem = apply(context, serving, &wanted, &mut facts.autoscaling).await?;
+    wanted.extend(tried.iter().map(|tried| (tried, Place::Named(plan.canary))));
+    facts.canary_moves = plan.canary > share;
+    let applied = apply(context, serving, &wanted, &mut facts.autoscaling).await?;
+    let is_settled = applied == Applied::Known && there.iter().all(|one| is_rolled_out(one));
+    facts.regions = Some(regions(context, serving, found, &bursts, is_settled || there.is_empty()));
+    if let Applied::Taken(problem) = applied {
+        facts.problem = Some(problem);
+    }
     if facts.problem.is_none() {
         kill::point("endpoint.before-prune");
         prune(context, serving, &wanted, &plan.old, &there).await?;
@@ -190,20 +205,16 @@ struct Plan {
 }
 
 impl Plan {
-    fn new(
-        serving: &Serving<'_>,
-        held: i32,
-        usable: &[i32],
-        tried: Option<&ModelVersion>,
-        there: &[Arc<Deployment>],
-    ) -> Self {
-        let version = serving.version.name.as_str();
+    /// `share`: replicas that a version has which is tried.
+    fn new(serving: &Serving<'_>, held: i32, usable: &[i32], share: Option<i32>, there: &[Arc<Deployment>]) -> Self {
         let spec = &serving.endpoint.spec;
-        let is_new = |one: &Deployment| canary::is_of(one, version);
-        // A canary that is not tried any more goes at once, and nothing comes in its place for it.
-        let is_canary =
-            |one: &Deployment| spec.canary.as_ref().is_some_and(|canary| canary::is_of(one, &canary.version));
-        let is_old = |one: &Deployment| !is_new(one) && !is_canary(one);
+        let is_new = |one: &Deployment| canary::is_of(one, &serving.version.name);
+        let is_canary = |one: &Deployment| {
+            share.is_some() && spec.canary.as_ref().is_some_and(|canary| canary::is_of(one, &canary.version))
+        };
+        // What was tried and is not any more goes at once: nothing has to come in its place first.
+        let is_gone = |one: &Deployment| canary::was_tried(serving.endpoint, one) && !is_new(one) && !is_canary(one);
+        let is_old = |one: &Deployment| !is_new(one) && !is_canary(one) && !is_gone(one);
         let on = |one: &Deployment, name: &str| one.labels().get(RESERVATION_LABEL).is_some_and(|of| of == name);
         let sum = |all: &mut dyn Iterator<Item = &Arc<Deployment>>| {
             all.fold(Replicas::default(), |sum, one| Replicas {
@@ -212,30 +223,30 @@ impl Plan {
             })
         };
         let named = serving.reservation;
-        let before = sum(&mut there.iter().filter(|one| is_old(one) && on(one, named)));
+        let share = share.unwrap_or(0);
+        let tried = sum(&mut there.iter().filter(|one| is_canary(one) && on(one, named)));
+        // A version that served before it was tried is old in all that is beyond its share.
+        let beyond = Replicas { laid_out: (tried.laid_out - share).max(0), ready: (tried.ready - share).max(0) };
+        let old = sum(&mut there.iter().filter(|one| is_old(one) && on(one, named)));
+        let before = Replicas { laid_out: old.laid_out + beyond.laid_out, ready: old.ready + beyond.ready };
         let now = sum(&mut there.iter().filter(|one| is_new(one) && on(one, named)));
-        let bursts = i32::try_from(usable.len()).unwrap_or(i32::MAX);
-        let weight = spec.canary.as_ref().filter(|_| tried.is_some()).map_or(0, |canary| canary.weight);
-        let canary = match weight {
-            0 => 0,
-            weight => canary_share(spec.replicas.min(held.saturating_add(bursts)), weight).min(held),
-        };
         // Those of the canary that answer take the place of others; the rest do so where there is no device for both.
-        let answer = sum(&mut there.iter().filter(|one| tried.is_some() && is_canary(one))).ready.min(canary);
-        let (mut keep, lay) = shift(spec.replicas - answer, held - canary, before, now);
+        let answer = tried.ready.min(share);
+        let (mut keep, lay) = shift(spec.replicas - answer, held - share, before, now);
         let mut old = Vec::new();
         for one in there.iter().filter(|one| is_old(one) && on(one, named)) {
             let kept = laid_out(one).min(keep);
             keep -= kept;
             old.push((Arc::clone(one), kept));
         }
+        let canary = share + keep.clamp(0, beyond.laid_out);
         let mut places = vec![Place::Named(lay)];
         // One burst replica at a time changes its version, and only while all of the new one answer.
-        let mut may_change = old.iter().all(|(_, kept)| *kept == 0) && now.ready >= lay;
+        let mut may_change = canary == share && old.iter().all(|(_, kept)| *kept == 0) && now.ready >= lay;
         for number in usable {
             let name = burst_name(serving.name, *number);
             let mut here = there.iter().filter(|one| on(one, &name));
-            match here.find(|one| is_old(one)) {
+            match here.find(|one| !is_new(one) && !is_gone(one)) {
                 Some(before) if !may_change => old.push((Arc::clone(before), 1)),
                 before => {
                     places.push(Place::Burst(*number));
@@ -246,6 +257,36 @@ impl Plan {
         }
         Self { places, canary, old }
     }
+}
+
+/// Regions in which replicas are, or may come to be: of none, where one is not known. What was said before stands until no pod of another time is left.
+fn regions(
+    context: &Context,
+    serving: &Serving<'_>,
+    found: &Found,
+    bursts: &BTreeMap<i32, burst::Burst>,
+    is_settled: bool,
+) -> Vec<String> {
+    let mut pools: BTreeSet<String> = found.pools.iter().cloned().collect();
+    pools.extend(bursts.values().map(burst::Burst::pool));
+    let known = |name: &String| context.stores.pools.get(&ObjectRef::new(name)).map(|pool| pool.spec.region.clone());
+    let Some(mut regions) = pools.iter().map(known).collect::<Option<BTreeSet<String>>>() else { return Vec::new() };
+    if let Some(before) = serving.endpoint.status.as_ref().filter(|_| !is_settled).map(|status| &status.regions) {
+        if before.is_empty() {
+            return Vec::new();
+        }
+        regions.extend(before.iter().cloned());
+    }
+    regions.into_iter().collect()
+}
+
+/// Whether all pods of a Deployment are as it asks for, and none of another time is left.
+fn is_rolled_out(deployment: &Deployment) -> bool {
+    let Some(status) = &deployment.status else { return false };
+    let replicas = status.replicas.unwrap_or(0);
+    status.observed_generation >= deployment.metadata.generation
+        && status.updated_replicas.unwrap_or(0) == replicas
+        && status.terminating_replicas.unwrap_or(0) == 0
 }
 
 /// Replicas that a Deployment asks for.
@@ -350,12 +391,10 @@ fn fetch(
         );
         return Err(("DrainTooLong", message));
     }
-    let mut regions = vec![pool.spec.region.clone()];
-    regions.extend(
-        burst.and(burst_pool).map(|pool| pool.spec.region.clone()).filter(|region| *region != pool.spec.region),
-    );
+    let mut pools = vec![name.to_owned()];
+    pools.extend(burst.and(beyond).map(str::to_owned));
     let (resource, pool) = (pool.spec.devices.resource.clone(), beyond.unwrap_or(name).to_owned());
-    Ok(Found { model, version, regions, drain_seconds, resource, pool, held, missing })
+    Ok(Found { model, version, pools, drain_seconds, resource, pool, held, missing })
 }
 
 /// Devices that a booking has on each of its nodes, of those that were handed over.
@@ -378,23 +417,32 @@ fn name_of((serving, place): &(&Serving<'_>, Place)) -> String {
     deployment_name(serving.name, &serving.version.name, *place)
 }
 
-/// Applies what is laid out; gives why it cannot, if somebody else has the fields. What was applied just so a short while ago is not again.
+/// What came of applying what is laid out.
+#[derive(Debug, Eq, PartialEq)]
+enum Applied {
+    /// It was, just so, a short while ago, and is as it was.
+    Known,
+    /// It is now.
+    Anew,
+    /// Somebody else has the fields: a word and a sentence.
+    Taken((&'static str, String)),
+}
+
+/// Applies what is laid out. What was applied just so a short while ago is not again.
 async fn apply(
     context: &Context,
     serving: &Serving<'_>,
     wanted: &[(&Serving<'_>, Place)],
     autoscaling: &mut Option<(bool, &'static str, String)>,
-) -> Result<Option<(&'static str, String)>, Error> {
+) -> Result<Applied, Error> {
     let names: Vec<String> = wanted.iter().map(name_of).collect();
-    let deployment = names.first().cloned().unwrap_or_default();
     // In this order: nobody comes by before the policy, and the Service is there before who is behind it.
     let mut all = vec![
         ("NetworkPolicy", serving.name, build_network_policy(serving, &context.config.namespace)),
         ("Service", serving.name, build_service(serving)),
         ("PodDisruptionBudget", serving.name, build_disruption_budget(serving)),
     ];
-    // The one whose generation is kept is the last.
-    for ((of, place), name) in wanted.iter().zip(&names).rev() {
+    for ((of, place), name) in wanted.iter().zip(&names) {
         all.push(("Deployment", name.as_str(), build_deployment(of, *place)));
     }
     let scales = (context.hosted.registration() == Registration::Ours).then(|| build_autoscaler(serving)).flatten();
@@ -404,14 +452,14 @@ async fn apply(
     }
     let key = format!("{}/{}", serving.namespace, serving.name);
     let print = json!(all.iter().map(|(.., object)| object).collect::<Vec<_>>()).to_string();
-    let mut there = deployments(context, serving.namespace, serving.name).filter(|one| one.name_any() == deployment);
-    // Somebody's change of the Deployment makes its generation another one.
-    if !lacks
-        && there.next().is_some_and(|one| context.hosted.was_applied(&key, &(print.clone(), one.metadata.generation)))
-    {
-        return Ok(None);
+    // Somebody's change of a Deployment makes its generation another one.
+    let there: Vec<Arc<Deployment>> = deployments(context, serving.namespace, serving.name).collect();
+    let generation = |name: &String| there.iter().find(|one| one.name_any() == *name)?.metadata.generation;
+    let known = (print.clone(), names.iter().map(generation).collect::<Vec<_>>());
+    if !lacks && known.1.iter().all(Option::is_some) && context.hosted.was_applied(&key, &known) {
+        return Ok(Applied::Known);
     }
-    let mut generation = None;
+    let mut generations = Vec::new();
     let mut whole = true;
     for (kind, name, object) in all {
         let applied = match kind {
@@ -425,7 +473,9 @@ async fn apply(
         };
         match applied {
             Ok(now) => {
-                generation = now;
+                if kind == "Deployment" {
+                    generations.push(now);
+                }
                 kill::point("endpoint.after-apply");
             }
             // What serves does so without it.
@@ -434,13 +484,13 @@ async fn apply(
                 *autoscaling = Some((false, reason, message));
                 whole = false;
             }
-            Err(error) => return taken(kind, name, error).map(Some),
+            Err(error) => return taken(kind, name, error).map(Applied::Taken),
         }
     }
     if whole {
-        context.hosted.note_applied(key, (print, generation));
+        context.hosted.note_applied(key, (print, generations));
     }
-    Ok(None)
+    Ok(Applied::Anew)
 }
 
 /// Applies an object; gives its generation. Not by force: what somebody else made under this name is not taken over.

@@ -52,8 +52,8 @@ pub struct Hosted {
     applied: Arc<Mutex<HashMap<String, (Applied, Instant)>>>,
 }
 
-/// What was applied of an endpoint: the objects, and the generation of the Deployment among them.
-pub type Applied = (String, Option<i64>);
+/// What was applied of an endpoint: the objects, and the generations of the Deployments among them.
+pub type Applied = (String, Vec<Option<i64>>);
 
 /// What was applied is applied again after so long, whatever became of it.
 const APPLIED: Duration = Duration::from_secs(240);

@@ -8,7 +8,10 @@ use jiff::Timestamp;
 use k8s_openapi::{ByteString, api::core::v1::Secret};
 use kube::{Api, api::PostParams};
 use rcgen::ExtendedKeyUsagePurpose;
-use spillway_crds::names::{GATEWAYS, USAGE_CA_SECRET, USAGE_CLIENT_TLS_SECRET, USAGE_SERVICE, USAGE_TLS_SECRET};
+use spillway_crds::names::{
+    GATEWAYS, OPERATOR, USAGE_CA_SECRET, USAGE_CLIENT_TLS_SECRET, USAGE_SERVICE, USAGE_TLS_SECRET,
+};
+use spillway_tls::Caller;
 
 use crate::{
     certificate::{self, Pair, Subject},
@@ -80,6 +83,27 @@ fn subjects(namespace: &str) -> [(&'static str, Subject<'static>); 2] {
     let subject =
         |name: &'static str, uses| Subject { common_name: name, dns_name: format!("{name}.{namespace}.svc"), uses };
     [(USAGE_TLS_SECRET, subject(USAGE_SERVICE, BOTH)), (USAGE_CLIENT_TLS_SECRET, subject(GATEWAYS, CALLS))]
+}
+
+/// The operator, as it calls the usage service: with a certificate that it signs for itself and that nobody else ever has; without any, where none are asked for.
+///
+/// # Errors
+/// Why it cannot call now.
+pub(crate) async fn caller(context: &Context) -> Result<Caller, String> {
+    let said = |error: &dyn std::fmt::Display| error.to_string();
+    if !context.config.usage_tls {
+        return Caller::plain().map_err(|error| said(&error));
+    }
+    let namespace = context.config.namespace.as_str();
+    let secrets: Api<Secret> = Api::namespaced(context.client.clone(), namespace);
+    let now = Timestamp::now();
+    let authority = keep_authority(&secrets, now).await.map_err(|error| said(&error))?;
+    let uses = &[ExtendedKeyUsagePurpose::ClientAuth];
+    let subject = Subject { common_name: OPERATOR, dns_name: format!("{OPERATOR}.{namespace}.svc"), uses };
+    let own = certificate::sign(AUTHORITY, &authority, &subject, now).map_err(|error| said(&error))?;
+    let identity = spillway_tls::Client::of(&own.certificate, &own.key, &authority.certificate);
+    let identity = identity.map_err(|error| said(&error))?;
+    Caller::new(identity, &format!("{USAGE_SERVICE}.{namespace}.svc")).map_err(|error| said(&error))
 }
 
 async fn keep_once(context: &Context) -> Result<(), Error> {

@@ -49,6 +49,6 @@ pub mod view;
 pub mod watches;
 pub mod written;
 
-pub use config::{Config, Usage};
+pub use config::Config;
 pub use error::Error;
 pub use run::run;

@@ -290,9 +290,15 @@ impl Loads {
         Ok(self.heard(name, now_ms)?.map(idle).min().unwrap_or(0))
     }
 
-    /// How requests to a version of an endpoint ended, as far as it is known.
-    pub fn outcomes(&self, name: &FullName, version: &ModelVersion) -> Outcomes {
-        self.outcomes.get(name).and_then(|all| all.get(version)).copied().unwrap_or_default()
+    /// How requests to a version of an endpoint ended, and those to all others together, as far as it is known.
+    pub fn outcomes(&self, name: &FullName, version: &ModelVersion) -> (Outcomes, Outcomes) {
+        let (mut own, mut others) = (Outcomes::default(), Outcomes::default());
+        for (of, outcomes) in self.outcomes.get(name).into_iter().flatten() {
+            let sum = if of == version { &mut own } else { &mut others };
+            sum.answered = sum.answered.saturating_add(outcomes.answered);
+            sum.failed = sum.failed.saturating_add(outcomes.failed);
+        }
+        (own, others)
     }
 
     /// Forgets how requests ended to other endpoints than these.

@@ -1,15 +1,12 @@
-//! The usage service, as the operator calls it. It is shown the certificate of gateways: who may post what they bill may post this.
+//! The usage service, as the operator calls it.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::{Request, Uri, header::CONTENT_TYPE};
-use spillway_crds::names::USAGE_SERVICE;
 use spillway_metering::shipping::{Receipt, Segments};
-use spillway_tls::{Caller, Files};
-
-use crate::config::Usage;
+use spillway_tls::Caller;
 
 /// How long a receipt may take: longer than the service gives its store.
 const ANSWER: Duration = Duration::from_secs(50);
@@ -17,25 +14,16 @@ const ANSWER: Duration = Duration::from_secs(50);
 const ANSWER_BYTES: usize = 64 << 10;
 
 /// The usage service.
-#[derive(Clone, Debug)]
-pub struct UsageService {
+#[derive(Debug)]
+pub(crate) struct UsageService {
     base: Uri,
     caller: Caller,
 }
 
 impl UsageService {
-    /// The service of the operator's namespace.
-    ///
-    /// # Errors
-    ///
-    /// When what it is to be shown is not there yet, or is not good.
-    pub async fn connect(usage: &Usage, namespace: &str) -> Result<Self, spillway_tls::Error> {
-        let base = usage.base.clone();
-        let Some(folder) = &usage.files else { return Ok(Self { base, caller: Caller::plain()? }) };
-        let files = Files { certificate: folder.join("tls.crt"), key: folder.join("tls.key") };
-        let identity = spillway_tls::Client::load(files, folder.join("ca.crt")).await?;
-        tokio::spawn(Arc::clone(&identity).follow());
-        Ok(Self { base, caller: Caller::new(identity, &format!("{USAGE_SERVICE}.{namespace}.svc"))? })
+    /// The service at this address, such as `https://spillway-usage.spillway-system.svc:8090`.
+    pub(crate) fn new(base: Uri, caller: Caller) -> Self {
+        Self { base, caller }
     }
 
     /// Posts segments; what it answers for is durable.
@@ -43,7 +31,7 @@ impl UsageService {
     /// # Errors
     ///
     /// Why there is no receipt for all of them. They may be stored all the same: to post them again is safe.
-    pub async fn post(&self, segments: &Segments) -> Result<(), String> {
+    pub(crate) async fn post(&self, segments: &Segments) -> Result<(), String> {
         let receipt = tokio::time::timeout(ANSWER, self.ask(segments)).await;
         let receipt = receipt.map_err(|_| format!("no answer within {} s", ANSWER.as_secs()))??;
         if receipt.differing > 0 {

@@ -140,8 +140,12 @@ fn routing(endpoint: &ModelEndpoint) -> Routing {
     // The operator says how much it gets: of one that was rolled back nothing, whatever is asked for.
     let weight = |canary: &Canary| {
         let known = status.iter().flat_map(|status| &status.versions).find(|one| one.version == canary.version);
-        let weight = known.and_then(|known| known.weight).unwrap_or(0);
-        (canary.version.as_str().into(), u32::try_from(weight).unwrap_or(0).min(100))
+        let weight = match known {
+            // It is not tried, and serves as what goes or comes.
+            Some(known) => known.weight?,
+            None => 0,
+        };
+        Some((canary.version.as_str().into(), u32::try_from(weight).unwrap_or(0).min(100)))
     };
     let spec = endpoint.spec.routing.clone().unwrap_or_default();
     let mut regions: BTreeSet<String> = status.iter().flat_map(|status| status.regions.clone()).collect();
@@ -150,7 +154,7 @@ fn routing(endpoint: &ModelEndpoint) -> Routing {
     }
     Routing {
         policy: spec.policy,
-        canary: endpoint.spec.canary.as_ref().map(weight),
+        canary: endpoint.spec.canary.as_ref().and_then(weight),
         fallback: spec.fallback.iter().map(|one| one.endpoint.as_str().into()).collect(),
         regions,
     }

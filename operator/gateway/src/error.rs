@@ -401,6 +401,7 @@ impl ApiError {
         let param = said.error.as_ref().and_then(|error| error.get("param")).and_then(serde_json::Value::as_str);
         // vLLM's are paths into the body.
         let param = param.map(|param| param.strip_prefix("body.").unwrap_or(param));
+        let param = param.filter(|param| param.len() <= SHOWN_MODEL_MAX);
         let message = message.and_then(|message| plain(message, param));
         let message = message.unwrap_or_else(|| {
             "The model's server refuses the request: check it against the API of the model.".to_owned()
@@ -409,6 +410,22 @@ impl ApiError {
         let code = if param == Some("input_tokens") { "context_length_exceeded" } else { "refused_by_model" };
         let error = serde_json::json!({
             "message": message, "type": "invalid_request_error", "param": param, "code": code
+        });
+        serde_json::json!({ "error": error }).to_string()
+    }
+
+    /// What a client is told where a provider refuses its request: that, and whether the prompt is too long.
+    pub fn provider_refusal(body: &[u8]) -> String {
+        const TOO_LONG: &str = "context_length_exceeded";
+        let said: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
+        let code = said.pointer("/error/code").and_then(serde_json::Value::as_str);
+        let (message, code) = if code == Some(TOO_LONG) {
+            ("The prompt and the tokens that are asked for are more than the model takes: send less.", TOO_LONG)
+        } else {
+            ("The model's server refuses the request: check it against the API of the model.", "refused_by_model")
+        };
+        let error = serde_json::json!({
+            "message": message, "type": "invalid_request_error", "param": null, "code": code
         });
         serde_json::json!({ "error": error }).to_string()
     }

@@ -28,6 +28,11 @@ pub struct Flight {
 }
 
 impl Flight {
+    /// Whether its engine is one of the endpoint's still, and not being taken away.
+    pub fn is_there(&self) -> bool {
+        self.group.lock().replicas.contains_key(&self.replica.engine)
+    }
+
     /// Tokens of its answer have come.
     pub fn token(&self) {
         if let Some(ticket) = self.ticket {

@@ -4,25 +4,31 @@
 //! one by anything but HTTPS.
 
 use std::collections::HashMap;
+use std::future::Future;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::{Arc, PoisonError, RwLock};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::Request;
 use hyper::header::{AUTHORIZATION, HeaderValue};
+use hyper::{Request, Uri};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use rustls::crypto::ring;
 use rustls::{ClientConfig, RootCertStore};
+use tower_service::Service;
 
 use crate::catalogue::Provider;
 
 /// How often the keys are read again.
 const LOOK: Duration = Duration::from_secs(10);
+/// How long a connection is kept for the next request: less than providers keep it.
+const IDLE: Duration = Duration::from_secs(15);
 /// Bytes of a key.
 const KEY_BYTES: usize = 8 << 10;
 
@@ -50,7 +56,34 @@ pub enum Error {
 pub struct Providers {
     directory: Option<PathBuf>,
     keys: RwLock<HashMap<String, HeaderValue>>,
-    pub(crate) client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    pub(crate) client: Client<Bounded, Full<Bytes>>,
+}
+
+/// Makes connections, TLS included, in a time.
+#[derive(Clone, Debug)]
+pub(crate) struct Bounded {
+    https: HttpsConnector<HttpConnector>,
+    within: Duration,
+}
+
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+impl Service<Uri> for Bounded {
+    type Response = <HttpsConnector<HttpConnector> as Service<Uri>>::Response;
+    type Error = Failure;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Failure>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        self.https.poll_ready(context)
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let (connecting, within) = (self.https.call(uri), self.within);
+        Box::pin(async move {
+            let slow = || format!("no connection within {} ms", within.as_millis());
+            tokio::time::timeout(within, connecting).await.map_err(|_| slow())?
+        })
+    }
 }
 
 impl Providers {
@@ -78,7 +111,11 @@ impl Providers {
             .enable_http1()
             .enable_http2()
             .wrap_connector(http);
-        let client = Client::builder(TokioExecutor::new()).pool_timer(TokioTimer::new()).build(https);
+        let client = Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(IDLE)
+            // TLS takes some turns more than a connection.
+            .build(Bounded { https, within: connect.saturating_mul(2) });
         Ok(Arc::new(Self { directory, keys: RwLock::default(), client }))
     }
 

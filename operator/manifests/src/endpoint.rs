@@ -408,6 +408,8 @@ pub struct Facts {
     pub autoscaling: Option<(bool, &'static str, String)>,
     /// What becomes of the canary. None, where there is one: what was known before.
     pub canary: Option<CanaryFacts>,
+    /// Replicas of the canary's version serve beyond its share, as those of a version before.
+    pub canary_moves: bool,
     /// Regions in which it is served. None: those that were known before.
     pub regions: Option<Vec<String>>,
 }

@@ -128,6 +128,19 @@ impl Tls<ClientConfig> {
     pub async fn load(files: Files, authority: PathBuf) -> Result<Arc<Self>, Error> {
         Self::open(files, Some(Peers { authority, names: Vec::new() }), client).await
     }
+
+    /// One of PEMs that are in no files, for who makes its certificates itself.
+    ///
+    /// # Errors
+    ///
+    /// When they are not good.
+    pub fn of(certificate: &str, key: &str, authority: &str) -> Result<Arc<Self>, Error> {
+        let files = Files { certificate: "the certificate".into(), key: "the key".into() };
+        let peers = Some(Peers { authority: "the CA".into(), names: Vec::new() });
+        let contents = [certificate, key, authority].map(|pem| pem.as_bytes().to_vec());
+        let config = client(&files, peers.as_ref(), &contents)?;
+        Ok(Arc::new(Self { files, peers, make: client, now: RwLock::new((contents, Arc::new(config))) }))
+    }
 }
 
 impl<Config> Tls<Config> {

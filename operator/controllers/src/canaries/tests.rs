@@ -27,9 +27,9 @@ fn a_canary_fails_by_its_own_rate_and_beside_the_other(
 ) {
     let mut trial = Trial::default();
     // What was before it began is no part of it.
-    assert_eq!(trial.judge(&canary("q8"), sample(0, (7, 90), (1, 1))), None);
+    assert_eq!(trial.judge(&canary("q8"), "q4", sample(0, (7, 90), (1, 1))), None);
     let now = sample(1_000, (7 + tried.0, 90 + tried.1), (1 + other.0, 1 + other.1));
-    assert_eq!(trial.judge(&canary("q8"), now).is_some(), fails);
+    assert_eq!(trial.judge(&canary("q8"), "q4", now).is_some(), fails);
 }
 
 #[test]
@@ -39,13 +39,13 @@ fn what_was_long_ago_does_not_hide_what_is_now() {
     // An hour of good answers, then each one fails.
     while at_ms < 3_600_000 {
         answered += 10;
-        assert_eq!(trial.judge(&canary("q8"), sample(at_ms, (answered, 0), (answered, 0))), None);
+        assert_eq!(trial.judge(&canary("q8"), "q4", sample(at_ms, (answered, 0), (answered, 0))), None);
         at_ms += 1_000;
     }
     let began_ms = at_ms;
     let why = loop {
         failed += 10;
-        if let Some(why) = trial.judge(&canary("q8"), sample(at_ms, (answered, failed), (answered + failed, 0))) {
+        if let Some(why) = trial.judge(&canary("q8"), "q4", sample(at_ms, (answered, failed), (answered + failed, 0))) {
             break why;
         }
         at_ms += 1_000;
@@ -61,7 +61,7 @@ fn one_request_a_minute_is_judged_after_as_many_as_are_asked_for() {
     let mut failed = 0;
     let ended = (0..100).find(|minute| {
         failed += 1;
-        trial.judge(&canary("q8"), sample(minute * 60_000, (0, failed), (0, 0))).is_some()
+        trial.judge(&canary("q8"), "q4", sample(minute * 60_000, (0, failed), (0, 0))).is_some()
     });
     assert_eq!(ended, Some(20));
 }
@@ -69,7 +69,9 @@ fn one_request_a_minute_is_judged_after_as_many_as_are_asked_for() {
 #[test]
 fn another_version_begins_anew() {
     let mut trial = Trial::default();
-    assert_eq!(trial.judge(&canary("q8"), sample(0, (0, 0), (0, 0))), None);
-    assert_eq!(trial.judge(&canary("q9"), sample(1_000, (0, 100), (100, 0))), None);
-    assert!(trial.judge(&canary("q9"), sample(2_000, (0, 120), (100, 0))).is_some());
+    assert_eq!(trial.judge(&canary("q8"), "q4", sample(0, (0, 0), (0, 0))), None);
+    assert_eq!(trial.judge(&canary("q9"), "q4", sample(1_000, (0, 100), (100, 0))), None);
+    assert!(trial.judge(&canary("q9"), "q4", sample(2_000, (0, 120), (100, 0))).is_some());
+    // Also where the other one changes: what was known of the one before is no part of it.
+    assert_eq!(trial.judge(&canary("q9"), "q6", sample(3_000, (0, 240), (100, 0))), None);
 }

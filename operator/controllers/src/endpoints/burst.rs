@@ -27,8 +27,13 @@ pub(super) struct Burst {
 
 impl Burst {
     /// Whether its devices are those that a replica needs now.
-    fn suits(&self, devices: i32) -> bool {
-        self.object.spec.devices.count == devices
+    fn suits(&self, serving: &Serving<'_>) -> bool {
+        self.object.spec.devices.count == serving.needs.devices && self.pool() == serving.pool
+    }
+
+    /// The pool of its devices.
+    pub(super) fn pool(&self) -> String {
+        self.object.spec.pool.clone().unwrap_or_default()
     }
 
     fn is_over(&self) -> bool {
@@ -98,8 +103,8 @@ pub(super) async fn create(
 }
 
 /// Those of so many on which a replica can run.
-pub(super) fn usable(known: &BTreeMap<i32, Burst>, devices: i32, wanted: i32) -> Vec<i32> {
-    let good = |burst: &Burst| burst.held && burst.suits(devices) && !burst.is_over();
+pub(super) fn usable(known: &BTreeMap<i32, Burst>, serving: &Serving<'_>, wanted: i32) -> Vec<i32> {
+    let good = |burst: &Burst| burst.held && burst.suits(serving) && !burst.is_over();
     known.iter().filter(|(number, burst)| **number < wanted && good(burst)).map(|(number, _)| *number).collect()
 }
 
@@ -111,7 +116,7 @@ pub(super) async fn end(
     wanted: i32,
     deployments: &[Arc<Deployment>],
 ) -> Result<(), Error> {
-    let over = |(number, burst): &(&i32, &Burst)| **number >= wanted || !burst.suits(serving.needs.devices);
+    let over = |(number, burst): &(&i32, &Burst)| **number >= wanted || !burst.suits(serving);
     for (_, burst) in known.iter().filter(over).filter(|(_, burst)| !burst.is_over()) {
         let name = burst.object.name_any();
         if deployments.iter().any(|one| one.labels().get(RESERVATION_LABEL) == Some(&name)) {

@@ -16,6 +16,7 @@ pub(super) fn look(
     endpoint: &ModelEndpoint,
     model: &Model,
     devices: i32,
+    share: i32,
     there: &[Arc<Deployment>],
 ) -> (Option<ModelVersion>, Option<CanaryFacts>) {
     let Some(canary) = &endpoint.spec.canary else { return (None, None) };
@@ -53,6 +54,10 @@ pub(super) fn look(
         let message = "A canary takes the place of one of at least two replicas: set spec.replicas to 2 or more.";
         return cannot("NeedsTwoReplicas", message.to_owned());
     }
+    if share < 1 {
+        let message = "A canary takes the place of one of at least two replicas that have devices, one of them on spec.capacity.reservation: reserve more.";
+        return cannot("NeedsDevices", message.to_owned());
+    }
     let mut of_it = there.iter().filter(|one| is_of(one, &canary.version));
     if of_it.clone().any(|one| has_stalled(one)) && of_it.clone().all(|one| ready(one) == 0) {
         return failed(&format!("No replica of version {} has come to answer in its time.", canary.version));
@@ -67,6 +72,12 @@ pub(super) fn look(
     (Some(version.clone()), Some(facts))
 }
 
+/// Whether a Deployment is of the version that was tried last.
+pub(super) fn was_tried(endpoint: &ModelEndpoint, deployment: &Deployment) -> bool {
+    let known = endpoint.status.as_ref().and_then(|status| status.canary.as_ref());
+    known.is_some_and(|known| is_of(deployment, &known.version))
+}
+
 pub(super) fn is_of(deployment: &Deployment, version: &str) -> bool {
     deployment.labels().get(VERSION_LABEL).is_some_and(|of| of == version)
 }
@@ -79,15 +90,24 @@ fn has_stalled(deployment: &Deployment) -> bool {
     })
 }
 
-/// Versions that there are replicas of, or are to be. `tried`: whether the canary is.
-pub(super) fn versions(endpoint: &ModelEndpoint, there: &[Arc<Deployment>], tried: bool) -> Vec<VersionStatus> {
+/// Versions that there are replicas of, or are to be. A canary that failed gets nothing; one that is not tried for want of something is one like others.
+pub(super) fn versions(
+    endpoint: &ModelEndpoint,
+    there: &[Arc<Deployment>],
+    phase: Option<CanaryPhase>,
+    moves: bool,
+) -> Vec<VersionStatus> {
     let mut all: BTreeMap<&str, VersionStatus> = BTreeMap::new();
-    let weight = |canary: &Canary| if tried { canary.weight } else { 0 };
-    let canary = endpoint.spec.canary.as_ref();
-    let to_others = 100 - canary.map_or(0, weight);
-    all.entry(&endpoint.spec.model.version).or_default().weight = Some(to_others);
-    if let Some(canary) = canary {
-        all.entry(&canary.version).or_default().weight = Some(weight(canary));
+    let canary = endpoint.spec.canary.as_ref().and_then(|canary: &Canary| match phase? {
+        // A version that goes has as much as its replicas can do, until it has its share of them only.
+        CanaryPhase::Running if moves => None,
+        CanaryPhase::Running => Some((canary, canary.weight)),
+        CanaryPhase::RolledBack => Some((canary, 0)),
+    });
+    let to_others = 100 - canary.map_or(0, |(_, weight)| weight);
+    all.entry(&endpoint.spec.model.version).or_default().weight = (!moves).then_some(to_others);
+    if let Some((canary, weight)) = canary {
+        all.entry(&canary.version).or_default().weight = Some(weight);
     }
     for one in there {
         let Some(version) = one.labels().get(VERSION_LABEL) else { continue };

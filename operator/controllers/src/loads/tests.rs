@@ -121,7 +121,8 @@ fn outcomes(answered: u64, failed: u64) -> EndpointLoad {
 fn outcomes_are_counted_from_when_a_gateway_is_first_heard_and_on_when_it_begins_anew() {
     let mut loads = Loads::default();
     let of = |loads: &Loads| {
-        let found = loads.outcomes(&chat(), &"q8".into());
+        let (found, others) = loads.outcomes(&chat(), &"q8".into());
+        assert_eq!(loads.outcomes(&chat(), &"q4".into()), (others, found));
         (found.answered, found.failed)
     };
     loads.set_gateways(&named(&[(1, true), (2, true)]), 0);

@@ -99,8 +99,19 @@ pub(super) struct Exchange {
 enum Patience {
     /// As long as it may: nobody else can be asked.
     Waits,
-    /// No longer than it takes the request now.
+    /// No longer than it takes the request now: others may.
     Now,
+    /// Likewise, in place of another: what it says no to, that one may take.
+    StandsIn,
+}
+
+/// Why an endpoint did not take a request that others may take.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Passed {
+    /// It has no replica, none is in reach, or none has room.
+    Absent,
+    /// It answered, and that it cannot.
+    Failed,
 }
 
 /// How far an engine came with a request.
@@ -177,15 +188,19 @@ impl Exchange {
             }
             Reached::Answers(flight, response) => {
                 let (status, replica) = (response.status(), flight.replica.name.clone());
+                let ours = matches!(flight.replica.target, Target::Pod(_));
                 let refused = is_requests_fault(status);
-                self.load.ended(&flight.replica.version, !refused);
+                // What a client got wrong says nothing of the version.
+                if !refused {
+                    self.load.ended(&flight.replica.version, true);
+                }
                 // What it says no to may be the request's fault: three of them in a row are no reason to leave an engine alone.
                 flight.end(None, Verdict::Unknown);
                 if !refused {
                     tracing::warn!(id = %self.id, %replica, %status, "an engine answered with an error");
                 }
                 self.operation.failed(if refused { "engine_refused" } else { "engine_failed" });
-                let answer = refusal(*response).await;
+                let answer = refusal(*response, ours).await;
                 self.close(&Ended::unused(if refused { Cause::Refused } else { Cause::EngineFailed })).await;
                 if refused {
                     self.settle_prompt();
@@ -221,13 +236,27 @@ impl Exchange {
         let fallbacks = std::mem::take(&mut self.fallbacks);
         if !fallbacks.is_empty() {
             let first = Arc::clone(&self.served);
-            for one in std::iter::once(Arc::clone(&first)).chain(fallbacks) {
+            let mut failed = false;
+            match self.reach_one(client, opened, &prompt, Patience::Now).await {
+                Ok(reached) => return reached,
+                Err(passed) => failed |= passed == Passed::Failed,
+            }
+            for one in fallbacks {
+                // One that sleeps is not woken for another, nor kept awake by it.
+                let group = self.gateway.fleet.group(&(one.namespace.clone(), one.name.clone()));
+                if group.is_none_or(|group| group.is_empty()) {
+                    continue;
+                }
                 self.turn_to(one);
-                if let Some(reached) = self.reach_one(client, opened, &prompt, Patience::Now).await {
+                if let Ok(reached) = self.reach_one(client, opened, &prompt, Patience::StandsIn).await {
                     return reached;
                 }
             }
             self.turn_to(first);
+            if failed {
+                // It has been asked, and would fail again.
+                return Reached::Ended(Cause::EngineFailed, Some(ApiError::Upstream));
+            }
         }
         let nobody = ApiError::NoReplica { retry_after_ms: RETRY_MS };
         let reached = self.reach_one(client, opened, &prompt, Patience::Waits).await;
@@ -242,21 +271,21 @@ impl Exchange {
         }
     }
 
-    /// Sends the request to an engine of the endpoint, and to another one where it was not taken. None: none took it, and others may.
+    /// Sends the request to an engine of the endpoint, and to another one where it was not taken. An error: none took it, and others may.
     async fn reach_one(
         &mut self,
         client: &mut Downstream,
         opened: &mut bool,
         prompt: &Prompt<'_>,
         patience: Patience,
-    ) -> Option<Reached> {
+    ) -> Result<Reached, Passed> {
         let gateway = Arc::clone(&self.gateway);
         let mut tried: Vec<EngineId> = Vec::new();
         let mut stage = gateway.stage.clone();
         let limit = gateway.limits.first_byte;
         let nobody = |retry_after_ms| match patience {
-            Patience::Now => None,
-            Patience::Waits => Some(Reached::Ended(Cause::EngineFailed, Some(ApiError::NoReplica { retry_after_ms }))),
+            Patience::Now | Patience::StandsIn => Err(Passed::Absent),
+            Patience::Waits => Ok(Reached::Ended(Cause::EngineFailed, Some(ApiError::NoReplica { retry_after_ms }))),
         };
         let mut stale = false;
         let (mut tries, mut until) = (0, None);
@@ -265,21 +294,21 @@ impl Exchange {
             let Some(group) = gateway.fleet.group(&self.name()) else { return nobody(RETRY_MS) };
             let flight = match group.send(gateway.clock, prompt, &tried) {
                 Ok(flight) => flight,
-                Err(_) if group.is_empty() && patience == Patience::Now => {
-                    if self.served.absence == Absence::Starts {
+                Err(_) if group.is_empty() && patience != Patience::Waits => {
+                    if patience == Patience::Now && self.served.absence == Absence::Starts {
                         self.load.call(self.served.wanted == 0);
                     }
-                    return None;
+                    return Err(Passed::Absent);
                 }
                 Err(_) if group.is_empty() => match self.hold(client, &mut until, None).await {
                     Ok(()) => continue,
-                    Err((cause, error)) => return Some(Reached::Ended(cause, error)),
+                    Err((cause, error)) => return Ok(Reached::Ended(cause, error)),
                 },
                 // One that has just come may have no room for all who waited for it, or be out of reach for a moment.
                 Err(wait) if until.is_some_and(|until| Instant::now() < until) => {
                     let pause = AGAIN.max(Duration::from_millis(wait.unwrap_or(0)));
                     if let Err((cause, error)) = self.hold(client, &mut until, Some(pause)).await {
-                        return Some(Reached::Ended(cause, error));
+                        return Ok(Reached::Ended(cause, error));
                     }
                     (tries, tried) = (0, Vec::new());
                     continue;
@@ -294,7 +323,7 @@ impl Exchange {
                 continue;
             };
             let Ok(mut request) = self.upstream_request(&flight, upstream) else {
-                return Some(Reached::Ended(Cause::EngineFailed, Some(ApiError::Upstream)));
+                return Ok(Reached::Ended(Cause::EngineFailed, Some(ApiError::Upstream)));
             };
             if let Target::Provider(provider) = &flight.replica.target
                 && let Err(error) = gateway.providers.sign(provider, &mut request)
@@ -306,17 +335,17 @@ impl Exchange {
             if let Err(error) = gateway.wal.open_request(&self.opening(&flight)) {
                 tracing::warn!(%error, "a request is refused, for it could not be billed");
                 let error = ApiError::Unavailable { retry_after_ms: RETRY_MS };
-                return Some(Reached::Ended(Cause::EngineFailed, Some(error)));
+                return Ok(Reached::Ended(Cause::EngineFailed, Some(error)));
             }
             *opened = true;
             self.operation.sent(&self.served, &flight.replica);
             let (connection, sent) = (capture_connection(&mut request), Instant::now());
             let answer = tokio::select! {
                 biased;
-                () = client.closed() => return Some(Reached::Ended(Cause::ClientGone, None)),
+                () = client.closed() => return Ok(Reached::Ended(Cause::ClientGone, None)),
                 () = cutting(&mut stage) => {
                     let error = ApiError::Unavailable { retry_after_ms: RETRY_MS };
-                    return Some(Reached::Ended(Cause::Shutdown, Some(error)));
+                    return Ok(Reached::Ended(Cause::Shutdown, Some(error)));
                 }
                 answer = timeout(limit, gateway.ask(&flight.replica.target, request)) => answer,
             };
@@ -332,14 +361,23 @@ impl Exchange {
                     self.load.ended(&flight.replica.version, true);
                     flight.end(None, Verdict::Failed);
                 }
-                Ok(Ok(response)) if response.status().is_server_error() && patience == Patience::Now => {
+                Ok(Ok(response)) if patience == Patience::StandsIn && is_requests_fault(response.status()) => {
+                    // It may have less context, or no tools: the one that was asked for decides.
+                    flight.end(None, Verdict::Unknown);
+                    return Err(Passed::Failed);
+                }
+                Ok(Ok(response))
+                    if !response.status().is_success()
+                        && !is_requests_fault(response.status())
+                        && patience != Patience::Waits =>
+                {
                     let (status, replica) = (response.status(), flight.replica.name.clone());
                     tracing::warn!(id = %self.id, %replica, %status, "an engine answered with an error: another endpoint is asked");
                     self.load.ended(&flight.replica.version, true);
                     flight.end(None, Verdict::Unknown);
-                    return None;
+                    return Err(Passed::Failed);
                 }
-                Ok(Ok(response)) => return Some(Reached::Answers(flight, Box::new(response))),
+                Ok(Ok(response)) => return Ok(Reached::Answers(flight, Box::new(response))),
                 Ok(Err(error)) => {
                     let told = &error as &dyn std::error::Error;
                     let replica = flight.replica.name.clone();
@@ -356,14 +394,17 @@ impl Exchange {
                     // What it may have begun is not begun again elsewhere.
                     if !error.is_connect() {
                         tracing::warn!(error = told, id = %self.id, %replica, "an engine went away before it answered");
-                        return Some(Reached::Ended(Cause::EngineFailed, Some(ApiError::Upstream)));
+                        return Ok(Reached::Ended(Cause::EngineFailed, Some(ApiError::Upstream)));
                     }
                     tracing::debug!(error = told, id = %self.id, %replica, "an engine cannot be reached");
                 }
                 Err(_) => {
                     self.load.ended(&flight.replica.version, true);
+                    if matches!(flight.replica.target, Target::Provider(_)) {
+                        flight.end(None, Verdict::Failed);
+                    }
                     let limit_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
-                    return Some(Reached::Ended(Cause::Bound, Some(ApiError::UpstreamTimeout { limit_ms })));
+                    return Ok(Reached::Ended(Cause::Bound, Some(ApiError::UpstreamTimeout { limit_ms })));
                 }
             }
         }
@@ -544,7 +585,7 @@ impl Exchange {
                 (Ended { begun: true, ..Ended::unused(cause) }, Err(error), Verdict::Unknown)
             }
         };
-        self.note(&flight, &ended);
+        self.note(&flight, &ended, false);
         flight.end(ended.usage(), verdict);
         let durable = self.close(&ended).await;
         self.settle_guard(&ended);
@@ -581,6 +622,7 @@ impl Exchange {
         let mut stage = self.gateway.stage.clone();
         let mut reading = Reading::new(&self.request);
         let mut marked = (0, Instant::now());
+        let mut silent = false;
         let cut = loop {
             // A prompt may take as long as an answer in one piece; what has begun does not pause for so long.
             let idle = if reading.begun { limits.idle } else { limits.first_byte };
@@ -594,7 +636,10 @@ impl Exchange {
                 Ok(Some(Ok(frame))) => frame.into_data().unwrap_or_default(),
                 Ok(None) => break None,
                 Ok(Some(Err(_))) => break Some(Cause::EngineFailed),
-                Err(_) => break Some(Cause::Bound),
+                Err(_) => {
+                    silent = true;
+                    break Some(Cause::Bound);
+                }
             };
             let Ok(forward) = reading.take(&data) else { break Some(Cause::Bound) };
             flight.token();
@@ -637,9 +682,10 @@ impl Exchange {
             Outcome::Complete => Verdict::Worked,
             // What it tells of itself may be the request's fault.
             Outcome::Partial(Cause::EngineFailed) if !(tally.failed || tally.reasons.aborted()) => Verdict::Failed,
+            Outcome::Partial(_) if silent => Verdict::Failed,
             Outcome::Partial(_) => Verdict::Unknown,
         };
-        self.note(&flight, &ended);
+        self.note(&flight, &ended, silent);
         flight.end(ended.usage(), verdict);
         let durable = self.close(&ended).await;
         self.settle_guard(&ended);
@@ -735,11 +781,14 @@ impl Exchange {
         settle(ended.outcome, reported, counted, bounds)
     }
 
-    /// How the request ended, for who judges versions: what its client made of it says nothing.
-    fn note(&self, flight: &Flight, ended: &Ended) {
+    /// How the request ended, for who judges versions: what its client made of it says nothing, nor what a replica cuts that is taken away. `silent`: nothing came any more.
+    fn note(&self, flight: &Flight, ended: &Ended, silent: bool) {
         match ended.outcome {
             Outcome::Complete => self.load.ended(&flight.replica.version, false),
-            Outcome::Partial(Cause::EngineFailed) => self.load.ended(&flight.replica.version, true),
+            Outcome::Partial(Cause::EngineFailed) if flight.is_there() => {
+                self.load.ended(&flight.replica.version, true);
+            }
+            Outcome::Partial(_) if silent => self.load.ended(&flight.replica.version, true),
             Outcome::Partial(_) => {}
         }
     }
@@ -818,9 +867,10 @@ impl Gateway {
     }
 }
 
-/// Whether an engine says no for what the request is. What only its operator could mend is no fault of the client's key.
+/// Whether an engine says no for what the request is. What only its operator could mend is no fault of the client's: its key, and a name of the model that we have written.
 fn is_requests_fault(status: StatusCode) -> bool {
-    status.is_client_error() && !matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
+    let ours = matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::NOT_FOUND);
+    status.is_client_error() && !ours
 }
 
 /// Whether it has no room now. Engines say so by 503; providers have limits of their own as well.
@@ -921,8 +971,8 @@ async fn read_all(mut body: Incoming, most: usize, idle: Duration) -> Read {
     }
 }
 
-/// What a client is told where the engine refuses its request: the engine's own words, in OpenAI's form.
-async fn refusal(response: Response<Incoming>) -> Result<(StatusCode, String), ApiError> {
+/// What a client is told where the engine refuses its request: the engine's own words, in OpenAI's form; not those of a provider, which are for who has an account there.
+async fn refusal(response: Response<Incoming>, ours: bool) -> Result<(StatusCode, String), ApiError> {
     let status = response.status();
     if !is_requests_fault(status) {
         return Err(ApiError::Upstream);
@@ -931,5 +981,5 @@ async fn refusal(response: Response<Incoming>) -> Result<(StatusCode, String), A
         Read::Whole(body) => body,
         Read::TooLarge(_) | Read::Broken => Bytes::new(),
     };
-    Ok((status, ApiError::engine_refusal(&body)))
+    Ok((status, if ours { ApiError::engine_refusal(&body) } else { ApiError::provider_refusal(&body) }))
 }

@@ -84,6 +84,44 @@ async fn who_cannot_answer_is_stood_in_for_and_the_bill_says_by_whom() {
     stage.at_rest().await;
 }
 
+/// Who is asked in the place of another does not say no in its name; and where all fail, each is asked once.
+#[tokio::test]
+async fn a_stand_in_decides_nothing() {
+    let refuses = |status| Script {
+        refuses: Some((status, r#"{"error": {"message": "the stand-in says no"}}"#)),
+        ..Script::default()
+    };
+    let (main, spare) = (Engine::start(refuses(503)).await, Engine::start(refuses(400)).await);
+    let stage = Stage::new(&[]).await;
+    let all = || vec![endpoint("chat", &[main.address], falls_back), endpoint("spare", &[spare.address], |_| {})];
+    publish(&stage, all()).await;
+    let response = stage.chat(json!({})).await;
+    assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE, "it has less context, or no tools");
+    assert!(!text(response).await.contains("stand-in"));
+    assert!(!spare.seen().bodies.is_empty());
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    main.set(refuses(500));
+    spare.set(refuses(500));
+    let before = (main.seen().bodies.len(), spare.seen().bodies.len());
+    assert_eq!(stage.chat(json!({})).await.status(), StatusCode::BAD_GATEWAY);
+    assert_eq!((main.seen().bodies.len(), spare.seen().bodies.len()), (before.0 + 1, before.1 + 1));
+    stage.at_rest().await;
+}
+
+/// An engine that answers and then says nothing is at fault, whoever waits for it.
+#[tokio::test]
+async fn silence_is_a_failure_of_the_version() {
+    let engine = Engine::start(Script { pause: Duration::from_secs(60), ..Script::default() }).await;
+    let mut setting = Setting::default();
+    setting.limits.first_byte = Duration::from_millis(200);
+    let stage = Stage::with(setting, &[&engine]).await;
+    assert!(text(stage.chat(json!({"stream": true})).await).await.contains("error"));
+    let report = stage.gateway.load(u64::MAX).await;
+    let chat = report.endpoints.iter().find(|one| one.endpoint.as_str() == "chat").unwrap();
+    assert_eq!((chat.versions[0].answered, chat.versions[0].failed), (0, 1), "{report:?}");
+    stage.at_rest().await;
+}
+
 /// Something that was begun is not begun again elsewhere.
 #[tokio::test]
 async fn an_answer_that_breaks_off_is_not_asked_for_again() {
@@ -103,11 +141,13 @@ async fn an_answer_that_breaks_off_is_not_asked_for_again() {
 async fn a_model_that_sleeps_is_woken_while_another_stands_in() {
     let spare = Engine::start(Script::default()).await;
     let stage = Stage::new(&[]).await;
+    let sleeps = |served: &mut Served| (served.wanted, served.absence) = (0, Absence::Starts);
     let asleep = |served: &mut Served| {
-        falls_back(served);
-        (served.wanted, served.absence) = (0, Absence::Starts);
+        served.routing.fallback = vec!["also".into(), "spare".into()];
+        sleeps(served);
     };
-    publish(&stage, vec![endpoint("chat", &[], asleep), endpoint("spare", &[spare.address], |_| {})]).await;
+    let spare_serves = endpoint("spare", &[spare.address], |_| {});
+    publish(&stage, vec![endpoint("chat", &[], asleep), endpoint("also", &[], sleeps), spare_serves]).await;
     assert_eq!(stage.chat(json!({})).await.status(), StatusCode::OK);
     let report = stage.gateway.load(u64::MAX).await;
     assert_eq!(report.calls, 1);
@@ -115,6 +155,7 @@ async fn a_model_that_sleeps_is_woken_while_another_stands_in() {
     assert!(load("chat").held > 0, "it calls: {report:?}");
     assert_eq!(load("spare").versions[0].answered, 1, "what it did counts as its own: {report:?}");
     assert!(load("chat").versions.is_empty());
+    assert!(report.endpoints.iter().all(|one| one.endpoint.as_str() != "also"), "nobody is woken for another");
     // The stand-in goes: the request waits for the replica that was called for.
     publish(&stage, vec![endpoint("chat", &[], asleep), endpoint("spare", &[], |_| {})]).await;
     let stage = Arc::new(stage);
@@ -206,6 +247,39 @@ async fn a_provider_that_cannot_be_asked_is_stood_in_for_and_its_key_stays_here(
     stage.at_rest().await;
 }
 
+/// One that takes connections and says nothing holds nobody up.
+#[tokio::test]
+async fn a_provider_that_says_nothing_is_stood_in_for() {
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let spare = Engine::start(Script::default()).await;
+    let mut setting = Setting::default();
+    let within = Duration::from_millis(200);
+    (setting.limits.connect, setting.limits.first_byte) = (within, Duration::from_secs(600));
+    setting.providers = Providers::new(None, RootCertStore::empty(), within).unwrap();
+    let stage = Stage::with(setting, &[]).await;
+    let mut chat = external(&format!("https://{}/v1", silent.local_addr().unwrap()), None);
+    falls_back(&mut chat);
+    publish(&stage, vec![chat, endpoint("spare", &[spare.address], |_| {})]).await;
+    assert_eq!(stage.chat(json!({})).await.status(), StatusCode::OK);
+    assert_eq!(stage.bills(1).await[0].opening.endpoint.as_str(), "spare");
+    stage.at_rest().await;
+}
+
+/// What a provider says of its account is for who has it.
+#[tokio::test]
+async fn a_providers_words_are_not_given_on() {
+    let said =
+        r#"{"error": {"message": "organization org-7 has no credit for big-1", "param": "org-7", "code": "billing"}}"#;
+    let refuses = Script { refuses: Some((400, said)), ..Script::default() };
+    let (engine, _certificate, _folder, setting) = provider(refuses, &[("big", "secret-1")]).await;
+    let stage = Stage::with(setting, &[]).await;
+    publish(&stage, vec![external(&format!("https://localhost:{}/v1", engine.address.port()), Some("big"))]).await;
+    let response = stage.chat(json!({})).await;
+    assert_eq!(response.status(), StatusCode::BAD_REQUEST);
+    let told = text(response).await;
+    assert!(!told.contains("org-7") && !told.contains("big-1") && told.contains("refused_by_model"), "{told}");
+}
+
 #[tokio::test]
 async fn a_certificate_that_nobody_vouches_for_gets_no_key() {
     let (engine, _certificate, folder, setting) = provider(Script::default(), &[("big", "secret-1")]).await;
@@ -281,7 +355,7 @@ async fn a_canary_gets_its_part_and_its_failures_are_told() {
     let chat_load = report.endpoints.iter().find(|one| one.endpoint.as_str() == "chat").unwrap();
     let of = |version: &str| chat_load.versions.iter().find(|one| one.version.as_str() == version).unwrap();
     assert_eq!((of("v2").answered, of("v2").failed), (0, 11));
-    assert_eq!((of("v1").answered, of("v1").failed), (34, 0));
+    assert_eq!((of("v1").answered, of("v1").failed), (33, 0), "a refusal says nothing");
     // It is rolled back: nothing goes to it any more.
     stable.set(Script::default());
     publish(&stage, vec![chat(0)]).await;
