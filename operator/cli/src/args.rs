@@ -73,9 +73,9 @@ pub(crate) enum Command {
     #[command(after_help = CAPACITY_EXAMPLES)]
     Capacity(CapacityArgs),
 
-    /// GPU-hours that tenants used over a period.
+    /// GPU-hours that tenants used over a period, and tokens of hosted models.
     ///
-    /// Computed from the booking ledger, archive included: devices times the time from Active to the end, without what was lost with nodes.
+    /// Computed from the booking ledger, and from the usage service for bookings whose pages are not kept any more: devices times the time from Active to the end, without what was lost with nodes.
     /// Reservations that run are counted up to now. GPU-HOURS is rounded to six decimals; `-o json` has the exact device-milliseconds
     /// (3,600,000 are one GPU-hour).
     #[command(after_help = USAGE_EXAMPLES)]
