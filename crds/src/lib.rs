@@ -31,7 +31,7 @@ pub use ledger::{
     CapacityLedger, CapacityLedgerPage, CapacityLedgerPageSpec, CapacityLedgerSpec, LedgerPool, PageKind,
 };
 pub use model::{
-    Capability, Model, ModelSpec, ModelStatus, ModelVersion, Needs, Preset, Runtime, Source, VolumeSource,
+    Cache, Capability, Model, ModelSpec, ModelStatus, ModelVersion, Needs, Preset, Runtime, Source, VolumeSource,
 };
 pub use node::{CheckRequest, CheckResult, GpuNode, GpuNodeSpec, GpuNodeStatus, RunningContainer};
 pub use pool::{

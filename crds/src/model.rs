@@ -83,6 +83,9 @@ pub struct ModelVersion {
     /// Where its weights are. Absent: the image has them, or gets them by its own means.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<Source>,
+    /// Where its engine keeps what it downloads and compiles, from one pod to the next. Absent: with its pod, so that each start does it anew.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<Cache>,
     /// Tokens of the longest prompt and answer together.
     #[schemars(range(min = 16, max = 100_000_000))]
     pub context_length: i32,
@@ -134,6 +137,15 @@ pub struct Source {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 512))]
     pub registry: Option<String>,
+}
+
+/// A volume that an engine writes.
+#[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Cache {
+    /// Name of a claim of the endpoint's namespace; of access mode `ReadWriteMany` where replicas are on several nodes.
+    #[schemars(length(min = 1, max = 253))]
+    pub claim: String,
 }
 
 /// A volume, and the weights on it.

@@ -29,7 +29,7 @@ const TENANT: &str = "acme";
 fn version(name: &str, devices: i32) -> Value {
     json!({
         "name": name, "contextLength": 2048, "source": {"path": "/weights/model.gguf"},
-        "runtime": {"preset": "LlamaCpp", "image": "llama:1"},
+        "runtime": {"preset": "LlamaCpp", "image": "llama:1"}, "cache": {"claim": "engine-cache"},
         "needs": {"devices": devices, "cpu": "1", "memory": "1Gi", "startup": "1m"},
     })
 }

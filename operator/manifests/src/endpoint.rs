@@ -19,6 +19,10 @@ use crate::conditions::{Wanted, merge};
 
 /// Where the volume with a model's weights is mounted.
 const MODELS: &str = "/models";
+/// Where the volume is mounted on which an engine keeps what it downloads and compiles.
+const CACHE: &str = "/cache";
+/// The group of what is on it.
+const CACHE_GROUP: i64 = 65_532;
 /// Seconds that an engine has to end when it is told to, after its drain.
 pub const STOP_SECONDS: u32 = 10;
 /// Seconds in which a pod is placed and its image is there.
@@ -219,6 +223,10 @@ fn volumes(version: &ModelVersion) -> (Vec<Value>, Vec<Value>) {
         volumes.push(models);
         mounts.push(json!({"name": "models", "mountPath": MODELS, "readOnly": true}));
     }
+    if let Some(cache) = &version.cache {
+        volumes.push(json!({"name": "cache", "persistentVolumeClaim": {"claimName": cache.claim}}));
+        mounts.push(json!({"name": "cache", "mountPath": CACHE}));
+    }
     (volumes, mounts)
 }
 
@@ -237,8 +245,8 @@ pub fn build_deployment(serving: &Serving<'_>, place: Place) -> Value {
         "name": "engine",
         "image": runtime.image,
         "args": args(serving),
-        // What engines write (caches, compiled kernels) goes where it may.
-        "env": [{"name": "HOME", "value": "/tmp"}],
+        // What engines write (caches, compiled kernels) goes where it may: below HOME, as `~/.cache`.
+        "env": [{"name": "HOME", "value": if version.cache.is_some() { CACHE } else { "/tmp" }}],
         "ports": [{"name": "http", "containerPort": port(runtime)}],
         "resources": {"requests": needs, "limits": needs},
         "startupProbe": {
@@ -256,6 +264,12 @@ pub fn build_deployment(serving: &Serving<'_>, place: Place) -> Value {
     });
     if let (Some(command), Some(fields)) = (engine.command, container.as_object_mut()) {
         fields.insert("command".to_owned(), json!(command));
+    }
+    let mut security = json!({"seccompProfile": {"type": "RuntimeDefault"}});
+    if let (Some(_), Some(fields)) = (&version.cache, security.as_object_mut()) {
+        // Whoever the image's user is may write there.
+        fields.insert("fsGroup".to_owned(), json!(CACHE_GROUP));
+        fields.insert("fsGroupChangePolicy".to_owned(), json!("OnRootMismatch"));
     }
     let mut wanted = selector(serving.name);
     wanted.insert(VERSION_LABEL, version.name.clone());
@@ -290,7 +304,7 @@ pub fn build_deployment(serving: &Serving<'_>, place: Place) -> Value {
                     "automountServiceAccountToken": false,
                     "enableServiceLinks": false,
                     "terminationGracePeriodSeconds": serving.drain_seconds.saturating_add(STOP_SECONDS),
-                    "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}},
+                    "securityContext": security,
                     "containers": [container],
                     "volumes": volumes,
                 },

@@ -56,6 +56,25 @@ fn deployment(#[case] name: &str, #[case] runtime: Value, #[case] source: Value)
 }
 
 #[test]
+fn what_an_engine_keeps_is_on_the_claim_that_is_named() {
+    let mut model = model(&json!({"preset": "Vllm", "image": "vllm:1"}), &json!({"registry": "m/m"}));
+    model.spec.versions[0].cache = Some(spillway_crds::Cache { claim: "engine-cache".to_owned() });
+    let endpoint = endpoint(1);
+    let deployment = build_deployment(&serving(&model, &endpoint), Place::Named(1));
+    let pod = &deployment["spec"]["template"]["spec"];
+    let container = &pod["containers"][0];
+    assert_eq!(container["env"], json!([{"name": "HOME", "value": "/cache"}]));
+    let mount = json!({"name": "cache", "mountPath": "/cache"});
+    assert!(container["volumeMounts"].as_array().unwrap().contains(&mount), "{container}");
+    let volume = json!({"name": "cache", "persistentVolumeClaim": {"claimName": "engine-cache"}});
+    assert!(pod["volumes"].as_array().unwrap().contains(&volume), "{pod}");
+    assert_eq!(pod["securityContext"]["fsGroup"], 65_532, "an image's user could not write there");
+    // Without one all of it goes with the pod.
+    let plain = laid_out(&json!({"preset": "Vllm", "image": "vllm:1"}), &json!({"registry": "m/m"}));
+    assert_eq!(plain.pointer("/spec/template/spec/containers/0/env/0/value").unwrap(), "/tmp");
+}
+
+#[test]
 fn only_gateways_reach_an_engine_and_a_drain_takes_one_at_a_time() {
     let (model, endpoint) =
         (model(&json!({"preset": "LlamaCpp", "image": "llama:1"}), &json!({"path": "/m"})), endpoint(2));
