@@ -21,6 +21,8 @@ use crate::{
 
 /// How often the archive is looked at, at most.
 const GAP: Duration = Duration::from_secs(5);
+/// and while nobody takes it, at least as often as this: each try reads all that is not stored.
+const GAP_MAX: Duration = Duration::from_secs(60);
 /// How often it is looked for pages that may go; the first time so long after the start.
 const PRUNE: Duration = Duration::from_secs(600);
 /// Segments of one post.
@@ -32,6 +34,7 @@ pub async fn ship(context: Arc<Context>, base: Uri) {
     let mut service: Option<UsageService> = None;
     let mut views = context.view.clone();
     let mut pruned = Instant::now();
+    let mut gap = GAP;
     loop {
         let view = Arc::clone(&views.borrow_and_update());
         // Also where nobody can be called.
@@ -46,14 +49,18 @@ pub async fn ship(context: Arc<Context>, base: Uri) {
         if let Err(why) = shipped.await {
             // With another certificate it may go better.
             service = None;
+            gap = (gap * 2).min(GAP_MAX);
             tracing::warn!(why, "GPU time of bookings that ended is not stored yet; it is tried again");
-        } else if pruned.elapsed() >= PRUNE || context.config.archive_days == 0 {
-            pruned = Instant::now();
-            if let Err(error) = prune(&context, &store, &view).await {
-                tracing::warn!(%error, "it could not be seen which pages of the archive may go");
+        } else {
+            gap = GAP;
+            if pruned.elapsed() >= PRUNE || context.config.archive_days == 0 {
+                pruned = Instant::now();
+                if let Err(error) = prune(&context, &store, &view).await {
+                    tracing::warn!(%error, "it could not be seen which pages of the archive may go");
+                }
             }
         }
-        tokio::time::sleep(GAP).await;
+        tokio::time::sleep(gap).await;
     }
 }
 

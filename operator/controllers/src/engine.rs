@@ -186,6 +186,7 @@ impl Engine {
                 self.given_up.insert(node, booking);
             }
             Message::Stored { pool, stored } => {
+                let stored = stored.beside(self.stored.get(&pool));
                 self.stored.insert(pool, stored);
             }
             Message::Reload => self.ledger = None,

@@ -52,6 +52,7 @@ impl Ledger {
         new_name: &mut dyn FnMut(PageKind) -> PageName,
     ) -> Option<Result<Staged, StageError>> {
         let known = self.pools.get(pool)?;
+        let stored = stored.beside(known.stored.as_ref());
         if !stored.follows(known.stored.as_ref()) || stored.fault(known.archived).is_some() {
             return None;
         }

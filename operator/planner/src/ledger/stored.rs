@@ -21,6 +21,19 @@ impl Stored {
         Self { archive, bookings: 0, pruned: 0 }
     }
 
+    /// With what is known beside it of the same archive: who tells how far it is stored and who tells what is pruned do not wait for each other.
+    #[must_use]
+    pub fn beside(self, known: Option<&Self>) -> Self {
+        match known.filter(|known| known.archive == self.archive) {
+            None => self,
+            Some(known) => Self {
+                bookings: self.bookings.max(known.bookings),
+                pruned: self.pruned.max(known.pruned),
+                archive: self.archive,
+            },
+        }
+    }
+
     /// What is wrong with it for an archive of so many bookings.
     pub(super) fn fault(&self, archived: i64) -> Option<String> {
         let Self { bookings, pruned, .. } = self;
@@ -74,5 +87,23 @@ impl Prunable {
     /// How many may go, once all was walked.
     pub fn pruned(&self) -> i64 {
         self.cut.unwrap_or(0).clamp(0, self.stored.max(0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_pruned_is_noted_though_more_was_stored_meanwhile() {
+        let of = |archive: &str, bookings, pruned| Stored { archive: archive.into(), bookings, pruned };
+        let stands = of("a", 9, 0);
+        let told = of("a", 7, 5).beside(Some(&stands));
+        assert_eq!(told, of("a", 9, 5));
+        assert!(told.follows(Some(&stands)));
+        assert!(!of("a", 7, 0).beside(Some(&stands)).follows(Some(&stands)), "nothing new");
+        // A place in another archive means nothing here.
+        assert_eq!(of("b", 7, 5).beside(Some(&stands)), of("b", 7, 5));
+        assert!(!of("b", 7, 5).beside(Some(&stands)).follows(Some(&stands)));
     }
 }
