@@ -498,19 +498,9 @@ impl Engine {
         let started = Instant::now();
         let swap = self.store.commit(&staged).await?;
         self.context.metrics.commit_seconds.observe(started.elapsed().as_secs_f64());
-        match swap {
-            Swap::Done => {}
-            Swap::Conflict => {
-                self.context.metrics.conflicts.inc();
-                self.ledger = None;
-                return Ok(false);
-            }
-            Swap::Gone => {
-                self.block("LedgerLost", lost("CapacityLedger/cluster is gone")).await;
-                return Ok(false);
-            }
+        if !self.is_done(swap).await {
+            return Ok(false);
         }
-        self.context.metrics.commits.inc();
         self.garbage += staged.garbage.len();
         let mut ended = (*self.ended).clone();
         let mut touched: Vec<Arc<Booking>> = Vec::new();
@@ -569,25 +559,35 @@ impl Engine {
                     continue;
                 }
             };
-            match self.store.commit(&staged).await? {
-                Swap::Done => {}
-                Swap::Conflict => {
-                    self.context.metrics.conflicts.inc();
-                    self.ledger = None;
-                    return Ok(false);
-                }
-                Swap::Gone => {
-                    self.block("LedgerLost", lost("CapacityLedger/cluster is gone")).await;
-                    return Ok(false);
-                }
+            let swap = self.store.commit(&staged).await?;
+            if !self.is_done(swap).await {
+                return Ok(false);
             }
-            self.context.metrics.commits.inc();
             // A page that is not reached any more is found by a collection, which there must be.
             self.garbage += staged.garbage.len();
             self.ledger = Some(Arc::new(staged.next));
             kill::point("archive.after-note");
         }
         Ok(true)
+    }
+
+    /// Whether a commit was done; counts it, and sees to what follows where it was not.
+    async fn is_done(&mut self, swap: Swap) -> bool {
+        match swap {
+            Swap::Done => {
+                self.context.metrics.commits.inc();
+                true
+            }
+            Swap::Conflict => {
+                self.context.metrics.conflicts.inc();
+                self.ledger = None;
+                false
+            }
+            Swap::Gone => {
+                self.block("LedgerLost", lost("CapacityLedger/cluster is gone")).await;
+                false
+            }
+        }
     }
 
     /// Counts what was sold in parts, for what comes next.

@@ -62,6 +62,13 @@ struct Entry {
     versions: HashMap<ModelVersion, (u64, u64)>,
 }
 
+impl Entry {
+    /// Whether nobody calls for a replica now.
+    fn is_quiet(&self, now_ms: u64) -> bool {
+        self.held == 0 && self.refused_ms.is_none_or(|at_ms| now_ms.saturating_sub(at_ms) >= CALLS_MS)
+    }
+}
+
 /// A request that was let in, until it is dropped.
 #[derive(Debug)]
 pub struct Load {
@@ -202,7 +209,7 @@ impl Load {
         let now_ms = self.loads.clock.now_ms();
         let mut state = self.loads.lock();
         let Some(entry) = state.endpoints.get_mut(&self.name) else { return };
-        let first = entry.held == 0 && entry.refused_ms.is_none_or(|at_ms| now_ms.saturating_sub(at_ms) >= CALLS_MS);
+        let first = entry.is_quiet(now_ms);
         entry.refused_ms = Some(now_ms);
         if asleep && first {
             entry.called_ms = Some(now_ms);
@@ -220,7 +227,7 @@ impl Load {
         let of_tenant = tenants.entry(self.tenant.clone()).or_default();
         let entry = endpoints.get_mut(&self.name)?;
         let has_room = *held < bounds.total && *of_tenant < bounds.of_tenant && entry.held < bounds.of_endpoint;
-        let first = entry.held == 0 && entry.refused_ms.is_none_or(|at_ms| now_ms.saturating_sub(at_ms) >= CALLS_MS);
+        let first = entry.is_quiet(now_ms);
         if has_room {
             entry.held += 1;
             *held += 1;

@@ -236,11 +236,10 @@ impl Exchange {
         let fallbacks = std::mem::take(&mut self.fallbacks);
         if !fallbacks.is_empty() {
             let first = Arc::clone(&self.served);
-            let mut failed = false;
-            match self.reach_one(client, opened, &prompt, Patience::Now).await {
+            let failed = match self.reach_one(client, opened, &prompt, Patience::Now).await {
                 Ok(reached) => return reached,
-                Err(passed) => failed |= passed == Passed::Failed,
-            }
+                Err(passed) => passed == Passed::Failed,
+            };
             for one in fallbacks {
                 // One that sleeps is not woken for another, nor kept awake by it.
                 let group = self.gateway.fleet.group(&(one.namespace.clone(), one.name.clone()));
