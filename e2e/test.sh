@@ -24,9 +24,13 @@ deny_version=0.20
 mdbook_version=0.5
 fuzz_version=0.13
 
+# A panic tells where it came from; a test's error says so by its chain of causes, without pages of frames.
+export RUST_LIB_BACKTRACE=${RUST_LIB_BACKTRACE:-0}
+
 passed=0
 failed=0
 summary=()
+wrong=()
 
 if [ -t 1 ]; then say() { printf '\n\033[1m==> %s\033[0m\n' "$*"; }; else say() { printf '\n==> %s\n' "$*"; }; fi
 
@@ -46,6 +50,7 @@ add() {
     if (($2 == 0 && ok == 0)); then ok=1; fi
     passed=$((passed + ok))
     failed=$((failed + bad))
+    if ((bad > 0)); then wrong+=("$1" "$3"); fi
     summary+=("$(printf '%-44s %4d passed %4d failed %5d s' "$1" "$ok" "$bad" "$4")")
 }
 
@@ -67,8 +72,21 @@ step() {
     return "$rc"
 }
 
-# Prints the sum and ends with what it means.
+# tell_why TITLE LOG: the errors and panics in the log of a step that failed, the last 20 lines of them.
+tell_why() {
+    say "$1: why"
+    sed 's/\x1b\[[0-9;]*m//g' "$2" |
+        awk '/^(Error: |error|thread .* panicked at)/ { left = 12 } /^(failures:|test result: |Stack backtrace:)/ { left = 0 } left > 0 && NF { print; left-- }' |
+        tail -n 20 | cut -c 1-1000
+}
+
+# Prints the sum and ends with what it means; before it, why steps failed.
 finish() {
+    set -- "${wrong[@]}"
+    while (($# > 0)); do
+        tell_why "$1" "$2"
+        shift 2
+    done
     say "summary ($SECONDS s)"
     printf '%s\n' "${summary[@]}"
     echo

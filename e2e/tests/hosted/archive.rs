@@ -67,6 +67,30 @@ impl Service {
         .await
     }
 
+    /// Copies the store while it is used.
+    async fn back_up(&self, to: &Path) -> Result<()> {
+        let mut command = Command::new(&self.program);
+        command.arg(format!("--sqlite={}", self.store.display())).args(["backup", "--to"]).arg(to);
+        let status = command.stdin(Stdio::null()).kill_on_drop(true).status().await.context("spillway-usage backup")?;
+        ensure!(status.success(), "spillway-usage backup ended with {status}");
+        Ok(())
+    }
+
+    /// Kills it, and gives it another store: a copy, or none.
+    async fn exchange(&mut self, copy: Option<&Path>, log: &Path) -> Result<()> {
+        self.kill().await?;
+        for name in ["usage.sqlite", "usage.sqlite-wal", "usage.sqlite-shm"] {
+            let file = self.store.with_file_name(name);
+            if file.exists() {
+                std::fs::remove_file(file).context("removing the store")?;
+            }
+        }
+        if let Some(copy) = copy {
+            std::fs::copy(copy, &self.store).context("bringing a copy back")?;
+        }
+        self.start(log).await
+    }
+
     async fn kill(&mut self) -> Result<()> {
         self.child.take().context("it does not run")?.kill().await.context("killing the usage service")
     }
@@ -163,6 +187,8 @@ async fn gpu_time_of_what_ended_is_stored_once_and_its_pages_go() -> Result<()> 
     let one = stage.wait_noted(1).await?;
     stage.cli(one, false).await?;
     operator.stop().await?;
+    let copy = folder.path().join("copy.sqlite");
+    stage.service.back_up(&copy).await?;
 
     // Between the receipt and the note, and after it.
     for (number, point) in [(2, "archive.after-post"), (3, "archive.after-note")] {
@@ -194,6 +220,22 @@ async fn gpu_time_of_what_ended_is_stored_once_and_its_pages_go() -> Result<()> 
     stage.wait_noted(4).await?;
     operator.stop().await?;
 
+    // Another store, or a copy of one booking, lacks what the ledger says to be stored: it is counted from the ledger until it is posted again.
+    for copy in [Some(copy.as_path()), None] {
+        stage.service.exchange(copy, &log).await?;
+        ensure!(stage.service.stored_ms().await? == if copy.is_some() { one } else { 0 }, "what was brought back");
+        ensure!(stage.noted().await? == (4, 0), "{:?} are noted", stage.noted().await?);
+        stage.cli(metered, false).await?;
+        let operator = stage.operator(&[])?;
+        wait_for("what is lacking to be posted again", BOUND, || async {
+            Ok(stage.service.stored_ms().await? == metered)
+        })
+        .await?;
+        stage.wait_noted(4).await?;
+        stage.cli(metered, false).await?;
+        operator.stop().await?;
+    }
+
     // Pages of another day go. What they said is in the store, and is missed when that is away.
     let (old, new) = age(&spillway).await?;
     let operator = stage.operator(&[("SPILLWAY_ARCHIVE_DAYS", "0")])?;
@@ -215,9 +257,17 @@ async fn gpu_time_of_what_ended_is_stored_once_and_its_pages_go() -> Result<()> 
     wait_for("five bookings to be stored", BOUND, || async { Ok(stage.noted().await? == (5, 3)) }).await?;
     let all = stage.service.stored_ms().await?;
     stage.cli(all, false).await?;
-    stage.service.kill().await?;
     let left = spillway.ledger().await?.archived.iter().map(|booking| booking.metered_ms()).sum();
     ensure!(left < all, "{left} is left of {all}");
+    operator.stop().await?;
+    // Another store again: what the ledger has no more is lost, and is said to be, before and after the rest is there.
+    stage.service.exchange(None, &log).await?;
+    stage.cli(left, true).await?;
+    let operator = stage.operator(&[])?;
+    wait_for("the rest to be posted again", BOUND, || async { Ok(stage.service.stored_ms().await? == left) }).await?;
+    ensure!(stage.noted().await? == (5, 3), "{:?} are noted", stage.noted().await?);
+    stage.cli(left, true).await?;
+    stage.service.kill().await?;
     stage.cli(left, true).await?;
     operator.stop().await?;
     lab.stop()

@@ -1,9 +1,6 @@
 //! The booking ledger, read with the planner's own decoder: what the operator goes by is what is shown.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use futures::{StreamExt, TryStreamExt, stream};
 use kube::{Api, Client, api::ListParams};
@@ -37,12 +34,13 @@ pub(crate) struct Bookings {
     pub(crate) live: Vec<Arc<Booking>>,
     /// Those that ended at the asked time or later, and possibly older ones.
     pub(crate) ended: Vec<Arc<Booking>>,
-    /// Which of these the usage service is known to have.
-    pub(crate) in_store: BTreeSet<BookingId>,
+    /// Which of these the usage service is known to have: under which archive, and at which place of it.
+    pub(crate) in_store: BTreeMap<BookingId, (Arc<str>, i64)>,
     /// Archives of which the usage service has something, with how many of their bookings, from the first on, it has.
     pub(crate) stored: Vec<(String, i64)>,
-    /// True when pages with bookings that may have ended at the asked time or later are pruned: only the usage service has them.
-    pub(crate) pruned: bool,
+    /// Archives of which pages with bookings that may have ended at the asked time or later are pruned, with how many of their bookings, from the first on:
+    /// only the usage service has them.
+    pub(crate) pruned: Vec<(String, i64)>,
 }
 
 /// Reads what stands, and what ended at `since` or later.
@@ -121,13 +119,14 @@ impl Reader {
             }
             for booking in bookings {
                 place = place.saturating_sub(1);
-                if stored.is_some_and(|stored| place < stored.bookings) {
-                    to.in_store.insert(booking.id.clone());
+                if let Some(stored) = stored.filter(|stored| place < stored.bookings) {
+                    to.in_store.insert(booking.id.clone(), (Arc::clone(&stored.archive), place));
                 }
                 to.ended.push(booking);
             }
         }
-        to.pruned |= stored.is_some_and(|stored| stored.pruned > 0);
+        let pruned = stored.filter(|stored| stored.pruned > 0);
+        to.pruned.extend(pruned.map(|stored| (stored.archive.to_string(), stored.pruned)));
         Ok(())
     }
 

@@ -115,8 +115,9 @@ pub(crate) fn usage(
     // A booking that ended is counted to its end, whatever this machine's clock says.
     let ended = bookings.ended.iter().map(AsRef::as_ref).filter(wanted);
     let ended = ended.flat_map(|booking| {
-        let there = bookings.in_store.contains(&booking.id);
-        segments(booking).filter(move |segment| !(there && stored.counts(segment)))
+        let there = bookings.in_store.get(&booking.id);
+        segments(booking)
+            .filter(move |segment| !there.is_some_and(|(archive, place)| stored.counts(archive, *place, segment)))
     });
     let ended: Vec<Segment> = ended.collect();
     let live: Vec<Segment> = bookings.live.iter().map(AsRef::as_ref).filter(wanted).flat_map(segments).collect();

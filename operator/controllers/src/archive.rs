@@ -1,16 +1,21 @@
 //! The ledger's archive on its way to the usage service (docs/adr/0016): the GPU time of bookings that ended is posted, again until there is a receipt,
-//! and then the engine notes in the ledger how far it is stored. What is stored, old enough and told may be pruned.
+//! and then the engine notes in the ledger how far it is stored. What is stored, old enough and told may be pruned. The store says itself how far it is: one
+//! that has less than it took, because it is another one or was brought back from a copy, is posted the rest again.
 //!
 //! Must not: write the ledger. It tells the engine, which commits it.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use hyper::Uri;
 use spillway_manifests::archive::ended_segments;
 use spillway_metering::shipping::{EndedSegment, Segments};
 use spillway_planner::{
     Booking, PoolName, ReservationUid,
-    ledger::{ArchiveWalk, Ledger, Prunable, Stored},
+    ledger::{ArchiveWalk, Ledger, Prunable, Stored, StoredNote},
 };
 use tokio::time::Instant;
 
@@ -35,32 +40,44 @@ pub async fn ship(context: Arc<Context>, base: Uri) {
     let mut views = context.view.clone();
     let mut pruned = Instant::now();
     let mut gap = GAP;
+    let mut asked = false;
     loop {
         let view = Arc::clone(&views.borrow_and_update());
         // Also where nobody can be called.
         context.metrics.archive_waiting.set(view.ledger.as_deref().map_or(0, waiting));
-        let shipped = async {
-            let service = match &service {
-                Some(service) => service,
-                None => service.insert(UsageService::new(base.clone(), identities::caller(&context).await?)),
-            };
-            pass(&context, &store, service, &view).await
+        // Whether the store still has what it took is asked at the start, and before anything goes for it.
+        let prunes = pruned.elapsed() >= PRUNE || context.config.archive_days == 0;
+        let (held, shipped) = match call(&context, &base, &mut service).await {
+            Ok(service) => pass(&context, &store, service, &view, prunes || !asked).await,
+            Err(why) => (BTreeMap::new(), Err(why)),
         };
-        if let Err(why) = shipped.await {
+        if let Err(why) = shipped {
             // With another certificate it may go better.
             service = None;
             gap = (gap * 2).min(GAP_MAX);
             tracing::warn!(why, "GPU time of bookings that ended is not stored yet; it is tried again");
         } else {
             gap = GAP;
-            if pruned.elapsed() >= PRUNE || context.config.archive_days == 0 {
-                pruned = Instant::now();
-                if let Err(error) = prune(&context, &store, &view).await {
-                    tracing::warn!(%error, "it could not be seen which pages of the archive may go");
-                }
+            asked |= !held.is_empty();
+        }
+        if prunes && !held.is_empty() {
+            pruned = Instant::now();
+            if let Err(error) = prune(&context, &store, &view, &held).await {
+                tracing::warn!(%error, "it could not be seen which pages of the archive may go");
             }
         }
         tokio::time::sleep(gap).await;
+    }
+}
+
+async fn call<'a>(
+    context: &Context,
+    base: &Uri,
+    service: &'a mut Option<UsageService>,
+) -> Result<&'a UsageService, String> {
+    match service {
+        Some(service) => Ok(service),
+        None => Ok(service.insert(UsageService::new(base.clone(), identities::caller(context).await?))),
     }
 }
 
@@ -70,63 +87,116 @@ fn waiting(ledger: &Ledger) -> i64 {
     ledger.root().pools.keys().map(of).fold(0, i64::saturating_add)
 }
 
-/// What is not stored of each pool.
-async fn pass(context: &Context, store: &LedgerStore, service: &UsageService, view: &View) -> Result<(), String> {
-    let Some(ledger) = &view.ledger else { return Ok(()) };
-    let mut outcome = Ok(());
+/// Posts what is not stored of each pool, and asks about those of which all is, if that `asks`. Gives how many bookings the store says that it has of each
+/// pool about which all went well.
+async fn pass(
+    context: &Context,
+    store: &LedgerStore,
+    service: &UsageService,
+    view: &View,
+    asks: bool,
+) -> (BTreeMap<PoolName, i64>, Result<(), String>) {
+    let (mut held, mut outcome) = (BTreeMap::new(), Ok(()));
+    let Some(ledger) = &view.ledger else { return (held, outcome) };
     for pool in ledger.root().pools.keys() {
         let archived = ledger.archived(pool);
-        let before = ledger.stored(pool).map_or(0, |stored| stored.bookings);
-        let left = archived.saturating_sub(before);
-        if left == 0 {
-            continue;
-        }
         let Some(stored) = ledger.stored(pool) else {
-            // Its id is durable before anything is stored under it.
-            tell(context, pool, Stored::new(uuid::Uuid::now_v7().to_string().into()));
+            if archived > 0 {
+                // Its id is durable before anything is stored under it.
+                tell(context, pool, StoredNote::named(uuid::Uuid::now_v7().to_string().into()));
+            }
             continue;
         };
-        if let Err(why) = post(store, service, ledger, pool, stored).await {
-            outcome = Err(why);
+        if archived == stored.bookings && !asks {
             continue;
         }
-        kill::point("archive.after-post");
-        tell(context, pool, Stored { bookings: archived, ..stored.clone() });
+        let Posted { to, held: there, outcome: posted } = post(store, service, ledger, pool, stored).await;
+        if to > stored.bookings {
+            kill::point("archive.after-post");
+        }
+        if let Err(why) = posted {
+            outcome = Err(why);
+        } else {
+            held.insert(pool.clone(), there);
+        }
+        // What the store has by its own account is what it has, but what is pruned cannot be posted any more.
+        let bookings = there.clamp(stored.pruned, to.max(stored.pruned));
+        if there < stored.bookings {
+            let (archive, was) = (&stored.archive, stored.bookings);
+            tracing::warn!(%pool, %archive, was, there, "the usage store has less than it took: it is another one, or a copy; it is posted again");
+        }
+        if there < stored.pruned {
+            let lost = stored.pruned.saturating_sub(there);
+            context.metrics.archive_lost.inc_by(u64::try_from(lost).unwrap_or(0));
+            tracing::error!(%pool, lost, "GPU time of bookings is lost: the usage store has it no more, and their pages are gone");
+        }
+        if bookings != stored.bookings {
+            tell(context, pool, StoredNote::stored(Arc::clone(&stored.archive), bookings));
+        }
     }
-    outcome
+    (held, outcome)
 }
 
-fn tell(context: &Context, pool: &PoolName, stored: Stored) {
-    context.tell(Message::Stored { pool: pool.clone(), stored });
+fn tell(context: &Context, pool: &PoolName, note: StoredNote) {
+    context.tell(Message::Stored { pool: pool.clone(), note });
 }
 
-/// Posts the bookings of a pool that ended and are not stored.
+/// How far a pool was posted.
+struct Posted {
+    /// Place after the last booking of which all is posted.
+    to: i64,
+    /// How many bookings the store says that it has. Before it has answered: as many as the ledger says.
+    held: i64,
+    outcome: Result<(), String>,
+}
+
+/// Posts the bookings of a pool that ended and are not stored. Where there are none, it only asks.
 async fn post(
     store: &LedgerStore,
     service: &UsageService,
     ledger: &Ledger,
     pool: &PoolName,
     stored: &Stored,
-) -> Result<(), String> {
-    let newest = unstored(store, ledger, pool, stored).await.map_err(|error| error.to_string())?;
-    let mut batch: Vec<EndedSegment> = Vec::new();
-    for (booking, place) in newest.iter().rev().zip(u64::try_from(stored.bookings).unwrap_or(0)..) {
-        for segment in ended_segments(booking, place) {
+) -> Posted {
+    let mut posted = Posted { to: stored.bookings, held: stored.bookings, outcome: Ok(()) };
+    let newest = match unstored(store, ledger, pool, stored).await {
+        Ok(newest) => newest,
+        Err(error) => return Posted { outcome: Err(error.to_string()), ..posted },
+    };
+    let mut batch = Vec::new();
+    let mut to = stored.bookings;
+    for booking in newest.iter().rev() {
+        for segment in ended_segments(booking, u64::try_from(to).unwrap_or(0)) {
             batch.push(segment);
             if batch.len() >= AT_ONCE {
-                send(service, stored, &mut batch).await?;
+                send(service, stored, &mut batch, to, &mut posted).await;
             }
         }
+        to = to.saturating_add(1);
+        if posted.outcome.is_err() {
+            return posted;
+        }
     }
-    send(service, stored, &mut batch).await
+    send(service, stored, &mut batch, to, &mut posted).await;
+    posted
 }
 
-async fn send(service: &UsageService, stored: &Stored, batch: &mut Vec<EndedSegment>) -> Result<(), String> {
-    if batch.is_empty() {
-        return Ok(());
+/// Sends a batch, with which all bookings before place `to` are posted.
+async fn send(service: &UsageService, stored: &Stored, batch: &mut Vec<EndedSegment>, to: i64, posted: &mut Posted) {
+    if posted.outcome.is_err() {
+        return;
     }
-    let segments = Segments { archive: stored.archive.to_string(), segments: std::mem::take(batch) };
-    service.post(&segments).await
+    let segments = Segments {
+        archive: stored.archive.to_string(),
+        from: posted.to,
+        to,
+        oldest: posted.to == stored.pruned,
+        segments: std::mem::take(batch),
+    };
+    match service.post(&segments).await {
+        Ok(held) => (posted.to, posted.held) = (to, held),
+        Err(why) => posted.outcome = Err(why),
+    }
 }
 
 /// The newest bookings of an archive, newest first, that are not stored.
@@ -146,15 +216,20 @@ async fn unstored(
     Ok(newest)
 }
 
-/// Finds the pages that may go, and has the engine note it: a collection then deletes them, for nothing reaches them any more.
-async fn prune(context: &Context, store: &LedgerStore, view: &View) -> Result<(), Error> {
+/// Finds the pages that may go, of pools of which the store has just said how many bookings it has, and has the engine note it: a collection then deletes them, for nothing reaches them any more.
+async fn prune(
+    context: &Context,
+    store: &LedgerStore,
+    view: &View,
+    held: &BTreeMap<PoolName, i64>,
+) -> Result<(), Error> {
     let Some(ledger) = &view.ledger else { return Ok(()) };
     let untold: HashSet<&ReservationUid> = view.ended.keys().collect();
     let keep = i64::from(context.config.archive_days).saturating_mul(86_400_000);
     let oldest = day(ledger.root().committed_at.0.saturating_sub(keep));
-    for pool in ledger.root().pools.keys() {
+    for (pool, there) in held {
         let Some(stored) = ledger.stored(pool).filter(|stored| stored.bookings > stored.pruned) else { continue };
-        let mut prunable = Prunable::new(ledger.archived(pool), stored.bookings);
+        let mut prunable = Prunable::new(ledger.archived(pool), stored.bookings.min(*there));
         let mut walk = ArchiveWalk::of(ledger, pool);
         while let Some(name) = walk.wanted().cloned() {
             let (day, bookings) = walk.take(&store.page(name).await?)?;
@@ -164,7 +239,7 @@ async fn prune(context: &Context, store: &LedgerStore, view: &View) -> Result<()
         let pruned = prunable.pruned();
         if pruned > stored.pruned {
             tracing::info!(%pool, pruned, "pages of the archive go: what they say is in the usage store");
-            tell(context, pool, Stored { pruned, ..stored.clone() });
+            tell(context, pool, StoredNote::pruned(Arc::clone(&stored.archive), pruned));
         }
     }
     Ok(())

@@ -13,7 +13,7 @@ use spillway_crds::{GpuReservation, Phase, names::HOLD_CLOSED, names::HOLD_UNSOL
 use spillway_manifests::hold;
 use spillway_planner::{
     Booking, BookingId, EndReason, NodeUid, Outcome, Plan, Planner, PoolName, ReservationUid, Shape, TimeMs,
-    ledger::{Change, Ledger, Stored, check_stamp},
+    ledger::{Change, Ledger, StoredNote, check_stamp},
     packing::Learned,
     placement::part_item,
 };
@@ -62,12 +62,12 @@ pub enum Message {
         /// Which node.
         node: NodeUid,
     },
-    /// The GPU time of bookings that ended is in the usage store so far, or pages that it is in may go.
+    /// How far the GPU time of bookings that ended is in the usage store, or which of the pages that it is in may go.
     Stored {
         /// Of which pool.
         pool: PoolName,
-        /// How far.
-        stored: Stored,
+        /// What is said.
+        note: StoredNote,
     },
     /// The ledger is another than the one that was published.
     Reload,
@@ -92,7 +92,7 @@ pub struct Engine {
     /// What was learned of each pool's requests, with those that came since.
     learned: BTreeMap<PoolName, Learned>,
     /// What is to be noted of the archive.
-    stored: BTreeMap<PoolName, Stored>,
+    stored: BTreeMap<PoolName, StoredNote>,
     garbage: usize,
     publish: watch::Sender<Arc<View>>,
     wake: Arc<Notify>,
@@ -185,9 +185,9 @@ impl Engine {
                 }
                 self.given_up.insert(node, booking);
             }
-            Message::Stored { pool, stored } => {
-                let stored = stored.beside(self.stored.get(&pool));
-                self.stored.insert(pool, stored);
+            Message::Stored { pool, note } => {
+                let note = note.after(self.stored.remove(&pool));
+                self.stored.insert(pool, note);
             }
             Message::Reload => self.ledger = None,
         }
@@ -548,11 +548,11 @@ impl Engine {
 
     /// Commits what is stored of the archive, if that is news; `false`: everything must be read again. What is lost here is posted and told again.
     async fn note_stored(&mut self, now: TimeMs) -> Result<bool, Error> {
-        while let Some((pool, stored)) = self.stored.pop_first() {
+        while let Some((pool, note)) = self.stored.pop_first() {
             let Some(ledger) = self.ledger.clone() else { return Ok(false) };
-            let staged = match ledger.stage_stored(&pool, stored, now, &mut new_name) {
+            let staged = match ledger.stage_stored(&pool, note, now, &mut new_name) {
                 Some(Ok(staged)) => staged,
-                // The archive is another by now.
+                // Nothing new, or the archive is another by now.
                 None => continue,
                 Some(Err(error)) => {
                     tracing::error!(%error, "what is stored of the archive could not be written into pages");

@@ -67,6 +67,8 @@ pub struct Metrics {
     pub devices: Family<PoolState, Gauge>,
     /// Bookings that ended and are not in the usage store.
     pub archive_waiting: Gauge,
+    /// Bookings whose GPU time was found to be nowhere any more.
+    pub archive_lost: Counter,
     /// Looks at objects.
     pub reconciles: Family<Reconcile, Counter>,
     /// Writes of nodes' taints and labels.
@@ -116,6 +118,7 @@ impl Default for Metrics {
             turnover_oldest: Gauge::default(),
             devices: Family::default(),
             archive_waiting: Gauge::default(),
+            archive_lost: Counter::default(),
             reconciles: Family::default(),
             node_writes: Counter::default(),
             fenced: Counter::default(),
@@ -172,6 +175,11 @@ impl Metrics {
             "archive_waiting_bookings",
             "Bookings that ended and whose GPU time is not in the usage store yet, where there is one",
             self.archive_waiting.clone(),
+        );
+        registry.register(
+            "archive_lost_bookings",
+            "Bookings whose GPU time a usage store that was exchanged does not have, and whose pages are gone",
+            self.archive_lost.clone(),
         );
         registry.register("reconciles", "Looks at objects by controller and result", self.reconciles.clone());
         registry.register("node_writes", "Writes of nodes' hold taints and labels", self.node_writes.clone());

@@ -59,14 +59,48 @@ pub struct EndedSegment {
     pub segment: Segment,
 }
 
-/// What the operator posts to `/v1/segments`: segments of bookings that ended, each as often as it likes.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+/// What the operator posts to `/v1/segments`: segments of bookings that ended, each as often as it likes. Without any, and without places, it is a question.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Segments {
     /// The archive whose places they have: an id that is made once for each.
     pub archive: String,
+    /// Place of the first booking that these segments, and those posted since, are all of.
+    #[serde(default)]
+    pub from: i64,
+    /// Place after the last booking that they are all of.
+    #[serde(default)]
+    pub to: i64,
+    /// That nobody has what is before `from` any more: if the store has not got it, it is lost.
+    #[serde(default)]
+    pub oldest: bool,
     /// At most [`MOST_RECORDS`].
     pub segments: Vec<EndedSegment>,
+}
+
+/// What `/v1/segments` answers once every segment is durable.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SegmentReceipt {
+    /// What became of them.
+    #[serde(flatten)]
+    pub receipt: Receipt,
+    /// How many bookings of the archive, from the first on, the store has by its own account. It is less than what was posted to another store, or to one
+    /// that was brought back from a copy since.
+    pub bookings: i64,
+}
+
+/// How far an archive is in the store.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HeldArchive {
+    /// Its id.
+    pub archive: String,
+    /// How many of its bookings, from the first on, are stored.
+    pub bookings: i64,
+    /// Some of them never came and are nowhere any more, and ended before then, Unix milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lost_before_ms: Option<i64>,
 }
 
 /// What `/v1/gpu` answers: sums of GPU time of bookings that ended.
@@ -75,6 +109,9 @@ pub struct Segments {
 pub struct GpuUsage {
     /// The sums.
     pub rows: Vec<GpuRow>,
+    /// How far the archives are stored that were asked about. Of none of them more is summed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub archives: Vec<HeldArchive>,
     /// What ended before then is forgotten, Unix milliseconds; none: nothing is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub forgotten_before_ms: Option<i64>,

@@ -29,7 +29,7 @@
 //! - `archive`?: name of the newest archive page; absent while nothing of the pool has ended.
 //! - `archived`: how many bookings of the pool have ended so far; the chain below holds exactly so many, less `stored.pruned`.
 //! - `stored`?: what the usage service has of them (docs/adr/0016): `archive` is the id by which it knows this archive, made once and never changed;
-//!   the GPU time of the first `bookings` of them, in the order in which they ended, is stored there; and the pages of the first `pruned` of those are
+//!   the GPU time of the first `bookings` of them, in the order in which they ended, is stored there, as that store said last; and the pages of the first `pruned` of those are
 //!   gone, so that a walk ends where it has found the others. 0 <= `pruned` <= `bookings` <= `archived`.
 //! - `learned`?: what the packer knew when this was decided ([`Learned`](crate::packing::Learned)). It promises nothing: a reader who cannot
 //!   read it goes on without.
@@ -130,7 +130,7 @@ pub use archive::{ArchivePage, ArchiveWalk};
 pub use error::{LoadError, Refusal, Refused, StageError};
 pub use stage::Staged;
 pub use state::{Ledger, check_stamp, needed_pages};
-pub use stored::{Prunable, Stored};
+pub use stored::{Prunable, Stored, StoredNote};
 pub use usage::{Usage, usage};
 
 use crate::types::{Booking, BookingId, EndReason, NodeUid, PoolName, Segment, TimeMs};

@@ -17,7 +17,7 @@ use axum::routing::{get, post};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use spillway_metering::lease::{Answer, Answers, Grant, Question, Questions};
-use spillway_metering::shipping::{MOST_BYTES, MOST_RECORDS, Receipt, Segments, Shipment};
+use spillway_metering::shipping::{MOST_BYTES, MOST_RECORDS, SegmentReceipt, Segments, Shipment};
 use spillway_metering::tokens::GatewayName;
 use tokio::sync::Semaphore;
 
@@ -331,11 +331,12 @@ async fn post_segments(State(service): State<Arc<Service>>, request: Request) ->
         let posted: Segments = parse(body, "segments of bookings")?;
         check_count(posted.segments.len(), "segments").map(|()| posted)
     };
-    take_batch(&service, request, segments, Metrics::stored_segments, async |posted| {
+    let count = |metrics: &Metrics, receipt: &SegmentReceipt, after| metrics.stored_segments(&receipt.receipt, after);
+    take_batch(&service, request, segments, count, async |posted| {
         let count = posted.segments.len();
         let stored = service.store.put_segments(posted).await;
         match &stored {
-            Ok(receipt) => tracing::debug!(count, stored = receipt.stored, "segments are stored"),
+            Ok(receipt) => tracing::debug!(count, stored = receipt.receipt.stored, "segments are stored"),
             Err(error) => tracing::warn!(count, %error, "segments were not stored"),
         }
         stored
@@ -352,12 +353,12 @@ fn check_count(count: usize, what: &str) -> Result<(), Problem> {
 }
 
 /// Stores a batch of either kind, and counts how that ended.
-async fn take_batch<Posted>(
+async fn take_batch<Posted, Answer: Serialize>(
     service: &Service,
     request: Request,
     read: impl FnOnce(&[u8]) -> Result<Posted, Problem>,
-    count: impl FnOnce(&Metrics, &Receipt, Duration),
-    store: impl AsyncFnOnce(Posted) -> Result<Receipt, store::Error>,
+    count: impl FnOnce(&Metrics, &Answer, Duration),
+    store: impl AsyncFnOnce(Posted) -> Result<Answer, store::Error>,
 ) -> Result<Response, Problem> {
     let stored = async {
         let Ok(_place) = service.batches.try_acquire() else {

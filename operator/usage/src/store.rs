@@ -5,7 +5,7 @@
 
 use std::path::PathBuf;
 
-use spillway_metering::shipping::{GpuUsage, Receipt, Segments};
+use spillway_metering::shipping::{GpuUsage, Receipt, SegmentReceipt, Segments};
 use spillway_metering::tokens::{RequestId, UsageRecord};
 
 mod batch;
@@ -294,12 +294,13 @@ impl Store {
         Ok(receipt)
     }
 
-    /// Stores segments that are not known, in one transaction, and returns when it is durable; as [`Store::put`] does with records.
+    /// Stores segments that are not known, in one transaction, and returns when it is durable; as [`Store::put`] does with records. With them it notes
+    /// how many bookings of their archive are stored from the first on.
     ///
     /// # Errors
     ///
     /// As [`Store::put`].
-    pub async fn put_segments(&self, posted: Segments) -> Result<Receipt, Error> {
+    pub async fn put_segments(&self, posted: Segments) -> Result<SegmentReceipt, Error> {
         let batch = SegmentBatch::new(posted)?;
         let (receipt, differing) = match self {
             Self::Sqlite(store) => store.put_segments(batch).await?,
@@ -433,6 +434,12 @@ impl Store {
 /// The day of a time, counted from 1970-01-01.
 fn day_of(at_ms: i64) -> i64 {
     at_ms.div_euclid(DAY_MS)
+}
+
+/// Unix milliseconds.
+fn now_ms() -> i64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
 
 /// The first millisecond of a day.

@@ -1,5 +1,7 @@
 //! GPU time of bookings that ended, as the usage service has it.
 
+use std::collections::BTreeMap;
+
 use kube::Client;
 use spillway_metering::{
     Segment,
@@ -20,6 +22,8 @@ pub(crate) struct Stored {
     pub(crate) answered: bool,
     /// Sums, of what the ledger says to be stored and of archives that it does not know.
     pub(crate) rows: Vec<GpuRow>,
+    /// How many bookings it has of each archive that was asked about, from the first on.
+    pub(crate) held: BTreeMap<String, i64>,
     /// What ended before then it has forgotten.
     pub(crate) forgotten_before_ms: Option<i64>,
     /// Why something may be missing, if it may.
@@ -27,10 +31,12 @@ pub(crate) struct Stored {
 }
 
 impl Stored {
-    /// Whether it has counted a segment of a booking that is in the store.
-    pub(super) fn counts(&self, segment: &Segment) -> bool {
+    /// Whether it has counted a segment of the booking at a place of an archive.
+    pub(super) fn counts(&self, archive: &str, place: i64, segment: &Segment) -> bool {
         let forgotten = self.forgotten_before_ms.zip(segment.to_ms).is_some_and(|(before, to)| to < before);
-        self.answered && !forgotten
+        // It may be another store than the one that took it, or one that was brought back from a copy.
+        let there = self.held.get(archive).is_some_and(|bookings| place < *bookings);
+        self.answered && there && !forgotten
     }
 }
 
@@ -59,22 +65,30 @@ pub(super) async fn read(client: &Client, args: &UsageArgs, bookings: &Bookings,
 fn answered(answer: Result<Option<GpuUsage>, String>, bookings: &Bookings, from_ms: i64) -> Stored {
     let older = "older bookings are only in the usage service";
     match answer {
-        Ok(Some(GpuUsage { rows, forgotten_before_ms })) => {
-            let missing = forgotten_before_ms.filter(|before| bookings.pruned && from_ms < *before);
-            let missing = missing.map(|before| {
+        Ok(Some(GpuUsage { rows, archives, forgotten_before_ms })) => {
+            let forgotten = forgotten_before_ms.filter(|before| !bookings.pruned.is_empty() && from_ms < *before);
+            let forgotten = forgotten.map(|before| {
                 format!(
                     "the usage service has forgotten what ended before {} (usage.retentionDays)",
                     time::show(before)
                 )
             });
-            Stored { answered: true, rows, forgotten_before_ms, missing }
+            // What the ledger has pruned beyond that is in neither, until the operator has found it out and it is `lost`.
+            let held: BTreeMap<String, i64> = archives.iter().map(|one| (one.archive.clone(), one.bookings)).collect();
+            let short =
+                bookings.pruned.iter().any(|(archive, pruned)| held.get(archive).is_none_or(|there| there < pruned));
+            let short = short.then(|| "its store is another one, or was brought back from a copy, and lacks older bookings that the ledger has no more".to_owned());
+            let lost = archives.iter().filter_map(|one| one.lost_before_ms).max().filter(|before| from_ms < *before);
+            let lost = lost.map(|before| format!("some of what ended before {} is lost: the usage store was exchanged, or brought back from a copy without it", time::show(before)));
+            Stored { answered: true, rows, held, forgotten_before_ms, missing: short.or(lost).or(forgotten) }
         }
         Ok(None) => {
-            let missing = bookings.pruned.then(|| format!("{older}, and there is none in this namespace"));
+            let missing =
+                (!bookings.pruned.is_empty()).then(|| format!("{older}, and there is none in this namespace"));
             Stored { missing, ..Stored::default() }
         }
         Err(why) => {
-            let missing = bookings.pruned.then(|| format!("{older}; {why}"));
+            let missing = (!bookings.pruned.is_empty()).then(|| format!("{older}; {why}"));
             Stored { missing, ..Stored::default() }
         }
     }
@@ -82,28 +96,40 @@ fn answered(answer: Result<Option<GpuUsage>, String>, bookings: &Bookings, from_
 
 #[cfg(test)]
 mod tests {
+    use spillway_metering::shipping::HeldArchive;
+
     use super::*;
 
     const DAY: i64 = 86_400_000;
 
-    fn missing(answer: Result<Option<GpuUsage>, String>, pruned: bool, from_ms: i64) -> Option<String> {
+    fn missing(answer: Result<Option<GpuUsage>, String>, pruned: i64, from_ms: i64) -> Option<String> {
+        let pruned = (pruned > 0).then(|| ("a".to_owned(), pruned)).into_iter().collect();
         answered(answer, &Bookings { pruned, ..Bookings::default() }, from_ms).missing
     }
 
     #[test]
     fn what_may_be_missing_is_said() {
-        let forgotten = || Ok(Some(GpuUsage { rows: Vec::new(), forgotten_before_ms: Some(5 * DAY) }));
+        let held = |bookings, lost_before_ms| vec![HeldArchive { archive: "a".to_owned(), bookings, lost_before_ms }];
+        let has = |archives| Ok(Some(GpuUsage { archives, ..GpuUsage::default() }));
+        let forgotten = || {
+            Ok(Some(GpuUsage { archives: held(9, None), forgotten_before_ms: Some(5 * DAY), ..GpuUsage::default() }))
+        };
         let away = || Err("it is away".to_owned());
-        assert_eq!(missing(away(), false, 0), None, "the ledger has all of it");
-        assert_eq!(missing(away(), true, 0).unwrap(), "older bookings are only in the usage service; it is away");
-        assert!(missing(Ok(None), true, 0).unwrap().ends_with("and there is none in this namespace"));
-        assert_eq!(missing(Ok(None), false, 0), None);
+        assert_eq!(missing(away(), 0, 0), None, "the ledger has all of it");
+        assert_eq!(missing(away(), 1, 0).unwrap(), "older bookings are only in the usage service; it is away");
+        assert!(missing(Ok(None), 1, 0).unwrap().ends_with("and there is none in this namespace"));
+        assert_eq!(missing(Ok(None), 0, 0), None);
         assert_eq!(
-            missing(forgotten(), true, 0).unwrap(),
+            missing(forgotten(), 1, 0).unwrap(),
             "the usage service has forgotten what ended before 1970-01-06T00:00:00Z (usage.retentionDays)"
         );
-        assert_eq!(missing(forgotten(), true, 5 * DAY), None);
-        assert_eq!(missing(forgotten(), false, 0), None, "the ledger has what is forgotten");
-        assert_eq!(missing(Ok(Some(GpuUsage::default())), true, 0), None);
+        assert_eq!(missing(forgotten(), 1, 5 * DAY), None);
+        assert_eq!(missing(forgotten(), 0, 0), None, "the ledger has what is forgotten");
+        assert_eq!(missing(has(held(9, None)), 9, 0), None);
+        // Another store.
+        assert!(missing(has(held(8, None)), 9, 0).unwrap().contains("lacks older bookings"));
+        assert!(missing(has(Vec::new()), 9, 0).unwrap().contains("lacks older bookings"));
+        assert!(missing(has(held(9, Some(5 * DAY))), 9, 0).unwrap().contains("before 1970-01-06T00:00:00Z is lost"));
+        assert_eq!(missing(has(held(9, Some(5 * DAY))), 9, 5 * DAY), None);
     }
 }

@@ -121,26 +121,30 @@ fn what_ended_is_counted_to_its_end_by_a_clock_that_is_behind() {
     assert_eq!(answer.total.device_milliseconds, (8 * 59 * 60_000).to_string());
 }
 
-/// What the usage service has of a booking is not counted from the ledger as well, but for what it has forgotten.
+/// What the usage service has of a booking is not counted from the ledger as well, but for what it has forgotten or, being another store than the one that
+/// took it, has not got.
 #[rstest]
-#[case::away(false, 0, None, "85440000")]
-#[case::not_in_the_store(true, 0, None, "85440000")]
-#[case::in_the_store(true, 28_320_000, None, "85440000")]
-#[case::older_ones_too(true, 28_321_000, None, "85441000")]
-#[case::forgotten(true, 1_000, Some(NOW), "85441000")]
-#[case::not_forgotten(true, 28_320_000, Some(NOW - HOUR), "85440000")]
+#[case::away(false, 4, 0, None, "85440000")]
+#[case::not_in_the_store(true, 4, 0, None, "85440000")]
+#[case::in_the_store(true, 4, 28_320_000, None, "85440000")]
+#[case::older_ones_too(true, 4, 28_321_000, None, "85441000")]
+#[case::forgotten(true, 4, 1_000, Some(NOW), "85441000")]
+#[case::not_forgotten(true, 4, 28_320_000, Some(NOW - HOUR), "85440000")]
+#[case::another_store(true, 3, 1_000, None, "85441000")]
 fn each_booking_is_counted_once(
     #[case] answered: bool,
+    #[case] held: i64,
     #[case] of_beta: i64,
     #[case] forgotten_before_ms: Option<i64>,
     #[case] expected: &str,
 ) {
     let mut bookings = bookings();
     if of_beta > 0 {
-        bookings.in_store.insert("b-0".into());
+        bookings.in_store.insert("b-0".into(), ("a".into(), 3));
     }
     let row = GpuRow { tenant: Some("beta".to_owned()), device_milliseconds: of_beta, ..GpuRow::default() };
-    let stored = Stored { answered, rows: vec![row], forgotten_before_ms, missing: None };
+    let held = BTreeMap::from([("a".to_owned(), held)]);
+    let stored = Stored { answered, rows: vec![row], held, forgotten_before_ms, missing: None };
     let answer = usage(&bookings, &stored, &args(By::Tenant, None), NOW - 24 * HOUR, NOW, NOW).unwrap();
     assert_eq!(answer.total.device_milliseconds, expected);
     let rows: i64 = answer.rows.iter().map(|row| row.amount.device_milliseconds.parse::<i64>().unwrap()).sum();

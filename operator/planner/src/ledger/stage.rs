@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     Change, FORMAT, LEARNED_BYTES, Ledger, MAX_PAGE_BYTES, MAX_POOLS, PART_BYTES, Page, PageKind, PageName, Refusal,
-    Refused, Root, StageError, Stored, TARGET_PAGE_BYTES, archive,
+    Refused, Root, StageError, StoredNote, TARGET_PAGE_BYTES, archive,
     data::{IndexData, json_bytes, without_segments},
     pack,
     state::{Conflict, Live, PoolLedger},
@@ -42,20 +42,17 @@ impl Ledger {
         draft.write(new_name)
     }
 
-    /// Stages what the usage service has of a pool's bookings that ended, and nothing else. None: it is no step forward from what stands, of the same
+    /// Stages what is said of a pool's bookings that ended and are with the usage service, and nothing else. None: it is nothing new, or of another
     /// archive; or the pool never sold anything.
     pub fn stage_stored(
         &self,
         pool: &PoolName,
-        stored: Stored,
+        note: StoredNote,
         now: TimeMs,
         new_name: &mut dyn FnMut(PageKind) -> PageName,
     ) -> Option<Result<Staged, StageError>> {
         let known = self.pools.get(pool)?;
-        let stored = stored.beside(known.stored.as_ref());
-        if !stored.follows(known.stored.as_ref()) || stored.fault(known.archived).is_some() {
-            return None;
-        }
+        let stored = note.apply(known.stored.as_ref(), known.archived)?;
         let mut draft = Draft::new(self, now);
         let changed = PoolLedger { stored: Some(stored), ..PoolLedger::clone(known) };
         draft.next.pools.insert(pool.clone(), Arc::new(changed));

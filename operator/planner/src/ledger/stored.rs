@@ -21,19 +21,6 @@ impl Stored {
         Self { archive, bookings: 0, pruned: 0 }
     }
 
-    /// With what is known beside it of the same archive: who tells how far it is stored and who tells what is pruned do not wait for each other.
-    #[must_use]
-    pub fn beside(self, known: Option<&Self>) -> Self {
-        match known.filter(|known| known.archive == self.archive) {
-            None => self,
-            Some(known) => Self {
-                bookings: self.bookings.max(known.bookings),
-                pruned: self.pruned.max(known.pruned),
-                archive: self.archive,
-            },
-        }
-    }
-
     /// What is wrong with it for an archive of so many bookings.
     pub(super) fn fault(&self, archived: i64) -> Option<String> {
         let Self { bookings, pruned, .. } = self;
@@ -41,15 +28,56 @@ impl Stored {
             format!("of {archived} bookings that ended, {bookings} are said to be stored and {pruned} of them pruned")
         })
     }
+}
 
-    /// Whether it may take the place of what stands: of the same archive, with no less stored and no less pruned, and not the same.
-    pub(super) fn follows(&self, before: Option<&Self>) -> bool {
-        before.is_none_or(|before| {
-            self.archive == before.archive
-                && self.bookings >= before.bookings
-                && self.pruned >= before.pruned
-                && self != before
-        })
+/// What is said of an archive in the usage store.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct StoredNote {
+    archive: Arc<str>,
+    bookings: Option<i64>,
+    pruned: Option<i64>,
+}
+
+impl StoredNote {
+    /// That it is known there by this id from now on.
+    pub fn named(archive: Arc<str>) -> Self {
+        Self { archive, bookings: None, pruned: None }
+    }
+
+    /// That the first so many of its bookings are stored: more than before, or fewer, if the store is another one or was brought back from a copy.
+    pub fn stored(archive: Arc<str>, bookings: i64) -> Self {
+        Self { bookings: Some(bookings), ..Self::named(archive) }
+    }
+
+    /// That the pages of the first so many of its bookings may go.
+    pub fn pruned(archive: Arc<str>, pruned: i64) -> Self {
+        Self { pruned: Some(pruned), ..Self::named(archive) }
+    }
+
+    /// With what was said of the same archive before.
+    #[must_use]
+    pub fn after(self, before: Option<Self>) -> Self {
+        match before.filter(|before| before.archive == self.archive) {
+            None => self,
+            Some(before) => Self {
+                bookings: self.bookings.or(before.bookings),
+                pruned: self.pruned.max(before.pruned),
+                archive: self.archive,
+            },
+        }
+    }
+
+    /// What stands then for an archive of so many bookings; none: what stood before. What is pruned stays pruned.
+    pub(super) fn apply(self, before: Option<&Stored>, archived: i64) -> Option<Stored> {
+        let Self { archive, bookings, pruned } = self;
+        if before.is_some_and(|before| before.archive != archive) {
+            return None;
+        }
+        let stands = before.cloned().unwrap_or_else(|| Stored::new(archive));
+        let bookings = bookings.unwrap_or(stands.bookings);
+        let next =
+            Stored { bookings, pruned: pruned.unwrap_or(0).max(stands.pruned), archive: Arc::clone(&stands.archive) };
+        (before != Some(&next) && next.fault(archived).is_none()).then_some(next)
     }
 }
 
@@ -96,14 +124,21 @@ mod tests {
 
     #[test]
     fn what_is_pruned_is_noted_though_more_was_stored_meanwhile() {
-        let of = |archive: &str, bookings, pruned| Stored { archive: archive.into(), bookings, pruned };
-        let stands = of("a", 9, 0);
-        let told = of("a", 7, 5).beside(Some(&stands));
-        assert_eq!(told, of("a", 9, 5));
-        assert!(told.follows(Some(&stands)));
-        assert!(!of("a", 7, 0).beside(Some(&stands)).follows(Some(&stands)), "nothing new");
+        let stands = Stored { archive: "a".into(), bookings: 9, pruned: 0 };
+        let next = |note: StoredNote| note.apply(Some(&stands), 10).map(|stored| (stored.bookings, stored.pruned));
+        assert_eq!(next(StoredNote::pruned("a".into(), 5)), Some((9, 5)));
+        assert_eq!(next(StoredNote::stored("a".into(), 9)), None, "nothing new");
+        let both = StoredNote::pruned("a".into(), 5).after(Some(StoredNote::stored("a".into(), 7)));
+        assert_eq!(next(both.clone()), Some((7, 5)));
+        // The last word counts, also where the store has less than it had.
+        let less = StoredNote::stored("a".into(), 4).after(Some(StoredNote::stored("a".into(), 10)));
+        assert_eq!(next(less.clone()), Some((4, 0)));
+        assert_eq!(next(less.after(Some(both))), None, "what is pruned cannot be unstored");
         // A place in another archive means nothing here.
-        assert_eq!(of("b", 7, 5).beside(Some(&stands)), of("b", 7, 5));
-        assert!(!of("b", 7, 5).beside(Some(&stands)).follows(Some(&stands)));
+        assert_eq!(next(StoredNote::stored("b".into(), 10)), None);
+        assert_eq!(
+            next(StoredNote::stored("a".into(), 10).after(Some(StoredNote::pruned("b".into(), 3)))),
+            Some((10, 0))
+        );
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
 use spillway_metering::TenantName;
-use spillway_metering::shipping::{EndedSegment, GpuRow, Receipt, Segments};
+use spillway_metering::shipping::{EndedSegment, GpuRow, HeldArchive, Receipt, SegmentReceipt, Segments};
 
 use super::batch::count;
 use super::query::{Bound, Dialect, Query};
@@ -151,9 +151,48 @@ impl FlatSegment {
 /// The id of a segment: of which booking, and which of its segments.
 pub(super) type SegmentId = (String, i64);
 
+/// How far an archive is stored. It stands in the store itself, so that a store that is another, or is brought back from a copy, says so.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(super) struct Held {
+    /// So many bookings, from the first on.
+    pub(super) bookings: i64,
+    /// Some of them are lost, and ended before then.
+    pub(super) lost_before_ms: Option<i64>,
+}
+
+impl Held {
+    /// With all bookings of these places. What is before them and not here is still to come, or, if nobody has it, lost now.
+    fn with(self, places: Places, now_ms: i64) -> Self {
+        let Places { from, to, oldest } = places;
+        let has_gap = from > self.bookings;
+        if to <= from || (has_gap && !oldest) {
+            return self;
+        }
+        Self {
+            bookings: self.bookings.max(to),
+            lost_before_ms: if has_gap { Some(now_ms) } else { self.lost_before_ms },
+        }
+    }
+
+    pub(super) fn of(self, archive: &str) -> HeldArchive {
+        let Self { bookings, lost_before_ms } = self;
+        HeldArchive { archive: archive.to_owned(), bookings, lost_before_ms }
+    }
+}
+
+/// Bookings of an archive.
+#[derive(Clone, Copy, Debug, Default)]
+struct Places {
+    from: i64,
+    to: i64,
+    oldest: bool,
+}
+
 /// Segments that every store takes: the first of each id, in the order of ids.
 #[derive(Debug, Default)]
 pub(super) struct SegmentBatch {
+    pub(super) archive: String,
+    places: Places,
     segments: BTreeMap<SegmentId, FlatSegment>,
     known: u64,
     differing: Vec<SegmentId>,
@@ -161,9 +200,10 @@ pub(super) struct SegmentBatch {
 
 impl SegmentBatch {
     pub(super) fn new(posted: Segments) -> Result<Self, Error> {
-        let mut batch = Self::default();
-        for ended in posted.segments {
-            let flat = FlatSegment::new(&posted.archive, ended)?;
+        let Segments { archive, from, to, oldest, segments } = posted;
+        let mut batch = Self { archive, places: Places { from, to, oldest }, ..Self::default() };
+        for ended in segments {
+            let flat = FlatSegment::new(&batch.archive, ended)?;
             match batch.segments.entry((flat.booking.clone(), flat.number)) {
                 Entry::Vacant(place) => {
                     place.insert(flat);
@@ -183,8 +223,29 @@ impl SegmentBatch {
         (kept, count(forgotten))
     }
 
-    /// The receipt for the whole batch, where of those [kept](Self::kept) `stored` are stored and these differ; and the ids of all that differ.
-    pub(super) fn receipt(&self, stored: usize, forgotten: u64, differ: Vec<SegmentId>) -> (Receipt, Vec<SegmentId>) {
+    /// How far the archive is stored with this batch; none: as before.
+    pub(super) fn held(&self, known: Held, now_ms: i64) -> Option<Held> {
+        let held = known.with(self.places, now_ms);
+        if held.lost_before_ms != known.lost_before_ms {
+            let (archive, lost) = (&self.archive, self.places.from.saturating_sub(known.bookings));
+            tracing::error!(
+                archive,
+                lost,
+                "GPU time of bookings is lost: it is neither here nor in the ledger any more"
+            );
+        }
+        (held != known).then_some(held)
+    }
+
+    /// The receipt for the whole batch, where of those [kept](Self::kept) `stored` are stored and these differ, and so many bookings of the archive are
+    /// stored by now; and the ids of all that differ.
+    pub(super) fn receipt(
+        &self,
+        stored: usize,
+        forgotten: u64,
+        differ: Vec<SegmentId>,
+        bookings: i64,
+    ) -> (SegmentReceipt, Vec<SegmentId>) {
         let had = count(self.segments.len())
             .saturating_sub(forgotten)
             .saturating_sub(count(stored))
@@ -192,16 +253,18 @@ impl SegmentBatch {
         let differing = [differ, self.differing.clone()].concat();
         let known = self.known.saturating_add(had);
         let receipt = Receipt { stored: count(stored), known, differing: count(differing.len()), forgotten };
-        (receipt, differing)
+        (SegmentReceipt { receipt, bookings }, differing)
     }
 }
 
-/// Sums of GPU time by groups, each part of a segment that is within the filter's time. What is forgotten counts no more, though it may not be deleted yet.
+/// Sums of GPU time by groups, each part of a segment that is within the filter's time. What is forgotten counts no more, though it may not be deleted yet;
+/// and of the archives that were asked about no more than is `held` in one piece, so that who asks can count the rest.
 pub(super) fn usage(
     dialect: Dialect,
     filter: &GpuFilter,
     groups: &[GpuGroup],
     forgotten_before_ms: Option<i64>,
+    held: &[HeldArchive],
 ) -> Query {
     // Bounds of a few hundred million years, so that they have room whatever is subtracted.
     const FAR: i64 = i64::MAX / 4;
@@ -228,11 +291,11 @@ pub(super) fn usage(
     if let Some(tenant) = &filter.tenant {
         query.also("tenant =", Bound::Text(tenant.to_string()));
     }
-    for (archive, before) in &filter.before {
+    for ((archive, before), held) in filter.before.iter().zip(held) {
         query.push(" AND (archive <> ");
         query.bind(Bound::Text(archive.clone()));
         query.push(" OR place < ");
-        query.bind(Bound::Number(*before));
+        query.bind(Bound::Number(held.bookings.min(*before)));
         query.push(")");
     }
     if !groups.is_empty() {

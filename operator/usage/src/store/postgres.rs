@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use spillway_metering::shipping::{GpuUsage, Receipt};
+use spillway_metering::shipping::{GpuUsage, Receipt, SegmentReceipt};
 use spillway_metering::tokens::{RequestId, UsageRecord};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
@@ -17,16 +17,16 @@ use tokio_postgres::{Client, Config, Connection, GenericClient, IsolationLevel, 
 
 use super::batch::Batch;
 use super::flat::{COLUMNS, Flat, outcome_text, signed};
-use super::gpu::{self, FlatSegment, SegmentBatch, SegmentId};
+use super::gpu::{self, FlatSegment, Held, SegmentBatch, SegmentId};
 use super::query::{Bound, Dialect, GroupValue, Query};
 use super::security::{self, Trust};
 use super::{
     DATED, DAY_MS, Dated, Error, FORGET_AT_ONCE, Filter, Forgotten, GpuFilter, GpuGroup, Group, GroupKey, Migration,
-    Summary, Usage, day_of, day_start_ms,
+    Summary, Usage, day_of, day_start_ms, now_ms,
 };
 
 /// The version of the schema that this program knows. Stores of older ones are migrated, of newer ones refused.
-const SCHEMA_VERSION: i32 = 3;
+const SCHEMA_VERSION: i32 = 4;
 /// Connections of one service.
 const CONNECTIONS: usize = 8;
 /// How long a connection may take to be made.
@@ -47,7 +47,7 @@ const MIGRATION_LOCK: i64 = 0x5350_494c_4c57_4159;
 
 /// The statements that lead from version `n` to `n + 1`. What is here once is never changed: stores have it. Names are compared byte by byte, so
 /// that indexes hold whatever becomes of the system's locales.
-const MIGRATIONS: [&str; 3] = [
+const MIGRATIONS: [&str; 4] = [
     r#"
     CREATE TABLE records (
         id BYTEA PRIMARY KEY CHECK (octet_length(id) = 16),
@@ -80,6 +80,10 @@ const MIGRATIONS: [&str; 3] = [
     );
     CREATE INDEX segments_ended ON segments (to_ms);
     CREATE INDEX segments_tenant_ended ON segments (tenant, to_ms);
+"#,
+    r#"
+    CREATE TABLE archives (id TEXT COLLATE "C" PRIMARY KEY, bookings BIGINT NOT NULL, lost_before_ms BIGINT);
+    INSERT INTO archives (id, bookings) SELECT archive, max(place) + 1 FROM segments GROUP BY archive;
 "#,
 ];
 
@@ -142,7 +146,7 @@ impl Postgres {
         retry!(self, "storing records", WRITE, |client| put(&mut client, batch))
     }
 
-    pub(super) async fn put_segments(&self, batch: &SegmentBatch) -> Result<(Receipt, Vec<SegmentId>), Error> {
+    pub(super) async fn put_segments(&self, batch: &SegmentBatch) -> Result<(SegmentReceipt, Vec<SegmentId>), Error> {
         retry!(self, "storing segments", WRITE, |client| put_segments(&mut client, batch))
     }
 
@@ -366,12 +370,14 @@ async fn put(client: &mut Client, batch: &Batch) -> Result<(Receipt, Vec<Request
     Ok(batch.receipt(stored.len(), forgotten, differ))
 }
 
-async fn put_segments(client: &mut Client, batch: &SegmentBatch) -> Result<(Receipt, Vec<SegmentId>), Error> {
+async fn put_segments(client: &mut Client, batch: &SegmentBatch) -> Result<(SegmentReceipt, Vec<SegmentId>), Error> {
     fn column<'s, Out>(segments: &[&'s FlatSegment], of: impl Fn(&'s FlatSegment) -> Out) -> Vec<Out> {
         segments.iter().map(|one| of(one)).collect()
     }
     let failed = sql("storing segments");
     let transaction = client.transaction().await.map_err(&failed)?;
+    // First: batches of one archive take turns.
+    let mut held = held(&transaction, &format!("{HELD} FOR UPDATE"), &batch.archive).await.map_err(&failed)?;
     let forgotten = forgotten_day(&transaction).await.map_err(&failed)?;
     let (kept, forgotten) = batch.kept(forgotten.map(day_start_ms));
     let columns: [Box<dyn ToSql + Sync + Send>; 14] = [
@@ -422,9 +428,26 @@ async fn put_segments(client: &mut Client, batch: &SegmentBatch) -> Result<(Rece
             }
         }
     }
+    if let Some(more) = batch.held(held, now_ms()) {
+        held = more;
+        // Another one may have made it meanwhile.
+        let note = "INSERT INTO archives AS known (id, bookings, lost_before_ms) VALUES ($1, $2, $3) ON CONFLICT (id) DO UPDATE \
+             SET bookings = greatest(known.bookings, excluded.bookings), lost_before_ms = coalesce(excluded.lost_before_ms, known.lost_before_ms)";
+        let values: [&(dyn ToSql + Sync); 3] = [&batch.archive, &held.bookings, &held.lost_before_ms];
+        transaction.execute(note, &values).await.map_err(&failed)?;
+    }
     transaction.commit().await.map_err(&failed)?;
     differ.sort_unstable();
-    Ok(batch.receipt(stored.len(), forgotten, differ))
+    Ok(batch.receipt(stored.len(), forgotten, differ, held.bookings))
+}
+
+const HELD: &str = "SELECT bookings, lost_before_ms FROM archives WHERE id = $1";
+
+/// How far an archive is stored.
+async fn held(client: &impl GenericClient, select: &str, archive: &str) -> Result<Held, tokio_postgres::Error> {
+    let row = client.query_opt(select, &[&archive]).await?;
+    let Some(row) = row else { return Ok(Held::default()) };
+    Ok(Held { bookings: row.try_get(0)?, lost_before_ms: row.try_get(1)? })
 }
 
 fn flat_segment(row: &Row) -> Result<FlatSegment, tokio_postgres::Error> {
@@ -460,14 +483,18 @@ async fn gpu_usage(client: &mut Client, filter: &GpuFilter, groups: &[GpuGroup])
         client.build_transaction().isolation_level(IsolationLevel::RepeatableRead).read_only(true).start();
     let transaction = transaction.await.map_err(&failed)?;
     let forgotten_before_ms = forgotten_day(&transaction).await.map_err(&failed)?.map(day_start_ms);
-    let query = gpu::usage(Dialect::Postgres, filter, groups, forgotten_before_ms);
+    let mut archives = Vec::new();
+    for (archive, _) in &filter.before {
+        archives.push(held(&transaction, HELD, archive).await.map_err(&failed)?.of(archive));
+    }
+    let query = gpu::usage(Dialect::Postgres, filter, groups, forgotten_before_ms, &archives);
     let rows = self::query(&transaction, &query).await.map_err(&failed)?;
     let read = |row: &Row| {
         let names = (0..groups.len()).map(|column| row.try_get(column)).collect::<Result<Vec<String>, _>>()?;
         Ok(gpu::row(groups, names, row.try_get(groups.len())?))
     };
     let rows: Result<Vec<_>, tokio_postgres::Error> = rows.iter().map(read).collect();
-    Ok(GpuUsage { rows: rows.map_err(&failed)?, forgotten_before_ms })
+    Ok(GpuUsage { rows: rows.map_err(&failed)?, archives, forgotten_before_ms })
 }
 
 /// The ids of those that were not there.

@@ -9,28 +9,28 @@ use std::thread;
 use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _, Row, Transaction, TransactionBehavior, params};
-use spillway_metering::shipping::{GpuUsage, Receipt};
+use spillway_metering::shipping::{GpuUsage, Receipt, SegmentReceipt};
 use spillway_metering::tokens::{RequestId, UsageRecord};
 use tokio::sync::{mpsc, oneshot};
 
 use super::batch::Batch;
 use super::flat::{COLUMNS, Flat, outcome_text, signed};
-use super::gpu::{self, FlatSegment, SegmentBatch, SegmentId};
+use super::gpu::{self, FlatSegment, Held, SegmentBatch, SegmentId};
 use super::query::{Bound, Dialect, GroupValue, Query};
 use super::{
     DATED, DAY_MS, Dated, Error, FORGET_AT_ONCE, Filter, Forgotten, GpuFilter, GpuGroup, Group, GroupKey, Migration,
-    Summary, Usage, day_of, day_start_ms,
+    Summary, Usage, day_of, day_start_ms, now_ms,
 };
 
 /// The version of the schema that this program knows. Stores of older ones are migrated, of newer ones refused.
-const SCHEMA_VERSION: i32 = 2;
+const SCHEMA_VERSION: i32 = 3;
 /// How long one process waits for another that writes.
 const BUSY: Duration = Duration::from_secs(10);
 /// Steps that wait for a thread. More wait for room.
 const WAITING: usize = 64;
 
 /// The statements that lead from version `n` to `n + 1`. What is here once is never changed: stores have it.
-const MIGRATIONS: [&str; 2] = ["
+const MIGRATIONS: [&str; 3] = ["
     CREATE TABLE records (
         id BLOB PRIMARY KEY NOT NULL CHECK (length(id) = 16),
         tenant TEXT NOT NULL, namespace TEXT NOT NULL, endpoint TEXT NOT NULL, model TEXT NOT NULL, version TEXT NOT NULL,
@@ -52,6 +52,9 @@ const MIGRATIONS: [&str; 2] = ["
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX segments_ended ON segments (to_ms);
     CREATE INDEX segments_tenant_ended ON segments (tenant, to_ms);
+", "
+    CREATE TABLE archives (id TEXT PRIMARY KEY NOT NULL, bookings INTEGER NOT NULL, lost_before_ms INTEGER) STRICT, WITHOUT ROWID;
+    INSERT INTO archives (id, bookings) SELECT archive, max(place) + 1 FROM segments GROUP BY archive;
 "];
 
 /// A store in a file.
@@ -90,7 +93,7 @@ impl Sqlite {
         self.writer.run(move |connection| put(connection, &batch)).await
     }
 
-    pub(super) async fn put_segments(&self, batch: SegmentBatch) -> Result<(Receipt, Vec<SegmentId>), Error> {
+    pub(super) async fn put_segments(&self, batch: SegmentBatch) -> Result<(SegmentReceipt, Vec<SegmentId>), Error> {
         self.writer.run(move |connection| put_segments(connection, &batch)).await
     }
 
@@ -283,7 +286,7 @@ fn put(connection: &mut Connection, batch: &Batch) -> Result<(Receipt, Vec<Reque
     Ok(batch.receipt(stored, forgotten, differ))
 }
 
-fn put_segments(connection: &mut Connection, batch: &SegmentBatch) -> Result<(Receipt, Vec<SegmentId>), Error> {
+fn put_segments(connection: &mut Connection, batch: &SegmentBatch) -> Result<(SegmentReceipt, Vec<SegmentId>), Error> {
     let failed = sql("storing segments");
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(&failed)?;
     let forgotten = forgotten_day(&transaction).map_err(&failed)?.map(day_start_ms);
@@ -326,8 +329,22 @@ fn put_segments(connection: &mut Connection, batch: &SegmentBatch) -> Result<(Re
             }
         }
     }
+    let mut held = held(&transaction, &batch.archive).map_err(&failed)?;
+    if let Some(more) = batch.held(held, now_ms()) {
+        held = more;
+        let note = "INSERT INTO archives (id, bookings, lost_before_ms) VALUES (?1, ?2, ?3) ON CONFLICT (id) DO UPDATE \
+             SET bookings = excluded.bookings, lost_before_ms = excluded.lost_before_ms";
+        transaction.execute(note, params![batch.archive, held.bookings, held.lost_before_ms]).map_err(&failed)?;
+    }
     transaction.commit().map_err(&failed)?;
-    Ok(batch.receipt(stored, forgotten, differ))
+    Ok(batch.receipt(stored, forgotten, differ, held.bookings))
+}
+
+/// How far an archive is stored.
+fn held(connection: &Connection, archive: &str) -> rusqlite::Result<Held> {
+    let select = "SELECT bookings, lost_before_ms FROM archives WHERE id = ?1";
+    let read = |row: &Row<'_>| Ok(Held { bookings: row.get(0)?, lost_before_ms: row.get(1)? });
+    connection.query_row(select, [archive], read).optional().map(Option::unwrap_or_default)
 }
 
 fn flat_segment(row: &Row<'_>) -> rusqlite::Result<FlatSegment> {
@@ -348,7 +365,9 @@ fn gpu_usage(connection: &mut Connection, filter: &GpuFilter, groups: &[GpuGroup
     // One moment of both: what is forgotten between two would be summed in part.
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Deferred).map_err(&failed)?;
     let forgotten_before_ms = forgotten_day(&transaction).map_err(&failed)?.map(day_start_ms);
-    let query = gpu::usage(Dialect::Sqlite, filter, groups, forgotten_before_ms);
+    let of = |(archive, _): &(String, i64)| held(&transaction, archive).map(|held| held.of(archive));
+    let archives = filter.before.iter().map(of).collect::<rusqlite::Result<Vec<_>>>().map_err(&failed)?;
+    let query = gpu::usage(Dialect::Sqlite, filter, groups, forgotten_before_ms, &archives);
     let mut statement = transaction.prepare(&query.sql).map_err(&failed)?;
     let read = |row: &Row<'_>| {
         let names = (0..groups.len()).map(|column| row.get(column)).collect::<rusqlite::Result<Vec<String>>>()?;
@@ -356,7 +375,7 @@ fn gpu_usage(connection: &mut Connection, filter: &GpuFilter, groups: &[GpuGroup
     };
     let rows = statement.query_map(rusqlite::params_from_iter(values(&query)), read).map_err(&failed)?;
     let rows = rows.collect::<rusqlite::Result<Vec<_>>>().map_err(&failed)?;
-    Ok(GpuUsage { rows, forgotten_before_ms })
+    Ok(GpuUsage { rows, archives, forgotten_before_ms })
 }
 
 fn flat(row: &Row<'_>) -> rusqlite::Result<Flat> {

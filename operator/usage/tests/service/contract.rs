@@ -348,8 +348,8 @@ async fn stores_of_other_versions_are_refused(#[values(Kind::Sqlite, Kind::Postg
 /// That of this program.
 pub(crate) fn schema_version(kind: Kind) -> i32 {
     match kind {
-        Kind::Sqlite => 2,
-        Kind::Postgres => 3,
+        Kind::Sqlite => 3,
+        Kind::Postgres => 4,
     }
 }
 

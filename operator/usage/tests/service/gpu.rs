@@ -4,7 +4,7 @@ use hyper::{Method, StatusCode};
 use rstest::rstest;
 use serde_json::{Value, json};
 use spillway_metering::Segment;
-use spillway_metering::shipping::{EndedSegment, GpuRow, GpuUsage, Receipt, Segments};
+use spillway_metering::shipping::{EndedSegment, GpuRow, GpuUsage, HeldArchive, Receipt, SegmentReceipt, Segments};
 use spillway_usage::store::{DAY_MS, Error, Forgotten, GpuFilter, GpuGroup, Store};
 
 use crate::api::serve;
@@ -37,11 +37,17 @@ fn segment(place: u32) -> EndedSegment {
 }
 
 fn posted(places: std::ops::Range<u32>) -> Segments {
-    Segments { archive: "one".to_owned(), segments: places.map(segment).collect() }
+    let (from, to) = (places.start.into(), places.end.into());
+    Segments { archive: "one".to_owned(), from, to, oldest: false, segments: places.map(segment).collect() }
 }
 
-fn receipt(stored: u64, known: u64, differing: u64) -> Receipt {
-    Receipt { stored, known, differing, forgotten: 0 }
+/// Of no places.
+fn loose(archive: &str, segments: Vec<EndedSegment>) -> Segments {
+    Segments { archive: archive.to_owned(), segments, ..Segments::default() }
+}
+
+fn receipt(stored: u64, known: u64, differing: u64, bookings: i64) -> SegmentReceipt {
+    SegmentReceipt { receipt: Receipt { stored, known, differing, forgotten: 0 }, bookings }
 }
 
 async fn sum(store: &Store, filter: &GpuFilter) -> i64 {
@@ -55,31 +61,30 @@ async fn sum(store: &Store, filter: &GpuFilter) -> i64 {
 async fn a_segment_is_stored_once(#[values(Kind::Sqlite, Kind::Postgres)] kind: Kind) {
     let home = Home::new(kind);
     let store = home.open().await;
-    assert_eq!(store.put_segments(posted(0..0)).await.unwrap(), receipt(0, 0, 0));
+    assert_eq!(store.put_segments(posted(0..0)).await.unwrap(), receipt(0, 0, 0, 0));
     assert_eq!(sum(&store, &GpuFilter::default()).await, 0);
-    assert_eq!(store.put_segments(posted(0..10)).await.unwrap(), receipt(10, 0, 0));
+    assert_eq!(store.put_segments(posted(0..10)).await.unwrap(), receipt(10, 0, 0, 10));
     // Late, again, out of order, and twice in one batch.
     let mut again = posted(5..15);
     again.segments.reverse();
     again.segments.push(segment(14));
-    assert_eq!(store.put_segments(again).await.unwrap(), receipt(5, 6, 0));
+    assert_eq!(store.put_segments(again).await.unwrap(), receipt(5, 6, 0, 15));
     assert_eq!(sum(&store, &GpuFilter::default()).await, 15 * 2 * HOUR);
     // Another segment of a booking is another, and what differs does not count.
     let mut second = segment(3);
     second.number = 1;
     let mut other = segment(4);
     other.segment.devices = 8;
-    let mixed =
-        Segments { archive: "one".to_owned(), segments: vec![second.clone(), other.clone(), other, segment(2)] };
-    assert_eq!(store.put_segments(mixed).await.unwrap(), receipt(1, 2, 1));
+    let mixed = loose("one", vec![second.clone(), other.clone(), other, segment(2)]);
+    assert_eq!(store.put_segments(mixed).await.unwrap(), receipt(1, 2, 1, 15));
     let mut differs = second;
     differs.segment.tenant = "somebody".into();
-    let twice = Segments { archive: "one".to_owned(), segments: vec![segment(90), differs] };
-    assert_eq!(store.put_segments(twice).await.unwrap(), receipt(1, 0, 1));
+    let twice = loose("one", vec![segment(90), differs]);
+    assert_eq!(store.put_segments(twice).await.unwrap(), receipt(1, 0, 1, 15));
     assert_eq!(sum(&store, &GpuFilter::default()).await, 17 * 2 * HOUR);
     // An archive that was put back from a backup has it elsewhere: it is the same segment.
-    let elsewhere = Segments { archive: "two".to_owned(), segments: vec![EndedSegment { place: 99, ..segment(1) }] };
-    assert_eq!(store.put_segments(elsewhere).await.unwrap(), receipt(0, 1, 0));
+    let elsewhere = loose("two", vec![EndedSegment { place: 99, ..segment(1) }]);
+    assert_eq!(store.put_segments(elsewhere).await.unwrap(), receipt(0, 1, 0, 0));
     // Another store of the same place has it.
     drop(store);
     let store = home.open().await;
@@ -129,7 +134,7 @@ async fn gpu_time_is_summed_by_time_place_and_group(#[values(Kind::Sqlite, Kind:
     };
     let rows = ["tenant-0", "tenant-1", "tenant-2"].map(|tenant| [row(tenant, "h100", 2), row(tenant, "h200", 2)]);
     let usage = store.gpu_usage(&all, &[GpuGroup::Sku, GpuGroup::Tenant, GpuGroup::Sku]).await.unwrap();
-    assert_eq!(usage, GpuUsage { rows: rows.concat(), forgotten_before_ms: None });
+    assert_eq!(usage, GpuUsage { rows: rows.concat(), ..GpuUsage::default() });
     let usage = store.gpu_usage(&one, &GpuGroup::ALL).await.unwrap();
     assert_eq!(usage.rows.len(), 4);
     assert_eq!(usage.rows[0].reservation.as_deref(), Some("train-1"));
@@ -146,10 +151,11 @@ async fn old_segments_are_forgotten_and_stay_so(#[values(Kind::Sqlite, Kind::Pos
     // Two days of segments, and a record of the first.
     assert_eq!(store.forget_before(third + 5).await.unwrap(), Forgotten { days: 2, records: 7 });
     let late = store.put_segments(posted(0..12)).await.unwrap();
-    assert_eq!(late, Receipt { stored: 0, known: 6, differing: 0, forgotten: 6 });
+    let forgotten = Receipt { stored: 0, known: 6, differing: 0, forgotten: 6 };
+    assert_eq!(late, SegmentReceipt { receipt: forgotten, bookings: 12 });
     let usage = store.gpu_usage(&GpuFilter::default(), &[]).await.unwrap();
     let rows = vec![GpuRow { device_milliseconds: 6 * 2 * HOUR, ..GpuRow::default() }];
-    assert_eq!(usage, GpuUsage { rows, forgotten_before_ms: Some(third) });
+    assert_eq!(usage, GpuUsage { rows, forgotten_before_ms: Some(third), ..GpuUsage::default() });
 }
 
 #[rstest]
@@ -187,20 +193,62 @@ async fn gpu_time_without_room_is_no_sum(#[values(Kind::Sqlite, Kind::Postgres)]
     assert!(matches!(error, Error::Overflow), "{error}");
 }
 
-/// A store of the version before has records and no segments: it is brought to this one, and keeps what it has.
+/// A store says itself how far it has an archive, so that one that is exchanged, or brought back from a copy, is found out; and sums no more than that.
+#[rstest]
+#[tokio::test]
+async fn a_store_says_what_it_has(#[values(Kind::Sqlite, Kind::Postgres)] kind: Kind) {
+    let home = Home::new(kind);
+    let store = home.open().await;
+    let ask = async || store.put_segments(loose("one", Vec::new())).await.unwrap().bookings;
+    let told = async || {
+        let filter = GpuFilter { before: vec![("one".to_owned(), 100)], ..GpuFilter::default() };
+        let usage = store.gpu_usage(&filter, &[]).await.unwrap();
+        assert_eq!(usage.archives.len(), 1);
+        let HeldArchive { archive, bookings, lost_before_ms } = usage.archives[0].clone();
+        assert_eq!(archive, "one");
+        (bookings, usage.rows[0].device_milliseconds / (2 * HOUR), lost_before_ms)
+    };
+    assert_eq!((ask().await, told().await), (0, (0, 0, None)));
+    // What comes to another store than the one before it begins in the middle: it is stored, and is not all.
+    assert_eq!(store.put_segments(posted(5..8)).await.unwrap(), receipt(3, 0, 0, 0));
+    assert_eq!((ask().await, told().await), (0, (0, 0, None)));
+    // From the start, a booking without a segment among them.
+    let mut first = posted(0..6);
+    first.segments.remove(2);
+    assert_eq!(store.put_segments(first).await.unwrap(), receipt(4, 1, 0, 6));
+    assert_eq!((ask().await, told().await), (6, (6, 5, None)));
+    assert_eq!(store.put_segments(posted(6..9)).await.unwrap().bookings, 9);
+    assert_eq!(store.put_segments(posted(3..4)).await.unwrap().bookings, 9, "again");
+    // A gap is no loss while the ledger has what is missing; and one once it has not.
+    assert_eq!(store.put_segments(posted(11..12)).await.unwrap().bookings, 9);
+    assert_eq!(told().await, (9, 8, None));
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    let before = i64::try_from(since.as_millis()).unwrap();
+    let rest = Segments { oldest: true, ..posted(11..13) };
+    assert_eq!(store.put_segments(rest).await.unwrap(), receipt(1, 1, 0, 13));
+    let (bookings, sum, lost_before_ms) = told().await;
+    assert_eq!((bookings, sum), (13, 10));
+    assert!((before..=before + 60_000).contains(&lost_before_ms.unwrap()), "{lost_before_ms:?}");
+    // It is said for ever, and nothing more is lost by what follows.
+    assert_eq!(store.put_segments(Segments { oldest: true, ..posted(13..14) }).await.unwrap().bookings, 14);
+    assert_eq!(told().await, (14, 11, lost_before_ms));
+}
+
+/// A store of the version before has segments, and does not say how far: it is brought to this one, and keeps what it has.
 #[rstest]
 #[tokio::test]
 async fn a_store_of_the_version_before_is_migrated(#[values(Kind::Sqlite, Kind::Postgres)] kind: Kind) {
     let home = Home::new(kind);
     let store = home.open().await;
     store.put(crate::records(0..5)).await.unwrap();
+    store.put_segments(posted(0..2)).await.unwrap();
     drop(store);
     let known = schema_version(kind);
-    change(&home, &format!("DROP TABLE segments; DELETE FROM schema_version WHERE version = {known}"));
+    change(&home, &format!("DROP TABLE archives; DELETE FROM schema_version WHERE version = {known}"));
     let older = Store::open(&home.place(), spillway_usage::store::Migration::Refuse).await.err().unwrap();
     assert!(matches!(older, Error::Older { found, .. } if found == known - 1), "{older}");
     let store = home.open().await;
-    assert_eq!(store.put_segments(posted(0..3)).await.unwrap(), receipt(3, 0, 0));
+    assert_eq!(store.put_segments(posted(2..3)).await.unwrap(), receipt(1, 0, 0, 3));
     let summary = store.check().await.unwrap();
     assert_eq!((summary.version, summary.records, summary.segments), (known, 5, 3));
 }
@@ -229,7 +277,10 @@ async fn the_api_takes_segments_and_gives_sums(#[values(Kind::Sqlite, Kind::Post
     assert_eq!(served.metric("segments_total{result=\"known\"}").await, 1_500);
     let (status, answer) = served.ask(Method::GET, "/v1/gpu?by=tier&before=one:100", "").await;
     let row = json!({"tier": "Committed", "deviceMilliseconds": 100 * 2 * HOUR});
-    assert_eq!((status, answer), (StatusCode::OK, json!({"rows": [row]})));
+    assert_eq!(
+        (status, answer),
+        (StatusCode::OK, json!({"rows": [row], "archives": [{"archive": "one", "bookings": 500}]}))
+    );
     let (status, answer): (_, Value) = served.ask(Method::GET, "/v1/gpu?by=day", "").await;
     assert_eq!(status, StatusCode::BAD_REQUEST, "{answer}");
     let mut spoilt = posted(0..1);
