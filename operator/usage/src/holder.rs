@@ -5,6 +5,9 @@
 //! that nothing was renewed, and only if that is still so ([`Seat`] is compared and swapped). What it saw first was renewed before, so the other one has
 //! stopped by then, whether it knows of it or not.
 
+/// Looks between two that are followed on: after more that failed, the time for which the seat stays as it is begins anew.
+const MOST_LOOKS_MISSED: u64 = 4;
+
 /// How long a term is.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Config {
@@ -39,10 +42,21 @@ pub struct Seat {
 pub struct Election {
     config: Config,
     me: String,
-    /// The seat as it was read last, and when it was first read so.
-    seen: Option<(Seat, u64)>,
+    /// The seat as it was read last.
+    seen: Option<Seen>,
+    /// Nothing is taken before then: the database has lost writes, and with them perhaps that somebody took it.
+    doubtful_until_ms: u64,
     /// Until when we hold it.
     until_ms: Option<u64>,
+}
+
+#[derive(Debug)]
+struct Seen {
+    seat: Seat,
+    /// Since when it was read so, again and again.
+    since_ms: u64,
+    /// When it was read last.
+    read_ms: u64,
 }
 
 /// What to do next.
@@ -57,7 +71,7 @@ pub enum Step {
 impl Election {
     /// What one knows that starts now, under a name that none had before.
     pub fn new(config: Config, me: String) -> Self {
-        Self { config, me, seen: None, until_ms: None }
+        Self { config, me, seen: None, doubtful_until_ms: 0, until_ms: None }
     }
 
     /// Our name.
@@ -90,13 +104,21 @@ impl Election {
 
     /// The seat was read, and `now_ms` is after it. The one to swap for ours, if it is to be taken.
     pub fn read(&mut self, seat: Seat, now_ms: u64) -> Option<Seat> {
+        let Config { term_ms, margin_ms, look_ms } = self.config;
+        let wait_ms = term_ms.saturating_add(margin_ms);
+        // What was not looked at for a while may have been another meanwhile, in a database that has lost that since.
+        let is_gap = |seen: &Seen| now_ms.saturating_sub(seen.read_ms) > look_ms.saturating_mul(MOST_LOOKS_MISSED);
         let since_ms = match &self.seen {
-            Some((seen, since_ms)) if *seen == seat => *since_ms,
+            Some(seen) if seen.seat == seat && !is_gap(seen) => seen.since_ms,
+            Some(seen) if seen.seat.beat > seat.beat => {
+                self.doubtful_until_ms = now_ms.saturating_add(wait_ms);
+                now_ms
+            }
             _ => now_ms,
         };
         let waited_ms = now_ms.saturating_sub(since_ms);
-        let is_free = seat.holder.is_empty() || waited_ms >= self.config.term_ms.saturating_add(self.config.margin_ms);
-        self.seen = Some((seat.clone(), since_ms));
+        let is_free = (seat.holder.is_empty() || waited_ms >= wait_ms) && now_ms >= self.doubtful_until_ms;
+        self.seen = Some(Seen { seat: seat.clone(), since_ms, read_ms: now_ms });
         is_free.then_some(seat)
     }
 
@@ -112,7 +134,7 @@ impl Election {
 
     /// Where somebody else grants, as far as is known.
     pub fn other(&self) -> Option<&str> {
-        let (seat, _) = self.seen.as_ref()?;
+        let Seen { seat, .. } = self.seen.as_ref()?;
         (seat.holder != self.me && !seat.holder.is_empty() && !seat.address.is_empty()).then_some(seat.address.as_str())
     }
 }

@@ -39,6 +39,8 @@ const MOST_QUESTIONS: usize = 10_000;
 const BATCH: Duration = Duration::from_secs(45);
 /// How long a report may take.
 const REPORT: Duration = Duration::from_secs(150);
+/// For how long an answer of the store's holds.
+const PROBED: Duration = Duration::from_secs(1);
 /// How long the store may take to say that it is there.
 const PING: Duration = Duration::from_secs(3);
 
@@ -59,6 +61,8 @@ pub struct Service {
     metrics: Metrics,
     start: Instant,
     batches: Semaphore,
+    /// How the store was last, and when. Whoever asks meanwhile waits for the one that looks.
+    probed: tokio::sync::Mutex<Option<(Instant, Result<(), String>)>>,
 }
 
 impl Service {
@@ -89,6 +93,7 @@ impl Service {
             metrics,
             start: Instant::now(),
             batches: Semaphore::new(BATCHES),
+            probed: tokio::sync::Mutex::default(),
         })
     }
 
@@ -102,17 +107,22 @@ impl Service {
         &self.store
     }
 
-    /// Asks the store whether it is there, and shows it.
+    /// Asks the store whether it is there, and shows it; however many ask, it is asked once a second.
     ///
     /// # Errors
     ///
     /// Why it is not.
     pub async fn probe(&self) -> Result<(), String> {
+        let mut probed = self.probed.lock().await;
+        if let Some((_, answer)) = probed.as_ref().filter(|(at, _)| at.elapsed() < PROBED) {
+            return answer.clone();
+        }
         let answer = match tokio::time::timeout(PING, self.store.ping()).await {
             Ok(answer) => answer.map_err(|error| error.to_string()),
             Err(_) => Err(format!("no answer within {} s", PING.as_secs())),
         };
         self.metrics.store_up(answer.is_ok());
+        *probed = Some((Instant::now(), answer.clone()));
         answer
     }
 

@@ -10,14 +10,20 @@ fn seat(holder: &str, beat: i64) -> Seat {
     Seat { holder: holder.to_owned(), address: format!("http://{holder}"), beat }
 }
 
+/// Reads the same again and again, once a look, from the first time on until before the second.
+fn look(election: &mut Election, seat: &Seat, from_ms: u64, to_ms: u64) {
+    for now_ms in (from_ms..to_ms).step_by(1_000) {
+        assert_eq!(election.read(seat.clone(), now_ms), None, "{now_ms}");
+    }
+}
+
 #[test]
 fn a_seat_is_taken_when_nothing_was_renewed_for_a_term_and_more() {
     let mut election = Election::new(CONFIG, "b".to_owned());
     assert_eq!(election.step(0), Step::Read);
-    assert_eq!(election.read(seat("a", 1), 500), None);
+    look(&mut election, &seat("a", 1), 500, 11_000);
     assert_eq!(election.other(), Some("http://a"));
-    assert_eq!(election.read(seat("a", 2), 11_400), None, "it was renewed");
-    assert_eq!(election.read(seat("a", 2), 22_399), None);
+    look(&mut election, &seat("a", 2), 11_400, 22_400);
     assert_eq!(election.read(seat("a", 2), 22_400), Some(seat("a", 2)));
     election.taken(false, 22_400);
     assert!(!election.holds(22_400), "somebody else was faster");
@@ -26,6 +32,22 @@ fn a_seat_is_taken_when_nothing_was_renewed_for_a_term_and_more() {
     assert_eq!(election.read(Seat { holder: String::new(), ..seat("c", 4) }, 22_600).unwrap().beat, 4);
     election.taken(true, 22_600);
     assert!(election.holds(32_599) && !election.holds(32_600));
+}
+
+/// A database that was put back to before somebody took the seat says that nobody has renewed it, or that it is free.
+#[test]
+fn a_database_that_lost_writes_is_not_believed_for_a_term() {
+    // While the database was away, somebody may have taken the seat.
+    let mut election = Election::new(CONFIG, "b".to_owned());
+    look(&mut election, &seat("a", 1), 0, 9_000);
+    look(&mut election, &seat("a", 1), 60_000, 71_000);
+    assert_eq!(election.read(seat("a", 1), 71_000), Some(seat("a", 1)));
+    // Somebody had, and has not been seen since.
+    let empty = Seat { holder: String::new(), ..seat("", 2) };
+    let mut election = Election::new(CONFIG, "b".to_owned());
+    assert_eq!(election.read(seat("c", 3), 0), None);
+    look(&mut election, &empty, 1_000, 12_000);
+    assert_eq!(election.read(empty.clone(), 12_000), Some(empty));
 }
 
 #[test]

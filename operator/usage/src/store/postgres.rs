@@ -2,6 +2,7 @@
 //! of it is asked again: also a batch of which nobody knows whether it was stored, for its ids make that harmless.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::{Deref, DerefMut};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -9,6 +10,7 @@ use std::time::Duration;
 use spillway_metering::shipping::{GpuUsage, Receipt, SegmentReceipt};
 use spillway_metering::tokens::{RequestId, UsageRecord};
 use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::tls::TlsStream;
@@ -27,8 +29,12 @@ use super::{
 
 /// The version of the schema that this program knows. Stores of older ones are migrated, of newer ones refused.
 const SCHEMA_VERSION: i32 = 4;
-/// Connections of one service.
-const CONNECTIONS: usize = 8;
+/// Connections of one service that write at once, and that look at many rows: however long these take, batches have their places. There are two more at most,
+/// of [`Postgres::once`].
+const WRITERS: usize = 8;
+const READERS: usize = 4;
+/// Connections that are kept.
+const IDLE: usize = 8;
 /// How long a connection may take to be made.
 const CONNECT: Duration = Duration::from_secs(5);
 /// How long what is tried once may take.
@@ -93,15 +99,36 @@ pub struct Postgres {
     config: Arc<Config>,
     trust: Trust,
     /// Connections that nobody uses.
-    idle: Arc<Mutex<Vec<Client>>>,
-    places: Arc<Semaphore>,
+    idle: Arc<Mutex<Vec<Link>>>,
+    writers: Arc<Semaphore>,
+    readers: Arc<Semaphore>,
+}
+
+/// A connection. It is closed at once when this is dropped, also while it waits for an answer: the server, which looks for that, then ends what it does.
+struct Link {
+    client: Client,
+    _connection: JoinSet<()>,
+}
+
+impl Deref for Link {
+    type Target = Client;
+
+    fn deref(&self) -> &Client {
+        &self.client
+    }
+}
+
+impl DerefMut for Link {
+    fn deref_mut(&mut self) -> &mut Client {
+        &mut self.client
+    }
 }
 
 /// Does a step with a connection, again and again while it may help. A connection that a step failed on, or that nobody waits for any more, is not
 /// used again: what state it is in is not known.
 macro_rules! retry {
-    ($store:expr, $action:literal, $limit:expr, |$client:ident| $step:expr) => {{
-        let _place = $store.places.acquire().await.map_err(|_| Error::Closed)?;
+    ($store:ident.$places:ident, $action:literal, $limit:expr, |$client:ident| $step:expr) => {{
+        let _place = $store.$places.acquire().await.map_err(|_| Error::Closed)?;
         let mut pause = Pause::new();
         loop {
             let attempt = async {
@@ -136,26 +163,27 @@ impl Postgres {
             config: Arc::new(config),
             trust,
             idle: Arc::new(Mutex::new(Vec::new())),
-            places: Arc::new(Semaphore::new(CONNECTIONS)),
+            writers: Arc::new(Semaphore::new(WRITERS)),
+            readers: Arc::new(Semaphore::new(READERS)),
         };
-        retry!(store, "migrating the schema", LONG, |client| migrate(&mut client, migration))?;
+        retry!(store.writers, "migrating the schema", LONG, |client| migrate(&mut client, migration))?;
         Ok(store)
     }
 
     pub(super) async fn put(&self, batch: &Batch) -> Result<(Receipt, Vec<RequestId>), Error> {
-        retry!(self, "storing records", WRITE, |client| put(&mut client, batch))
+        retry!(self.writers, "storing records", WRITE, |client| put(&mut client, batch))
     }
 
     pub(super) async fn put_segments(&self, batch: &SegmentBatch) -> Result<(SegmentReceipt, Vec<SegmentId>), Error> {
-        retry!(self, "storing segments", WRITE, |client| put_segments(&mut client, batch))
+        retry!(self.writers, "storing segments", WRITE, |client| put_segments(&mut client, batch))
     }
 
     pub(super) async fn gpu_usage(&self, filter: &GpuFilter, groups: &[GpuGroup]) -> Result<GpuUsage, Error> {
-        retry!(self, "summing GPU time", LONG, |client| gpu_usage(&mut client, filter, groups))
+        retry!(self.readers, "summing GPU time", LONG, |client| gpu_usage(&mut client, filter, groups))
     }
 
     pub(super) async fn usage(&self, filter: &Filter, groups: &[Group]) -> Result<Vec<Usage>, Error> {
-        retry!(self, "summing usage", LONG, |client| usage(&mut client, filter, groups))
+        retry!(self.readers, "summing usage", LONG, |client| usage(&mut client, filter, groups))
     }
 
     pub(super) async fn records(
@@ -164,15 +192,15 @@ impl Postgres {
         after: Option<RequestId>,
         limit: u32,
     ) -> Result<Vec<UsageRecord>, Error> {
-        retry!(self, "reading records", LONG, |client| records(&mut client, filter, after, limit))
+        retry!(self.readers, "reading records", LONG, |client| records(&mut client, filter, after, limit))
     }
 
     pub(super) async fn forget_before(&self, day: i64) -> Result<Forgotten, Error> {
-        retry!(self, "remembering what is forgotten", WRITE, |client| remember_forgotten(&mut client, day))?;
+        retry!(self.writers, "remembering what is forgotten", WRITE, |client| remember_forgotten(&mut client, day))?;
         let (mut forgotten, mut days) = (Forgotten::default(), BTreeSet::new());
         for table in DATED {
             while let Some((first, records)) =
-                retry!(self, "forgetting old days", LONG, |client| forget_some(&mut client, &table, day))?
+                retry!(self.writers, "forgetting old days", LONG, |client| forget_some(&mut client, &table, day))?
             {
                 days.insert(first);
                 forgotten.records = forgotten.records.saturating_add(records);
@@ -204,10 +232,10 @@ impl Postgres {
     }
 
     pub(super) async fn check(&self) -> Result<Summary, Error> {
-        retry!(self, "counting records", LONG, |client| check(&mut client))
+        retry!(self.readers, "counting records", LONG, |client| check(&mut client))
     }
 
-    async fn take(&self) -> Result<Client, Error> {
+    async fn take(&self) -> Result<Link, Error> {
         loop {
             let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
             match idle {
@@ -218,14 +246,14 @@ impl Postgres {
         }
     }
 
-    fn give(&self, client: Client) {
+    fn give(&self, client: Link) {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        if idle.len() < CONNECTIONS {
+        if idle.len() < IDLE {
             idle.push(client);
         }
     }
 
-    async fn connect(&self) -> Result<Client, Error> {
+    async fn connect(&self) -> Result<Link, Error> {
         let slow = Error::Slow { action: "connecting to PostgreSQL", seconds: CONNECT.as_secs() };
         let connecting = async {
             match self.trust.connector().await? {
@@ -239,25 +267,27 @@ impl Postgres {
             }
         };
         let client = tokio::time::timeout(CONNECT, connecting).await.map_err(|_| slow)??;
-        // What is answered is durable, whatever the server's default is; a stronger one stays. A step that we gave up on ends there, too.
+        // What is answered is durable, whatever the server's default is; a stronger one stays. A step that we gave up on ends there, too: soon where the
+        // server can look for its client (from version 14 on, on Linux), or else after a while.
         let settings = "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'; \
-             SET statement_timeout = '120s'; SET idle_in_transaction_session_timeout = '120s'; SET lock_timeout = '10s'";
+             SELECT set_config(name, '2s', false) FROM pg_settings WHERE name = 'client_connection_check_interval'; SET statement_timeout = '120s'; SET idle_in_transaction_session_timeout = '120s'; SET lock_timeout = '10s'";
         client.batch_execute(settings).await.map_err(sql("connecting to PostgreSQL"))?;
         Ok(client)
     }
 }
 
 /// Lets a connection do its work, until its client is gone.
-fn follow<Stream>((client, connection): (Client, Connection<Socket, Stream>)) -> Client
+fn follow<Stream>((client, connection): (Client, Connection<Socket, Stream>)) -> Link
 where
     Stream: TlsStream + Unpin + Send + 'static,
 {
-    tokio::spawn(async move {
+    let mut following = JoinSet::new();
+    following.spawn(async move {
         if let Err(error) = connection.await {
             tracing::info!(%error, "a connection to PostgreSQL ended");
         }
     });
-    client
+    Link { client, _connection: following }
 }
 
 /// Pauses that grow, until patience ends.

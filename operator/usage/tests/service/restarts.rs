@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use spillway_metering::shipping::Receipt;
-use spillway_usage::store::{Migration, Store};
+use spillway_usage::store::{GpuFilter, Migration, Store};
 
 use crate::postgres::Server;
 use crate::{all, record, records};
@@ -84,4 +84,41 @@ async fn a_server_that_is_away_is_waited_for_and_then_told_of() {
     tokio::task::spawn_blocking(move || start.start_again()).await.unwrap();
     assert_eq!(waiting.await.unwrap().unwrap(), Receipt { stored: 10, known: 10, ..Receipt::default() });
     store.ping().await.unwrap();
+}
+
+/// What nobody waits for any more ends at the server too, with its connection; and reports, however many wait, take no place from batches.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_given_up_on_ends_at_the_server() {
+    let server = Arc::new(Server::start());
+    let database = server.new_database();
+    let store = open(&server, &database).await;
+    let (holder, connection) = tokio_postgres::connect(&server.url(&database), tokio_postgres::NoTls).await.unwrap();
+    tokio::spawn(connection);
+    holder.batch_execute("BEGIN; LOCK TABLE segments IN ACCESS EXCLUSIVE MODE").await.unwrap();
+    let mut reports = tokio::task::JoinSet::new();
+    for _ in 0..20 {
+        let store = store.clone();
+        reports.spawn(async move { store.gpu_usage(&GpuFilter::default(), &[]).await.map(drop) });
+    }
+    let connections = async || {
+        let count = "SELECT count(*) FILTER (WHERE wait_event_type = 'Lock'), count(*) FROM pg_stat_activity \
+             WHERE datname = current_database() AND application_name = 'spillway-usage'";
+        let row = holder.query_one(count, &[]).await.unwrap();
+        (row.get::<_, i64>(0), row.get::<_, i64>(1))
+    };
+    let begun = std::time::Instant::now();
+    while connections().await.0 == 0 {
+        assert!(begun.elapsed().as_secs() < 5, "no report waits");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    assert_eq!(store.put(records(0..10)).await.unwrap().stored, 10);
+    let (waiting, all) = connections().await;
+    assert!((1..=4).contains(&waiting) && all <= 6, "{waiting} wait, of {all}");
+    // Long before the lock would be given up on, after ten seconds.
+    reports.shutdown().await;
+    let begun = std::time::Instant::now();
+    while connections().await.0 > 0 {
+        assert!(begun.elapsed().as_secs() < 6, "{:?} connections are left", connections().await);
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
 }
