@@ -49,6 +49,11 @@ pub(crate) fn is_authority_due(authority: &Pair, now: Timestamp) -> bool {
     !is_good(&authority.certificate, now, AUTHORITY_LEFT_DAYS, None) || !is_whole(authority)
 }
 
+/// Whether a certificate can be read and is valid now.
+pub(crate) fn is_valid(certificate: &str, now: Timestamp) -> bool {
+    is_good(certificate, now, 0, None)
+}
+
 /// A new CA.
 ///
 /// # Errors

@@ -97,11 +97,13 @@ pub(crate) async fn caller(context: &Context) -> Result<Caller, String> {
     let namespace = context.config.namespace.as_str();
     let secrets: Api<Secret> = Api::namespaced(context.client.clone(), namespace);
     let now = Timestamp::now();
-    let authority = keep_authority(&secrets, now).await.map_err(|error| said(&error))?;
+    let found = call("reading the CA of gateways and usage service", secrets.get_opt(USAGE_CA_SECRET)).await;
+    let found = found.map_err(|error| said(&error))?.as_ref().and_then(|found| Authority::read(found, now));
+    let authority = found.ok_or_else(|| format!("Secret {USAGE_CA_SECRET} has no CA yet: it is made soon"))?;
     let uses = &[ExtendedKeyUsagePurpose::ClientAuth];
     let subject = Subject { common_name: OPERATOR, dns_name: format!("{OPERATOR}.{namespace}.svc"), uses };
-    let own = certificate::sign(AUTHORITY, &authority, &subject, now).map_err(|error| said(&error))?;
-    let identity = spillway_tls::Client::of(&own.certificate, &own.key, &authority.certificate);
+    let own = certificate::sign(AUTHORITY, &authority.pair, &subject, now).map_err(|error| said(&error))?;
+    let identity = spillway_tls::Client::of(&own.certificate, &own.key, &authority.trusted());
     let identity = identity.map_err(|error| said(&error))?;
     Caller::new(identity, &format!("{USAGE_SERVICE}.{namespace}.svc")).map_err(|error| said(&error))
 }
@@ -113,32 +115,68 @@ async fn keep_once(context: &Context) -> Result<(), Error> {
     let authority = keep_authority(&secrets, now).await?;
     for (name, subject) in subjects(namespace) {
         let found = call("reading a certificate", secrets.get_opt(name)).await?;
-        if found.as_ref().is_some_and(|found| is_good(found, &authority, &subject, now)) {
+        let good = found.as_ref().and_then(|found| good(found, &authority, &subject, now));
+        let trusted = authority.trusted();
+        if good.is_some() && found.as_ref().and_then(|found| file(found, "ca.crt")).as_ref() == Some(&trusted) {
             continue;
         }
-        let made = certificate::sign(AUTHORITY, &authority, &subject, now)?;
-        let files =
-            [("ca.crt", authority.certificate.as_str()), ("tls.crt", &made.certificate), ("tls.key", &made.key)];
+        let pair = match good {
+            Some(good) => good,
+            None => certificate::sign(AUTHORITY, &authority.pair, &subject, now)?,
+        };
+        let files = [("ca.crt", trusted.as_str()), ("tls.crt", &pair.certificate), ("tls.key", &pair.key)];
         write(&secrets, name, found, &files).await?;
     }
     Ok(())
 }
 
-fn is_good(found: &Secret, authority: &Pair, subject: &Subject<'_>, now: Timestamp) -> bool {
-    let read = || Some(Pair { certificate: file(found, "tls.crt")?, key: file(found, "tls.key")? });
-    file(found, "ca.crt").is_some_and(|trusted| trusted == authority.certificate)
-        && read().is_some_and(|known| !certificate::is_due(&known, &authority.certificate, &subject.dns_name, now))
+/// The certificate of a Secret, if it is good: of this CA or of the one before, which both sides trust on, so that none is replaced before all have heard of
+/// another CA.
+fn good(found: &Secret, authority: &Authority, subject: &Subject<'_>, now: Timestamp) -> Option<Pair> {
+    let known = Pair { certificate: file(found, "tls.crt")?, key: file(found, "tls.key")? };
+    authority.all().any(|one| !certificate::is_due(&known, one, &subject.dns_name, now)).then_some(known)
 }
 
-async fn keep_authority(secrets: &Api<Secret>, now: Timestamp) -> Result<Pair, Error> {
-    let found = call("reading the CA of gateways and usage service", secrets.get_opt(USAGE_CA_SECRET)).await?;
-    let read = |found: &Secret| Some(Pair { certificate: file(found, "ca.crt")?, key: file(found, "ca.key")? });
-    let known = found.as_ref().and_then(read);
-    if let Some(known) = known.filter(|known| !certificate::is_authority_due(known, now)) {
-        return Ok(known);
+/// The CA, and the one before it while that is valid: certificates that it signed are shown until they are replaced.
+struct Authority {
+    pair: Pair,
+    before: Option<String>,
+}
+
+impl Authority {
+    fn read(found: &Secret, now: Timestamp) -> Option<Self> {
+        let pair = Pair { certificate: file(found, "ca.crt")?, key: file(found, "ca.key")? };
+        let before = file(found, "before.crt").filter(|before| certificate::is_valid(before, now));
+        Some(Self { pair, before })
     }
-    let made = certificate::make_authority(AUTHORITY, now)?;
-    write(secrets, USAGE_CA_SECRET, found, &[("ca.crt", &made.certificate), ("ca.key", &made.key)]).await?;
+
+    fn all(&self) -> impl Iterator<Item = &str> {
+        [self.pair.certificate.as_str()].into_iter().chain(self.before.as_deref())
+    }
+
+    /// What both sides take certificates of.
+    fn trusted(&self) -> String {
+        self.all().collect()
+    }
+}
+
+/// A new CA after one that is due. One that only ends soon is trusted on; one that cannot be read, or was deleted, is not.
+fn make_authority(known: Option<Authority>, now: Timestamp) -> Result<Authority, certificate::Error> {
+    let before = known.map(|known| known.pair.certificate).filter(|before| certificate::is_valid(before, now));
+    Ok(Authority { pair: certificate::make_authority(AUTHORITY, now)?, before })
+}
+
+async fn keep_authority(secrets: &Api<Secret>, now: Timestamp) -> Result<Authority, Error> {
+    let found = call("reading the CA of gateways and usage service", secrets.get_opt(USAGE_CA_SECRET)).await?;
+    let known = found.as_ref().and_then(|found| Authority::read(found, now));
+    let known = match known {
+        Some(known) if !certificate::is_authority_due(&known.pair, now) => return Ok(known),
+        known => known,
+    };
+    let made = make_authority(known, now)?;
+    let mut files = vec![("ca.crt", made.pair.certificate.as_str()), ("ca.key", &made.pair.key)];
+    files.extend(made.before.as_deref().map(|before| ("before.crt", before)));
+    write(secrets, USAGE_CA_SECRET, found, &files).await?;
     Ok(made)
 }
 
@@ -154,18 +192,42 @@ mod tests {
     #[test]
     fn a_certificate_is_made_anew_with_its_authority() {
         let now: Timestamp = "2026-11-27T12:00:00Z".parse().unwrap();
-        let [authority, other] = [(); 2].map(|()| certificate::make_authority(AUTHORITY, now).unwrap());
+        let [authority, other] = [(); 2].map(|()| make_authority(None, now).unwrap());
         let [(_, usage), (_, gateway)] = subjects("spillway-system");
         assert_eq!(usage.dns_name, "spillway-usage.spillway-system.svc");
         assert_eq!(gateway.dns_name, "spillway-gateway.spillway-system.svc");
-        let made = certificate::sign(AUTHORITY, &authority, &gateway, now).unwrap();
-        let files =
-            [("ca.crt", authority.certificate.as_str()), ("tls.crt", &made.certificate), ("tls.key", &made.key)];
-        let good = secret(&files);
-        assert!(is_good(&good, &authority, &gateway, now));
-        assert!(!is_good(&good, &other, &gateway, now), "of an authority that is gone");
-        assert!(!is_good(&good, &authority, &usage, now), "of somebody else");
-        assert!(!is_good(&secret(&files[..2]), &authority, &gateway, now), "without its key");
-        assert!(!is_good(&Secret::default(), &authority, &gateway, now));
+        let made = certificate::sign(AUTHORITY, &authority.pair, &gateway, now).unwrap();
+        let files = [("tls.crt", made.certificate.as_str()), ("tls.key", &made.key)];
+        let is_good = |found: &Secret, authority: &Authority, subject: &Subject<'_>| {
+            good(found, authority, subject, now).is_some()
+        };
+        assert!(is_good(&secret(&files), &authority, &gateway));
+        assert!(!is_good(&secret(&files), &other, &gateway), "of an authority that is gone");
+        assert!(!is_good(&secret(&files), &authority, &usage), "of somebody else");
+        assert!(!is_good(&secret(&files[..1]), &authority, &gateway), "without its key");
+        assert!(!is_good(&Secret::default(), &authority, &gateway));
+    }
+
+    /// While the CA changes, what either has signed is taken; and a certificate is replaced when its own time comes.
+    #[test]
+    fn a_ca_that_is_replaced_is_trusted_on() {
+        let at = |day: &str| -> Timestamp { format!("{day}T12:00:00Z").parse().unwrap() };
+        let (begin, due, end) = (at("2026-11-27"), at("2035-12-01"), at("2036-12-01"));
+        let first = make_authority(None, begin).unwrap();
+        assert_eq!(first.trusted(), first.pair.certificate);
+        assert!(certificate::is_authority_due(&first.pair, due));
+        let [(_, usage), _] = subjects("spillway-system");
+        let shown = certificate::sign(AUTHORITY, &first.pair, &usage, at("2035-11-20")).unwrap();
+        let old = first.pair.certificate.clone();
+        let second = make_authority(Some(first), due).unwrap();
+        assert_eq!(second.trusted(), format!("{}{old}", second.pair.certificate));
+        let files = [("tls.crt", shown.certificate.as_str()), ("tls.key", &shown.key)];
+        assert!(good(&secret(&files), &second, &usage, due).is_some());
+        assert!(good(&secret(&files), &second, &usage, at("2036-02-01")).is_none(), "its own time is over");
+        // What is in the Secret says the same; and what has ended is trusted no more.
+        let pair = &second.pair;
+        let kept = secret(&[("ca.crt", &pair.certificate), ("ca.key", &pair.key), ("before.crt", &old)]);
+        assert_eq!(Authority::read(&kept, due).unwrap().trusted(), second.trusted());
+        assert_eq!(Authority::read(&kept, end).unwrap().trusted(), pair.certificate);
     }
 }

@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 use spillway_metering::shipping::{Receipt, Shipment as Posted};
 use spillway_metering::tokens::{GatewayName, UsageRecord};
 use spillway_tls::Caller;
+use tokio::task::JoinSet;
 
 use crate::proxy::Gateway;
 use crate::wal::{self, Aside, Reader, Refused, Shipment};
@@ -121,11 +122,18 @@ pub async fn ship(gateway: Arc<Gateway>, service: UsageService, name: GatewayNam
     let mut durable = gateway.wal().durable();
     let mut reader = gateway.wal().reader();
     let mut pause = PAUSE;
-    match store_aside(&service, &name, gateway.wal().aside()).await {
-        Ok(0) => {}
-        Ok(stored) => tracing::info!(stored, "bills that were set aside are stored now"),
-        Err(why) => tracing::warn!(why, "bills that are set aside could not be tried again"),
-    }
+    // Beside the others: there may be many, and they go one by one.
+    let mut trying = JoinSet::new();
+    trying.spawn({
+        let (service, name, aside) = (service.clone(), name.clone(), Arc::clone(gateway.wal().aside()));
+        async move {
+            match store_aside(&service, &name, &aside).await {
+                Ok(0) => {}
+                Ok(stored) => tracing::info!(stored, "bills that were set aside are stored now"),
+                Err(why) => tracing::warn!(why, "bills that are set aside could not be tried again"),
+            }
+        }
+    });
     loop {
         let shipment = match read(reader).await {
             Ok((back, shipment)) => {

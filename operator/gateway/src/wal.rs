@@ -280,7 +280,7 @@ impl Wal {
         }
         let _lock = files::lock(directory)?;
         let recovery = recovery::look(directory)?;
-        Ok(Look { recovery, set_aside: Aside::read(directory)?.0.len() })
+        Ok(Look { recovery, set_aside: Aside::read(directory)?.0.count() })
     }
 
     /// The bills that the usage service does not take.

@@ -1107,3 +1107,33 @@ fn fuzzed() {
     }
     assert!(count >= 4, "{count} seeds");
 }
+
+/// A line that is no bill, or only a part of one, stops nothing, and is kept for somebody to look at.
+#[test]
+fn what_is_set_aside_is_read_beside_what_is_damaged() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("refused.jsonl");
+    let refused = |number| Refused { why: "too long a name".to_owned(), record: bill(number, 5) };
+    let aside = Aside::open(folder.path()).unwrap();
+    for number in 0..4 {
+        aside.put(refused(number)).unwrap();
+    }
+    aside.put(refused(2)).unwrap();
+    assert_eq!((aside.count(), aside.all()), (4, (0..4).map(refused).collect()));
+    drop(aside);
+    // One line is damaged, and the last one is torn.
+    let text = std::fs::read_to_string(&file).unwrap();
+    let lines: Vec<&str> = text.lines().collect();
+    let damaged = format!("{}\n{}{}\n{}\n{}", lines[0], &lines[1][..9], lines[1], lines[2], &lines[3][..20]);
+    std::fs::write(&file, &damaged).unwrap();
+    let aside = Aside::open(folder.path()).unwrap();
+    assert_eq!((aside.count(), aside.all()), (3, vec![refused(0), refused(2)]));
+    // What is stored goes, and nothing else.
+    aside.forget(&[refused(0).record.opening.id, refused(7).record.opening.id]).unwrap();
+    aside.put(refused(8)).unwrap();
+    drop(aside);
+    let aside = Aside::open(folder.path()).unwrap();
+    assert_eq!((aside.count(), aside.all()), (3, vec![refused(2), refused(8)]));
+    let text = std::fs::read_to_string(&file).unwrap();
+    assert!(text.contains(&format!("{}{}", &lines[1][..9], lines[1])), "{text}");
+}
