@@ -179,9 +179,12 @@ impl Stage {
         request.header("content-type", "application/json").body(body)
     }
 
-    /// The status and the text of an answer; 0 where it broke off.
+    /// The status and the text of an answer; 0, and why, where it broke off.
     async fn send(&self, request: reqwest::RequestBuilder) -> (u16, String) {
-        let Ok(answer) = request.send().await else { return (0, String::new()) };
+        let answer = match request.send().await {
+            Ok(answer) => answer,
+            Err(error) => return (0, format!("{:#}", anyhow::Error::from(error))),
+        };
         let status = answer.status().as_u16();
         (status, answer.text().await.unwrap_or_default())
     }

@@ -3,10 +3,12 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
+use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::kube_aggregator::pkg::apis::apiregistration::v1::APIService;
 use kube::ResourceExt as _;
 use kube::api::{Api, ListParams, Patch, PatchParams};
@@ -36,7 +38,8 @@ pub(crate) async fn cycles(spillway: &Spillway<'_>, gateway: &Arc<Client>) -> Re
     let spec = json!({
         "model": {"name": "smollm2", "version": "q4"},
         "capacity": {"reservation": "nap", "burst": {"maxReplicas": 1}},
-        "replicas": 0, "drain": "5s", "scaling": scaling,
+        // Two answers that wait for one another, on a machine that does other things as well.
+        "replicas": 0, "drain": "8s", "scaling": scaling,
     });
     create(&api, json!({"metadata": {"name": "sleeper"}, "spec": spec})).await?;
     let status = |endpoint: ModelEndpoint| endpoint.status.unwrap_or_default();
@@ -61,9 +64,15 @@ pub(crate) async fn cycles(spillway: &Spillway<'_>, gateway: &Arc<Client>) -> Re
         "{served} requests in {:.1?}, none refused or cut; {count} wakes were decided in {sum} s together",
         begun.elapsed()
     );
-    // What it has goes with it.
-    let two = Patch::Merge(json!({"spec": {"replicas": 2, "scaling": null}}));
-    api.patch("sleeper", &PatchParams::default(), &two).await.context("wanting two replicas")?;
+    // What it has goes with it. Its autoscaler goes first: one that is in the middle of a decision still writes that.
+    let change = |spec: Value| {
+        let (api, patch) = (api.clone(), Patch::Merge(json!({"spec": spec})));
+        async move { api.patch("sleeper", &PatchParams::default(), &patch).await.context("changing the endpoint").map(drop) }
+    };
+    change(json!({"scaling": null})).await?;
+    let autoscalers: Api<HorizontalPodAutoscaler> = Api::namespaced(spillway.client(), TENANT);
+    wait_for("no autoscaler", START, || async { Ok(autoscalers.get_opt("sleeper").await?.is_none()) }).await?;
+    change(json!({"replicas": 2})).await?;
     let reservations: Api<GpuReservation> = Api::namespaced(spillway.client(), TENANT);
     let burst = || async {
         Ok(reservations.get_opt("sleeper-burst-0").await?.is_some_and(|one| one.metadata.deletion_timestamp.is_none()))
@@ -177,12 +186,17 @@ async fn registered(spillway: &Spillway<'_>) -> Result<()> {
     .await?;
     let path = format!("/apis/external.metrics.k8s.io/v1beta1/namespaces/{TENANT}/spillway-in-flight");
     let select = "labelSelector=spillway.dev%2Fendpoint%3Dsleeper";
-    let told = spillway.lab().kubectl(&["get", "--raw", &format!("{path}?{select}")]).await?;
-    let told: Value = serde_json::from_str(&told).context("a list of metrics")?;
-    ensure!(told["items"][0]["value"] == "0", "the metrics API answers {told}");
+    // It says nothing while a gateway has not been heard for a while.
+    wait_for("a metric", START, || async {
+        let told = spillway.lab().kubectl(&["get", "--raw", &format!("{path}?{select}")]).await?;
+        let told: Value = serde_json::from_str(&told).context("a list of metrics")?;
+        ensure!(told["items"][0]["value"] == "0", "the metrics API answers {told}");
+        Ok(true)
+    })
+    .await?;
     // Whoever comes without the API server's certificate is not let in.
-    let pods: Api<k8s_openapi::api::core::v1::Pod> = Api::namespaced(spillway.client(), NAMESPACE);
-    let params = kube::api::ListParams::default().labels("app.kubernetes.io/component=operator");
+    let pods: Api<Pod> = Api::namespaced(spillway.client(), NAMESPACE);
+    let params = ListParams::default().labels("app.kubernetes.io/component=operator");
     let pod = pods.list(&params).await?.items.pop().context("no pod of the operator")?;
     let address = pod.status.and_then(|status| status.pod_ip).context("no address of the operator")?;
     let curl = tokio::process::Command::new("curl")
@@ -210,6 +224,9 @@ async fn wakes(spillway: &Spillway<'_>) -> Result<String> {
 pub(crate) async fn leaves_nothing_behind(spillway: &Spillway<'_>) -> Result<()> {
     let lab = spillway.lab();
     lab.kubectl(&["scale", "deployment", "spillway-operator", "-n", NAMESPACE, "--replicas=0"]).await?;
+    let pods: Api<Pod> = Api::namespaced(spillway.client(), NAMESPACE);
+    let operators = ListParams::default().labels("app.kubernetes.io/component=operator");
+    wait_for("the operator to be gone", START, || async { Ok(pods.list(&operators).await?.items.is_empty()) }).await?;
     let services: Api<APIService> = Api::all(spillway.client());
     wait_for("the metrics API to be away", START, || async {
         let found = services.get("v1beta1.external.metrics.k8s.io").await?;
@@ -235,16 +252,25 @@ pub(crate) async fn leaves_nothing_behind(spillway: &Spillway<'_>) -> Result<()>
 /// This engine does not tell how full its KV cache is: the HPA is told so, moves nothing, and the endpoint says which replica and why.
 async fn stands_still(api: &Api<ModelEndpoint>) -> Result<()> {
     let target = json!({"kvCachePercentPerReplica": 80, "inFlightPerReplica": null});
-    let patch = json!({"spec": {"replicas": 2, "scaling": {"target": target}}});
-    api.patch("lifted", &PatchParams::default(), &Patch::Merge(&patch)).await.context("scaling by the KV cache")?;
-    wait_for("the endpoint to say that nothing is known", START, || async {
-        let endpoint = api.get("lifted").await?;
-        ensure!(endpoint.spec.replicas == 2, "it was scaled to {}", endpoint.spec.replicas);
-        let conditions = endpoint.status.unwrap_or_default().conditions;
-        let missing = conditions.into_iter().find(|one| one.type_ == "Autoscaling" && one.reason == "MetricsMissing");
-        Ok(missing.is_some_and(|one| one.message.contains("does not export it") && one.message.contains("lifted-q4-")))
-    })
-    .await
+    for spec in [json!({"scaling": {"target": target}}), json!({"replicas": 2})] {
+        let patch = Patch::Merge(json!({"spec": spec}));
+        api.patch("lifted", &PatchParams::default(), &patch).await.context("scaling by the KV cache")?;
+        wait_for("the endpoint to say that nothing is known", START, || async {
+            let conditions = api.get("lifted").await?.status.unwrap_or_default().conditions;
+            let missing =
+                conditions.into_iter().find(|one| one.type_ == "Autoscaling" && one.reason == "MetricsMissing");
+            let says = |text| missing.as_ref().is_some_and(|one| one.message.contains(text));
+            Ok(says("does not export it") && says("lifted-q4-"))
+        })
+        .await?;
+    }
+    // The autoscaler looks once a second.
+    for _ in 0..5 {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let replicas = api.get("lifted").await?.spec.replicas;
+        ensure!(replicas == 2, "it was scaled to {replicas}");
+    }
+    Ok(())
 }
 
 /// An endpoint whose owner raises `min` while it sleeps is lifted; another adapter's API is said, and its autoscaler goes.

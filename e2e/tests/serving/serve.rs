@@ -304,12 +304,15 @@ pub(crate) async fn metric(spillway: &Spillway<'_>, name: &str, label: &str) -> 
 pub(crate) async fn metrics(spillway: &Spillway<'_>) -> Result<Vec<String>> {
     let pods = Api::<Pod>::namespaced(spillway.client(), NAMESPACE);
     let params = ListParams::default().labels("app.kubernetes.io/component=gateway");
-    let mut texts = Vec::new();
-    for pod in pods.list(&params).await?.items {
-        let path = format!("/api/v1/namespaces/{NAMESPACE}/pods/{}:8080/proxy/metrics", pod.name_any());
-        texts.push(spillway.lab().kubectl(&["get", "--raw", &path]).await?);
-    }
-    Ok(texts)
+    Box::pin(wait_for_value("the metrics of gateways", START, || async {
+        let mut texts = Vec::new();
+        for pod in pods.list(&params).await?.items {
+            let path = format!("/api/v1/namespaces/{NAMESPACE}/pods/{}:8080/proxy/metrics", pod.name_any());
+            texts.push(spillway.lab().kubectl(&["get", "--raw", &path]).await?);
+        }
+        Ok(Some(texts))
+    }))
+    .await
 }
 
 /// The gateway's address, and the key.
@@ -320,7 +323,8 @@ async fn find_gateway(spillway: &Spillway<'_>) -> Result<Client> {
     let port = ports.first().and_then(|port| port.node_port).context("no NodePort")?;
     let address = SocketAddr::from((spillway.lab().node_address(0), u16::try_from(port).context("a port")?));
     let key = read_key(spillway, "ci-key").await?;
-    let http = reqwest::Client::builder().timeout(START).build().context("an HTTP client")?;
+    // Longer than a gateway holds a request.
+    let http = reqwest::Client::builder().timeout(START * 3).build().context("an HTTP client")?;
     Ok(Client { http, address, key })
 }
 

@@ -62,7 +62,7 @@ pub async fn ship(context: Arc<Context>, base: Uri) {
         }
         if prunes && !held.is_empty() {
             pruned = Instant::now();
-            if let Err(error) = prune(&context, &store, &view, &held).await {
+            if let Err(error) = prune(&context, &store, service.as_ref(), &view, &held).await {
                 tracing::warn!(%error, "it could not be seen which pages of the archive may go");
             }
         }
@@ -159,30 +159,44 @@ async fn post(
     stored: &Stored,
 ) -> Posted {
     let mut posted = Posted { to: stored.bookings, held: stored.bookings, outcome: Ok(()) };
-    let newest = match unstored(store, ledger, pool, stored).await {
-        Ok(newest) => newest,
+    let (newest, first_day) = match unstored(store, ledger, pool, stored).await {
+        Ok(found) => found,
         Err(error) => return Posted { outcome: Err(error.to_string()), ..posted },
     };
-    let mut batch = Vec::new();
+    // What is pruned ended by the end of the day of the oldest page that is left.
+    let oldest_ms = first_day.and_then(|day| end_of_day(&day));
+    let mut batch: Vec<EndedSegment> = Vec::new();
     let mut to = stored.bookings;
     for booking in newest.iter().rev() {
-        for segment in ended_segments(booking, u64::try_from(to).unwrap_or(0)) {
-            batch.push(segment);
+        let segments: Vec<_> = ended_segments(booking, u64::try_from(to).unwrap_or(0)).collect();
+        // A booking goes in one piece, but for one that does not fit.
+        if !batch.is_empty() && batch.len().saturating_add(segments.len()) > AT_ONCE {
+            send(service, stored, &mut batch, to, oldest_ms, &mut posted).await;
+        }
+        for segment in segments {
             if batch.len() >= AT_ONCE {
-                send(service, stored, &mut batch, to, &mut posted).await;
+                send(service, stored, &mut batch, to, oldest_ms, &mut posted).await;
             }
+            batch.push(segment);
         }
         to = to.saturating_add(1);
         if posted.outcome.is_err() {
             return posted;
         }
     }
-    send(service, stored, &mut batch, to, &mut posted).await;
+    send(service, stored, &mut batch, to, oldest_ms, &mut posted).await;
     posted
 }
 
 /// Sends a batch, with which all bookings before place `to` are posted.
-async fn send(service: &UsageService, stored: &Stored, batch: &mut Vec<EndedSegment>, to: i64, posted: &mut Posted) {
+async fn send(
+    service: &UsageService,
+    stored: &Stored,
+    batch: &mut Vec<EndedSegment>,
+    to: i64,
+    oldest_ms: Option<i64>,
+    posted: &mut Posted,
+) {
     if posted.outcome.is_err() {
         return;
     }
@@ -190,7 +204,7 @@ async fn send(service: &UsageService, stored: &Stored, batch: &mut Vec<EndedSegm
         archive: stored.archive.to_string(),
         from: posted.to,
         to,
-        oldest: posted.to == stored.pruned,
+        oldest_ms: oldest_ms.filter(|_| posted.to == stored.pruned),
         segments: std::mem::take(batch),
     };
     match service.post(&segments).await {
@@ -199,31 +213,39 @@ async fn send(service: &UsageService, stored: &Stored, batch: &mut Vec<EndedSegm
     }
 }
 
-/// The newest bookings of an archive, newest first, that are not stored.
+/// How many bookings of an archive the store has.
+async fn ask(service: &UsageService, stored: &Stored) -> Result<i64, String> {
+    service.post(&Segments { archive: stored.archive.to_string(), ..Segments::default() }).await
+}
+
+/// The newest bookings of an archive, newest first, that are not stored, and the day of the oldest page that has one.
 async fn unstored(
     store: &LedgerStore,
     ledger: &Ledger,
     pool: &PoolName,
     stored: &Stored,
-) -> Result<Vec<Arc<Booking>>, Error> {
+) -> Result<(Vec<Arc<Booking>>, Option<Arc<str>>), Error> {
     let left = usize::try_from(ledger.archived(pool).saturating_sub(stored.bookings)).unwrap_or(0);
     let mut walk = ArchiveWalk::of(ledger, pool);
-    let mut newest = Vec::new();
+    let (mut newest, mut oldest) = (Vec::new(), None);
     while let Some(name) = walk.wanted().filter(|_| newest.len() < left).cloned() {
-        newest.extend(walk.take(&store.page(name).await?)?.1);
+        let (day, bookings) = walk.take(&store.page(name).await?)?;
+        newest.extend(bookings);
+        oldest = Some(day);
     }
     newest.truncate(left);
-    Ok(newest)
+    Ok((newest, oldest))
 }
 
 /// Finds the pages that may go, of pools of which the store has just said how many bookings it has, and has the engine note it: a collection then deletes them, for nothing reaches them any more.
 async fn prune(
     context: &Context,
     store: &LedgerStore,
+    service: Option<&UsageService>,
     view: &View,
     held: &BTreeMap<PoolName, i64>,
 ) -> Result<(), Error> {
-    let Some(ledger) = &view.ledger else { return Ok(()) };
+    let (Some(ledger), Some(service)) = (&view.ledger, service) else { return Ok(()) };
     let untold: HashSet<&ReservationUid> = view.ended.keys().collect();
     let keep = i64::from(context.config.archive_days).saturating_mul(86_400_000);
     let oldest = day(ledger.root().committed_at.0.saturating_sub(keep));
@@ -237,7 +259,8 @@ async fn prune(
             prunable.take(bookings.len(), told && *day <= *oldest, walk.is_even());
         }
         let pruned = prunable.pruned();
-        if pruned > stored.pruned {
+        // Once more: other pools and the walk took their time.
+        if pruned > stored.pruned && ask(service, stored).await.is_ok_and(|there| there >= pruned) {
             tracing::info!(%pool, pruned, "pages of the archive go: what they say is in the usage store");
             tell(context, pool, StoredNote::pruned(Arc::clone(&stored.archive), pruned));
         }
@@ -250,4 +273,11 @@ fn day(at_ms: i64) -> String {
     jiff::Timestamp::from_millisecond(at_ms)
         .map(|instant| jiff::tz::Offset::UTC.to_datetime(instant).date().to_string())
         .unwrap_or_default()
+}
+
+/// The end of a UTC day, Unix milliseconds.
+fn end_of_day(day: &str) -> Option<i64> {
+    let next = day.parse::<jiff::civil::Date>().ok()?.tomorrow().ok()?;
+    let instant = jiff::tz::Offset::UTC.to_timestamp(next.to_datetime(jiff::civil::Time::midnight())).ok()?;
+    Some(instant.as_millisecond())
 }

@@ -154,6 +154,7 @@ async fn lay_out(
     found: &Found,
     facts: &mut Facts,
 ) -> Result<(), Error> {
+    drop_autoscaler(context, serving).await?;
     let most = capacity.burst.as_ref().map_or(0, |burst| burst.max_replicas);
     let beyond = serving.endpoint.spec.replicas.saturating_sub(found.held).clamp(0, most);
     let bursts = burst::known(context, serving.endpoint);
@@ -531,7 +532,7 @@ async fn prune(
     old: &[(Arc<Deployment>, i32)],
     there: &[Arc<Deployment>],
 ) -> Result<(), Error> {
-    let (namespace, name) = (serving.namespace, serving.name);
+    let namespace = serving.namespace;
     let names: Vec<String> = wanted.iter().map(name_of).collect();
     for one in there.iter().filter(|one| !names.contains(&one.name_any())) {
         let kept = old.iter().find(|(old, _)| old.name_any() == one.name_any()).map_or(0, |(_, kept)| *kept);
@@ -543,12 +544,17 @@ async fn prune(
             kill::point("endpoint.after-shrink");
         }
     }
+    Ok(())
+}
+
+/// Deletes an autoscaler that there is not to be, before anything else is done: until then it may change the number of replicas that somebody asks for.
+async fn drop_autoscaler(context: &Context, serving: &Serving<'_>) -> Result<(), Error> {
     // One that asks another adapter for our metrics would be told nothing good. While it is not known who has the API, what there is stays.
     let lost = matches!(context.hosted.registration(), Registration::Another | Registration::Nobody);
     if (serving.endpoint.spec.scaling.is_none() || lost)
-        && let Some(old) = autoscaler(context, namespace, name)
+        && let Some(old) = autoscaler(context, serving.namespace, serving.name)
     {
-        delete(context, namespace, &*old).await?;
+        delete(context, serving.namespace, &*old).await?;
     }
     Ok(())
 }

@@ -9,6 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures::StreamExt as _;
 use http_body_util::Full;
 use hyper::{Method, Request, Response, body::Incoming, header::CONTENT_TYPE, service::service_fn};
 use hyper_util::{
@@ -24,10 +25,19 @@ use k8s_openapi::{
 use kube::{
     Api, Client, ResourceExt,
     api::{Patch, PatchParams},
+    runtime::{
+        WatchStreamExt as _,
+        reflector::{self, ObjectRef, Store},
+        watcher,
+    },
 };
 use rcgen::ExtendedKeyUsagePurpose;
 use serde_json::json;
-use spillway_crds::names::{EXTERNAL_METRICS_APISERVICE, METRICS_API_SERVICE, METRICS_TLS_SECRET};
+use spillway_crds::{
+    ModelEndpoint,
+    names::{EXTERNAL_METRICS_APISERVICE, METRICS_API_SERVICE, METRICS_TLS_SECRET},
+};
+use spillway_manifests::endpoint::scales_by;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{Semaphore, watch},
@@ -40,6 +50,7 @@ use crate::{
     error::{Error, call},
     gateways::Gateways,
     identities::{self, file},
+    loads::FullName,
 };
 
 mod api;
@@ -103,6 +114,7 @@ pub async fn serve(
 ) -> Result<(), Error> {
     let listener = TcpListener::bind(address).await.map_err(|source| Error::Http { address, source })?;
     let (publish, serving) = watch::channel(None::<Arc<Serving>>);
+    let (specs, following) = follow_specs(&client);
     let reading = read(client, namespace, publish);
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     let callers: Arc<Mutex<HashMap<IpAddr, u32>>> = Arc::default();
@@ -115,12 +127,12 @@ pub async fn serve(
             // Without a certificate there is nothing to say. Who has not shown one takes no place of those who have, and few of any.
             let Some(now) = serving.borrow().clone() else { continue };
             let Some(unknown) = Unknown::new(&callers, from.ip()) else { continue };
-            let (gateways, places) = (Arc::clone(&gateways), Arc::clone(&places));
+            let (gateways, specs, places) = (Arc::clone(&gateways), specs.clone(), Arc::clone(&places));
             tokio::spawn(async move {
                 if let Some(stream) = handshake(stream, &now).await {
                     drop(unknown);
                     let Ok(_place) = places.try_acquire() else { return };
-                    connection(stream, gateways).await;
+                    connection(stream, gateways, specs).await;
                 }
             });
         }
@@ -128,8 +140,26 @@ pub async fn serve(
     tokio::select! {
         () = reading => {}
         () = accepting => {}
+        () = following => {}
     }
     Err(Error::TaskEnded("external metrics"))
+}
+
+/// What endpoints scale by now: every replica of the operator is asked. The leader has a watch of its own, for more.
+fn follow_specs(client: &Client) -> (Store<ModelEndpoint>, impl Future<Output = ()> + use<>) {
+    let (store, writer) = reflector::store();
+    let slim = |endpoint: &mut ModelEndpoint| {
+        endpoint.metadata.managed_fields = None;
+        endpoint.status = None;
+    };
+    let stream = watcher(Api::<ModelEndpoint>::all(client.clone()), watcher::Config::default());
+    let stream = stream.default_backoff().modify(slim).reflect(writer);
+    let following = stream.for_each(async |event| {
+        if let Err(error) = event {
+            tracing::warn!(kind = "ModelEndpoint", %error, "a watch failed; it is tried again");
+        }
+    });
+    (store, following)
 }
 
 /// Reads the certificate and who may call, again and again.
@@ -232,9 +262,9 @@ async fn handshake(stream: TcpStream, serving: &Serving) -> Option<TlsStream<Tcp
 }
 
 /// Serves one connection to its end.
-async fn connection(stream: TlsStream<TcpStream>, gateways: Arc<Gateways>) {
+async fn connection(stream: TlsStream<TcpStream>, gateways: Arc<Gateways>, specs: Store<ModelEndpoint>) {
     let service = service_fn(move |request: Request<Incoming>| {
-        let answer = answer(&gateways, &request);
+        let answer = answer(&gateways, &specs, &request);
         async move { Ok::<_, std::convert::Infallible>(answer) }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
@@ -245,11 +275,15 @@ async fn connection(stream: TlsStream<TcpStream>, gateways: Arc<Gateways>) {
     }
 }
 
-fn answer(gateways: &Gateways, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+fn answer(gateways: &Gateways, specs: &Store<ModelEndpoint>, request: &Request<Incoming>) -> Response<Full<Bytes>> {
     let (code, body) = match *request.method() {
         Method::GET => {
             let (path, query) = (request.uri().path(), request.uri().query());
-            api::answer(&gateways.loads(), path, query, gateways.now_ms(), Timestamp::now())
+            let scales = |(namespace, name): &FullName, metric: &str| {
+                let endpoint = specs.get(&ObjectRef::new(name.as_str()).within(namespace.as_str()));
+                endpoint.is_some_and(|endpoint| scales_by(&endpoint, metric))
+            };
+            api::answer(&gateways.loads(), &scales, path, query, gateways.now_ms(), Timestamp::now())
         }
         _ => api::failure(405, "MethodNotAllowed", "metrics are read by GET"),
     };

@@ -25,6 +25,8 @@ use crate::{
 
 /// How often endpoints are looked at without news.
 const LOOK: Duration = Duration::from_secs(1);
+/// For how long it is looked whether somebody takes back that an endpoint went to none.
+const UNDONE_MS: u64 = 5_000;
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(25);
 
@@ -67,8 +69,8 @@ enum Change {
     Lift(i32),
 }
 
-/// What is to be done with an endpoint, if anything.
-fn decide(facts: &Facts, seen: Option<Seen>, now_ms: u64) -> Option<Change> {
+/// What is to be done with an endpoint, if anything. `slept_ms`: when it was sent to none last.
+fn decide(facts: &Facts, seen: Option<Seen>, slept_ms: Option<u64>, now_ms: u64) -> Option<Change> {
     let sleeps = facts.min == Some(0);
     if facts.replicas == 0 {
         return match (sleeps, facts.asleep) {
@@ -79,6 +81,11 @@ fn decide(facts: &Facts, seen: Option<Seen>, now_ms: u64) -> Option<Change> {
         };
     }
     let (Ok(idle_ms), Some(seen), true) = (&facts.idle_ms, seen, sleeps) else { return None };
+    // An HPA that was about to write writes its number whatever stands there by then. Nobody has asked since.
+    let slept_for = slept_ms.map(|slept_ms| now_ms.saturating_sub(slept_ms)).filter(|past| *past <= UNDONE_MS);
+    if slept_for.is_some_and(|past| !facts.held && *idle_ms >= past) {
+        return Some(Change::Sleep);
+    }
     // Who starts for longer than anybody waits would never come to serve.
     let since_ms = seen.ready_ms.unwrap_or_else(|| seen.up_ms.saturating_add(facts.startup_ms));
     let awake_ms = now_ms.saturating_sub(since_ms);
@@ -88,21 +95,28 @@ fn decide(facts: &Facts, seen: Option<Seen>, now_ms: u64) -> Option<Change> {
 /// Watches over all endpoints, and never ends by itself.
 pub async fn run(context: Arc<Context>, gateways: Arc<Gateways>) {
     let mut seen: HashMap<FullName, Seen> = HashMap::new();
+    let mut slept: HashMap<FullName, u64> = HashMap::new();
     loop {
         // An answer that comes while endpoints are looked at is not missed.
         let _ = tokio::time::timeout(LOOK, gateways.news.notified()).await;
-        look(&context, &gateways, &mut seen).await;
+        look(&context, &gateways, &mut seen, &mut slept).await;
         // However often gateways call, they are not looked at more often than that.
         tokio::time::sleep(PAUSE).await;
     }
 }
 
-async fn look(context: &Context, gateways: &Gateways, seen: &mut HashMap<FullName, Seen>) {
+async fn look(
+    context: &Context,
+    gateways: &Gateways,
+    seen: &mut HashMap<FullName, Seen>,
+    slept: &mut HashMap<FullName, u64>,
+) {
     let now_ms = gateways.now_ms();
     let mut changes = Vec::new();
     let endpoints = context.hosted.endpoints.state();
     let named: HashSet<FullName> = endpoints.iter().map(|one| full_name(one)).collect();
     seen.retain(|name, _| named.contains(name));
+    slept.retain(|_, at_ms| now_ms.saturating_sub(*at_ms) <= UNDONE_MS);
     {
         let loads = gateways.loads();
         for endpoint in endpoints {
@@ -115,13 +129,19 @@ async fn look(context: &Context, gateways: &Gateways, seen: &mut HashMap<FullNam
                 one.ready_ms = if ready { one.ready_ms.or(Some(now_ms)) } else { None };
             }
             let facts = facts(context, &endpoint, loads.is_held(&name, now_ms), loads.idle_ms(&name, now_ms));
-            if let Some(change) = decide(&facts, seen.get(&name).copied(), now_ms) {
+            if let Some(change) = decide(&facts, seen.get(&name).copied(), slept.get(&name).copied(), now_ms) {
                 changes.push((endpoint, change));
             }
         }
     }
     let writing = changes.into_iter().map(|(endpoint, change)| apply(context, endpoint, change));
-    futures::future::join_all(writing).await;
+    for (name, change) in futures::future::join_all(writing).await.into_iter().flatten() {
+        // When it was first sent there, or somebody who scales it up again and again would never be let.
+        match change {
+            Change::Sleep => drop(slept.entry(name).or_insert(now_ms)),
+            Change::Wake | Change::Lift(_) => drop(slept.remove(&name)),
+        }
+    }
 }
 
 fn facts(context: &Context, endpoint: &ModelEndpoint, held: bool, idle_ms: Result<u64, Unknown>) -> Facts {
@@ -143,7 +163,8 @@ fn facts(context: &Context, endpoint: &ModelEndpoint, held: bool, idle_ms: Resul
     }
 }
 
-async fn apply(context: &Context, endpoint: Arc<ModelEndpoint>, change: Change) {
+/// Does it; says what was done.
+async fn apply(context: &Context, endpoint: Arc<ModelEndpoint>, change: Change) -> Option<(FullName, Change)> {
     let (namespace, name) = (endpoint.namespace().unwrap_or_default(), endpoint.name_any());
     let (replicas, note) = match change {
         Change::Wake => (1, "A request waits for a replica."),
@@ -160,11 +181,13 @@ async fn apply(context: &Context, endpoint: Arc<ModelEndpoint>, change: Change) 
             });
             let note = format!("Replicas: {replicas}. {note}");
             context.event(&*endpoint, EventType::Normal, "Scaled", &note, "Scale").await;
+            Some((full_name(&endpoint), change))
         }
         // It is another one by now: the watch brings it, and it is looked at again.
-        Err(error) if error.is_conflict() || error.is_not_found() => {}
+        Err(error) if error.is_conflict() || error.is_not_found() => None,
         Err(error) => {
             tracing::warn!(namespace, endpoint = name, %error, "an endpoint could not be scaled; it is tried again");
+            None
         }
     }
 }

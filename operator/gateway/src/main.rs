@@ -274,7 +274,8 @@ async fn main() -> anyhow::Result<ExitCode> {
     let admin = tokio::net::TcpListener::bind(arguments.admin)
         .await
         .with_context(|| format!("listening on {}", arguments.admin))?;
-    tokio::spawn(serve_admin(admin, Arc::clone(&gateway), is_known.clone(), stage.clone()));
+    let (to_open, is_open) = watch::channel(false);
+    tokio::spawn(serve_admin(admin, Arc::clone(&gateway), is_open, stage.clone()));
 
     // A gateway that knows no keys would refuse good ones.
     let mut waiting = is_known;
@@ -287,6 +288,7 @@ async fn main() -> anyhow::Result<ExitCode> {
     let listener = tokio::net::TcpListener::bind(arguments.listen)
         .await
         .with_context(|| format!("listening on {}", arguments.listen))?;
+    to_open.send_replace(true);
     tracing::info!(address = %arguments.listen, tls = tls.is_some(), "serving");
     let serving = tokio::spawn(server::serve(listener, Arc::clone(&gateway), server::Limits::default(), stage, tls));
     tokio::select! {
@@ -426,7 +428,7 @@ async fn load(gateway: &Gateway, query: Option<&str>) -> Result<String, (StatusC
 async fn serve_admin(
     listener: tokio::net::TcpListener,
     gateway: Arc<Gateway>,
-    known: watch::Receiver<bool>,
+    open: watch::Receiver<bool>,
     stage: watch::Receiver<Stage>,
 ) {
     let (measured, loaded, asked) = (Arc::clone(&gateway), Arc::clone(&gateway), gateway);
@@ -438,7 +440,7 @@ async fn serve_admin(
             "/readyz",
             get(move || async move {
                 let unready = |why| (StatusCode::SERVICE_UNAVAILABLE, why);
-                if !*known.borrow() {
+                if !*open.borrow() {
                     unready("the API server has not been reached yet")
                 } else if *stage.borrow() != Stage::Serving {
                     unready("it ends")

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 use spillway_crds::{
     CanaryPhase, CanaryStatus, ConditionStatus, Model, ModelEndpoint, ModelEndpointStatus, ModelVersion, Needs, Preset,
-    Runtime, Source,
+    Runtime, Scaling, Source,
     names::{ENDPOINT_LABEL, MODEL_LABEL, RESERVATION_LABEL, VERSION_LABEL, host_of},
     parse_duration_ms,
 };
@@ -31,6 +31,10 @@ const SCHEDULING_SECONDS: i64 = 120;
 pub const ASLEEP: &str = "Asleep";
 /// Reason of an endpoint that a provider serves.
 const EXTERNAL: &str = "External";
+/// Label in the selector of an autoscaler of ours, beside the endpoint's: its value [`SCALING_SPEC`] says that the endpoint's spec is to ask for the metric.
+pub const SCALING_LABEL: &str = "spillway.dev/scaling";
+/// See [`SCALING_LABEL`].
+pub const SCALING_SPEC: &str = "spec";
 /// Metric of requests that run or wait.
 pub const METRIC_IN_FLIGHT: &str = "spillway-in-flight";
 /// Metric of requests that have no first token yet.
@@ -341,19 +345,32 @@ pub fn build_disruption_budget(serving: &Serving<'_>) -> Value {
     })
 }
 
-/// The HorizontalPodAutoscaler of the endpoint, for server-side apply, if it scales. From and to no replica is the operator's own.
-pub fn build_autoscaler(serving: &Serving<'_>) -> Option<Value> {
-    let scaling = serving.endpoint.spec.scaling.as_ref()?;
+/// Metrics, and what a replica is to have of each.
+fn targets(scaling: &Scaling) -> [(&'static str, Option<i32>); 4] {
     let target = &scaling.target;
-    let metrics = [
+    [
         (METRIC_IN_FLIGHT, target.in_flight_per_replica),
         (METRIC_QUEUED, target.queued_per_replica),
         (METRIC_TOKENS, target.tokens_per_second_per_replica),
         (METRIC_KV_CACHE, target.kv_cache_percent_per_replica),
-    ];
+    ]
+}
+
+/// Whether an endpoint scales by a metric, by what its spec says.
+pub fn scales_by(endpoint: &ModelEndpoint, metric: &str) -> bool {
+    let scaling = endpoint.spec.scaling.as_ref();
+    scaling.is_some_and(|scaling| targets(scaling).iter().any(|(name, target)| *name == metric && target.is_some()))
+}
+
+/// The HorizontalPodAutoscaler of the endpoint, for server-side apply, if it scales. From and to no replica is the operator's own. It asks in the name of
+/// the spec: it is told nothing any more when that says something else, and so does nothing until it is changed or deleted.
+pub fn build_autoscaler(serving: &Serving<'_>) -> Option<Value> {
+    let scaling = serving.endpoint.spec.scaling.as_ref()?;
+    let mut asking = selector(serving.name);
+    asking.insert(SCALING_LABEL, SCALING_SPEC.to_owned());
     let metric = |(name, target): (&str, Option<i32>)| {
         Some(json!({"type": "External", "external": {
-            "metric": {"name": name, "selector": {"matchLabels": selector(serving.name)}},
+            "metric": {"name": name, "selector": {"matchLabels": asking}},
             "target": {"type": "AverageValue", "averageValue": target?.to_string()},
         }}))
     };
@@ -366,7 +383,7 @@ pub fn build_autoscaler(serving: &Serving<'_>) -> Option<Value> {
             "scaleTargetRef": {"apiVersion": "spillway.dev/v1alpha1", "kind": "ModelEndpoint", "name": serving.name},
             "minReplicas": scaling.min.max(1),
             "maxReplicas": scaling.max,
-            "metrics": metrics.into_iter().filter_map(metric).collect::<Vec<_>>(),
+            "metrics": targets(scaling).into_iter().filter_map(metric).collect::<Vec<_>>(),
             "behavior": {"scaleDown": {"stabilizationWindowSeconds": window}},
         },
     }))

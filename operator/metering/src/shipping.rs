@@ -71,9 +71,9 @@ pub struct Segments {
     /// Place after the last booking that they are all of.
     #[serde(default)]
     pub to: i64,
-    /// That nobody has what is before `from` any more: if the store has not got it, it is lost.
-    #[serde(default)]
-    pub oldest: bool,
+    /// That nobody has what is before `from` any more, which ended before then, Unix milliseconds: if the store has not got it, it is lost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oldest_ms: Option<i64>,
     /// At most [`MOST_RECORDS`].
     pub segments: Vec<EndedSegment>,
 }

@@ -5,8 +5,9 @@
 //! that nothing was renewed, and only if that is still so ([`Seat`] is compared and swapped). What it saw first was renewed before, so the other one has
 //! stopped by then, whether it knows of it or not.
 
-/// Looks between two that are followed on: after more that failed, the time for which the seat stays as it is begins anew.
-const MOST_LOOKS_MISSED: u64 = 4;
+/// Milliseconds between two looks that one follows on: after more, the time for which the seat stays as it is begins anew. One look may fail that takes
+/// three seconds to.
+const MOST_BETWEEN_MS: u64 = 6_000;
 
 /// How long a term is.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -104,16 +105,17 @@ impl Election {
 
     /// The seat was read, and `now_ms` is after it. The one to swap for ours, if it is to be taken.
     pub fn read(&mut self, seat: Seat, now_ms: u64) -> Option<Seat> {
-        let Config { term_ms, margin_ms, look_ms } = self.config;
+        let Config { term_ms, margin_ms, .. } = self.config;
         let wait_ms = term_ms.saturating_add(margin_ms);
         // What was not looked at for a while may have been another meanwhile, in a database that has lost that since.
-        let is_gap = |seen: &Seen| now_ms.saturating_sub(seen.read_ms) > look_ms.saturating_mul(MOST_LOOKS_MISSED);
+        let is_doubtful =
+            |seen: &Seen| now_ms.saturating_sub(seen.read_ms) > MOST_BETWEEN_MS || seen.seat.beat > seat.beat;
         let since_ms = match &self.seen {
-            Some(seen) if seen.seat == seat && !is_gap(seen) => seen.since_ms,
-            Some(seen) if seen.seat.beat > seat.beat => {
+            Some(seen) if is_doubtful(seen) => {
                 self.doubtful_until_ms = now_ms.saturating_add(wait_ms);
                 now_ms
             }
+            Some(seen) if seen.seat == seat => seen.since_ms,
             _ => now_ms,
         };
         let waited_ms = now_ms.saturating_sub(since_ms);

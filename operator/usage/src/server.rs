@@ -31,6 +31,8 @@ mod parameters;
 
 /// Batches that are taken at once; more are refused, so that their bodies need not be kept.
 const BATCHES: usize = 64;
+/// Questions for leases that are answered at once: a gateway has one open, and those that ask another replica wait for it.
+const ASKING: usize = 256;
 /// How long a body may take to come.
 const BODY: Duration = Duration::from_secs(20);
 /// Questions of one request for leases.
@@ -61,6 +63,7 @@ pub struct Service {
     metrics: Metrics,
     start: Instant,
     batches: Semaphore,
+    asking: Semaphore,
     /// How the store was last, and when. Whoever asks meanwhile waits for the one that looks.
     probed: tokio::sync::Mutex<Option<(Instant, Result<(), String>)>>,
 }
@@ -93,6 +96,7 @@ impl Service {
             metrics,
             start: Instant::now(),
             batches: Semaphore::new(BATCHES),
+            asking: Semaphore::new(ASKING),
             probed: tokio::sync::Mutex::default(),
         })
     }
@@ -114,7 +118,8 @@ impl Service {
     /// Why it is not.
     pub async fn probe(&self) -> Result<(), String> {
         let mut probed = self.probed.lock().await;
-        if let Some((_, answer)) = probed.as_ref().filter(|(at, _)| at.elapsed() < PROBED) {
+        let recent = probed.as_ref().filter(|(at, _)| at.elapsed() < PROBED && self.store.is_alive());
+        if let Some((_, answer)) = recent {
             return answer.clone();
         }
         let answer = match tokio::time::timeout(PING, self.store.ping()).await {
@@ -407,6 +412,9 @@ async fn post_leases(
     headers: HeaderMap,
     request: Request,
 ) -> Result<Response, Problem> {
+    let Ok(_place) = service.asking.try_acquire() else {
+        return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too many questions at once; ask again"));
+    };
     let body = take(request).await?;
     let Questions { gateway, needs } = parse(&body, "questions for leases")?;
     if needs.len() > MOST_QUESTIONS {

@@ -436,12 +436,6 @@ fn day_of(at_ms: i64) -> i64 {
     at_ms.div_euclid(DAY_MS)
 }
 
-/// Unix milliseconds.
-fn now_ms() -> i64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
-}
-
 /// The first millisecond of a day.
 fn day_start_ms(day: i64) -> i64 {
     day.saturating_mul(DAY_MS)

@@ -64,6 +64,16 @@ pub(super) async fn read(client: &Client, args: &UsageArgs, bookings: &Bookings,
 /// What an answer, or none, means for the sums.
 fn answered(answer: Result<Option<GpuUsage>, String>, bookings: &Bookings, from_ms: i64) -> Stored {
     let older = "older bookings are only in the usage service";
+    let tells = |answer: &GpuUsage| {
+        bookings.stored.iter().all(|(asked, _)| answer.archives.iter().any(|one| one.archive == *asked))
+    };
+    let answer = answer.and_then(|answer| match answer {
+        // It has summed nobody knows what.
+        Some(answer) if !tells(&answer) => {
+            Err("it is older than this program, and does not say how much of them it has: upgrade it".to_owned())
+        }
+        answer => Ok(answer),
+    });
     match answer {
         Ok(Some(GpuUsage { rows, archives, forgotten_before_ms })) => {
             let forgotten = forgotten_before_ms.filter(|before| !bookings.pruned.is_empty() && from_ms < *before);
@@ -105,6 +115,20 @@ mod tests {
     fn missing(answer: Result<Option<GpuUsage>, String>, pruned: i64, from_ms: i64) -> Option<String> {
         let pruned = (pruned > 0).then(|| ("a".to_owned(), pruned)).into_iter().collect();
         answered(answer, &Bookings { pruned, ..Bookings::default() }, from_ms).missing
+    }
+
+    #[test]
+    fn a_service_that_does_not_say_how_much_it_has_is_not_counted() {
+        let stored = vec![("a".to_owned(), 5)];
+        let row = GpuRow { device_milliseconds: 7, ..GpuRow::default() };
+        let answer = || GpuUsage { rows: vec![row.clone()], ..GpuUsage::default() };
+        let read = |bookings: &Bookings| answered(Ok(Some(answer())), bookings, 0);
+        let told = read(&Bookings { stored: stored.clone(), ..Bookings::default() });
+        assert!(!told.answered && told.rows.is_empty() && told.missing.is_none(), "the ledger has all of it: {told:?}");
+        let told = read(&Bookings { pruned: stored.clone(), stored, ..Bookings::default() });
+        assert!(!told.answered && told.missing.unwrap().contains("older than this program"));
+        let told = read(&Bookings::default());
+        assert!(told.answered && told.rows.len() == 1);
     }
 
     #[test]

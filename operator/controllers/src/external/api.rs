@@ -3,7 +3,9 @@
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use spillway_crds::names::ENDPOINT_LABEL;
-use spillway_manifests::endpoint::{METRIC_IN_FLIGHT, METRIC_KV_CACHE, METRIC_QUEUED, METRIC_TOKENS};
+use spillway_manifests::endpoint::{
+    METRIC_IN_FLIGHT, METRIC_KV_CACHE, METRIC_QUEUED, METRIC_TOKENS, SCALING_LABEL, SCALING_SPEC,
+};
 
 use crate::loads::{FullName, Loads, Unknown};
 
@@ -14,14 +16,22 @@ const GROUP_VERSION: &str = "external.metrics.k8s.io/v1beta1";
 pub(super) type Answer = (u16, Value);
 
 /// Answers a `GET`. `path` is without its query.
-pub(super) fn answer(loads: &Loads, path: &str, query: Option<&str>, now_ms: u64, now: Timestamp) -> Answer {
+/// `scales` says whether an endpoint's spec asks for a metric.
+pub(super) fn answer(
+    loads: &Loads,
+    scales: &dyn Fn(&FullName, &str) -> bool,
+    path: &str,
+    query: Option<&str>,
+    now_ms: u64,
+    now: Timestamp,
+) -> Answer {
     let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
     match parts.as_slice() {
         ["healthz" | "livez" | "readyz"] => (200, json!("ok")),
         ["apis", group] if *group == GROUP => (200, discover_group()),
         ["apis", group, "v1beta1"] if *group == GROUP => (200, discover()),
         ["apis", group, "v1beta1", "namespaces", namespace, metric] if *group == GROUP => {
-            value(loads, namespace, metric, query, now_ms, now)
+            value(loads, scales, namespace, metric, query, now_ms, now)
         }
         _ => failure(404, "NotFound", "there is nothing at this path"),
     }
@@ -52,8 +62,16 @@ fn discover() -> Value {
     json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": GROUP_VERSION, "resources": resources})
 }
 
-fn value(loads: &Loads, namespace: &str, metric: &str, query: Option<&str>, now_ms: u64, now: Timestamp) -> Answer {
-    let Some(endpoint) = query.and_then(selected) else {
+fn value(
+    loads: &Loads,
+    scales: &dyn Fn(&FullName, &str) -> bool,
+    namespace: &str,
+    metric: &str,
+    query: Option<&str>,
+    now_ms: u64,
+    now: Timestamp,
+) -> Answer {
+    let Some((endpoint, by_spec)) = query.and_then(selected) else {
         let message = format!("select one endpoint: labelSelector={ENDPOINT_LABEL}=NAME");
         return failure(400, "BadRequest", &message);
     };
@@ -71,6 +89,12 @@ fn value(loads: &Loads, namespace: &str, metric: &str, query: Option<&str>, now_
             return failure(404, "NotFound", &message);
         }
     };
+    // Only autoscalers of ours ask so: they are not to move what they are not to scale any more.
+    if by_spec && !scales(&name, metric) {
+        let message =
+            format!("{metric} is not known: spec.scaling of ModelEndpoint {namespace}/{endpoint} does not ask for it");
+        return failure(503, "ServiceUnavailable", &message);
+    }
     let value = match value {
         Ok(value) => value,
         // Whoever scales does nothing then.
@@ -83,15 +107,23 @@ fn value(loads: &Loads, namespace: &str, metric: &str, query: Option<&str>, now_
     (200, json!({"kind": "ExternalMetricValueList", "apiVersion": GROUP_VERSION, "metadata": {}, "items": [item]}))
 }
 
-/// The endpoint that a query selects by its label.
-fn selected(query: &str) -> Option<String> {
+/// The endpoint that a query selects by its label, and whether it asks in the name of the endpoint's spec.
+fn selected(query: &str) -> Option<(String, bool)> {
     let pairs = form_urlencoded::parse(query.as_bytes());
     let mut selectors = pairs.filter(|(name, _)| name == "labelSelector").map(|(_, value)| value);
-    let selector = selectors.next()?;
-    let (label, endpoint) = selector.split_once('=')?;
-    let endpoint = endpoint.strip_prefix('=').unwrap_or(endpoint);
+    let (mut endpoint, mut by_spec) = (None, false);
+    for requirement in selectors.next()?.split(',') {
+        let (label, value) = requirement.split_once('=')?;
+        let value = value.strip_prefix('=').unwrap_or(value);
+        match label {
+            ENDPOINT_LABEL => endpoint = Some(value.to_owned()),
+            SCALING_LABEL if value == SCALING_SPEC => by_spec = true,
+            _ => return None,
+        }
+    }
     let good = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-    (label == ENDPOINT_LABEL && !endpoint.is_empty() && endpoint.bytes().all(good)).then(|| endpoint.to_owned())
+    let endpoint = endpoint.filter(|name| !name.is_empty() && name.bytes().all(good))?;
+    Some((endpoint, by_spec))
 }
 
 #[cfg(test)]
@@ -136,7 +168,25 @@ mod tests {
     }
 
     fn ask(path: &str, query: Option<&str>, now_ms: u64) -> Answer {
-        answer(&loads(), path, query, now_ms, Timestamp::UNIX_EPOCH)
+        let scales = |name: &FullName, metric: &str| name.1.as_str() == "chat" && metric == METRIC_IN_FLIGHT;
+        answer(&loads(), &scales, path, query, now_ms, Timestamp::UNIX_EPOCH)
+    }
+
+    /// An autoscaler that is to go, or to ask for another metric, would else write what nobody wants any more.
+    #[rstest]
+    #[case::as_the_spec_says(CHAT, "chat", 200)]
+    #[case::by_another_metric(&CHAT.replace("in-flight", "queued"), "chat", 503)]
+    #[case::not_at_all(CHAT, "other", 503)]
+    fn an_autoscaler_of_before_is_told_nothing(#[case] path: &str, #[case] endpoint: &str, #[case] status: u16) {
+        let spec = "spillway.dev%2Fscaling%3Dspec";
+        for query in [
+            format!("labelSelector=spillway.dev%2Fendpoint%3D{endpoint}%2C{spec}"),
+            format!("labelSelector={spec}%2Cspillway.dev%2Fendpoint%3D{endpoint}"),
+        ] {
+            assert_eq!(ask(path, Some(&query), 0).0, status);
+        }
+        let anybody = format!("labelSelector=spillway.dev%2Fendpoint%3D{endpoint}");
+        assert_eq!(ask(path, Some(&anybody), 0).0, 200, "others may ask");
     }
 
     #[test]

@@ -35,7 +35,7 @@ fn unknown() -> Result<u64, Unknown> {
 #[case::min_was_raised_while_it_slept(Facts { asleep: true, min: Some(2), ..facts() }, Some(Change::Lift(2)))]
 #[case::scaling_was_taken_away_while_it_slept(Facts { asleep: true, min: None, ..facts() }, Some(Change::Lift(1)))]
 fn what_is_done_with_none(#[case] facts: Facts, #[case] expected: Option<Change>) {
-    assert_eq!(decide(&Facts { replicas: 0, ..facts }, None, NOW), expected);
+    assert_eq!(decide(&Facts { replicas: 0, ..facts }, None, Some(NOW), NOW), expected);
 }
 
 #[rstest]
@@ -50,5 +50,22 @@ fn what_is_done_with_none(#[case] facts: Facts, #[case] expected: Option<Change>
 #[case::it_should_have_started(facts(), Some(Seen { up_ms: 340_000, ready_ms: None }), Some(Change::Sleep))]
 #[case::many(Facts { replicas: 9, ..facts() }, ready(900_000), Some(Change::Sleep))]
 fn what_is_done_with_some(#[case] facts: Facts, #[case] seen: Option<Seen>, #[case] expected: Option<Change>) {
-    assert_eq!(decide(&facts, seen, NOW), expected);
+    assert_eq!(decide(&facts, seen, None, NOW), expected);
+}
+
+/// An HPA that meets a conflict with our number writes its own again.
+#[rstest]
+#[case::undone(facts(), 999_000, Some(Change::Sleep))]
+#[case::somebody_asked(Facts { idle_ms: Ok(999), ..facts() }, 999_000, None)]
+#[case::somebody_waits(Facts { held: true, ..facts() }, 999_000, None)]
+#[case::not_known(Facts { idle_ms: unknown(), ..facts() }, 999_000, None)]
+#[case::later(facts(), 994_999, None)]
+#[case::may_not_sleep_any_more(Facts { min: Some(1), ..facts() }, 999_000, None)]
+fn who_takes_back_that_it_sleeps_is_too_late(
+    #[case] facts: Facts,
+    #[case] slept_ms: u64,
+    #[case] expected: Option<Change>,
+) {
+    let seen = Some(Seen { up_ms: NOW, ready_ms: None });
+    assert_eq!(decide(&facts, seen, Some(slept_ms), NOW), expected);
 }

@@ -123,7 +123,7 @@ impl Aside {
         }
         if let Err(error) = file.write_all(&line).and_then(|()| file.sync_all()) {
             // What was written of it is no line, or one more of a bill that is in the log.
-            content.is_torn = file.set_len(before).is_err();
+            content.is_torn |= file.set_len(before).is_err();
             return Err(Error::io("write", &self.path)(error));
         }
         if before == 0 {

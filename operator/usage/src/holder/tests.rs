@@ -42,8 +42,19 @@ fn a_database_that_lost_writes_is_not_believed_for_a_term() {
     look(&mut election, &seat("a", 1), 0, 9_000);
     look(&mut election, &seat("a", 1), 60_000, 71_000);
     assert_eq!(election.read(seat("a", 1), 71_000), Some(seat("a", 1)));
-    // Somebody had, and has not been seen since.
+    // One look that fails is none of that.
+    let mut election = Election::new(CONFIG, "b".to_owned());
+    look(&mut election, &seat("a", 1), 0, 5_000);
+    look(&mut election, &seat("a", 1), 8_100, 11_000);
+    assert!(election.read(seat("a", 1), 11_100).is_some());
+    // It says that nobody has it: so it did before, and somebody took it.
     let empty = Seat { holder: String::new(), ..seat("", 2) };
+    let mut election = Election::new(CONFIG, "b".to_owned());
+    assert!(election.read(empty.clone(), 0).is_some(), "it is free");
+    election.taken(false, 0);
+    look(&mut election, &empty, 60_000, 71_000);
+    assert!(election.read(empty.clone(), 71_000).is_some());
+    // Somebody had, and has not been seen since.
     let mut election = Election::new(CONFIG, "b".to_owned());
     assert_eq!(election.read(seat("c", 3), 0), None);
     look(&mut election, &empty, 1_000, 12_000);

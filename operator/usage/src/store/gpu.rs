@@ -162,16 +162,14 @@ pub(super) struct Held {
 
 impl Held {
     /// With all bookings of these places. What is before them and not here is still to come, or, if nobody has it, lost now.
-    fn with(self, places: Places, now_ms: i64) -> Self {
-        let Places { from, to, oldest } = places;
+    fn with(self, places: Places) -> Self {
+        let Places { from, to, oldest_ms } = places;
         let has_gap = from > self.bookings;
-        if to <= from || (has_gap && !oldest) {
+        if to <= from || (has_gap && oldest_ms.is_none()) {
             return self;
         }
-        Self {
-            bookings: self.bookings.max(to),
-            lost_before_ms: if has_gap { Some(now_ms) } else { self.lost_before_ms },
-        }
+        let lost_before_ms = if has_gap { oldest_ms.max(self.lost_before_ms) } else { self.lost_before_ms };
+        Self { bookings: self.bookings.max(to), lost_before_ms }
     }
 
     pub(super) fn of(self, archive: &str) -> HeldArchive {
@@ -185,7 +183,7 @@ impl Held {
 struct Places {
     from: i64,
     to: i64,
-    oldest: bool,
+    oldest_ms: Option<i64>,
 }
 
 /// Segments that every store takes: the first of each id, in the order of ids.
@@ -200,8 +198,8 @@ pub(super) struct SegmentBatch {
 
 impl SegmentBatch {
     pub(super) fn new(posted: Segments) -> Result<Self, Error> {
-        let Segments { archive, from, to, oldest, segments } = posted;
-        let mut batch = Self { archive, places: Places { from, to, oldest }, ..Self::default() };
+        let Segments { archive, from, to, oldest_ms, segments } = posted;
+        let mut batch = Self { archive, places: Places { from, to, oldest_ms }, ..Self::default() };
         for ended in segments {
             let flat = FlatSegment::new(&batch.archive, ended)?;
             match batch.segments.entry((flat.booking.clone(), flat.number)) {
@@ -224,8 +222,8 @@ impl SegmentBatch {
     }
 
     /// How far the archive is stored with this batch; none: as before.
-    pub(super) fn held(&self, known: Held, now_ms: i64) -> Option<Held> {
-        let held = known.with(self.places, now_ms);
+    pub(super) fn held(&self, known: Held) -> Option<Held> {
+        let held = known.with(self.places);
         if held.lost_before_ms != known.lost_before_ms {
             let (archive, lost) = (&self.archive, self.places.from.saturating_sub(known.bookings));
             tracing::error!(

@@ -24,7 +24,7 @@ use super::query::{Bound, Dialect, GroupValue, Query};
 use super::security::{self, Trust};
 use super::{
     DATED, DAY_MS, Dated, Error, FORGET_AT_ONCE, Filter, Forgotten, GpuFilter, GpuGroup, Group, GroupKey, Migration,
-    Summary, Usage, day_of, day_start_ms, now_ms,
+    Summary, Usage, day_of, day_start_ms,
 };
 
 /// The version of the schema that this program knows. Stores of older ones are migrated, of newer ones refused.
@@ -89,7 +89,8 @@ const MIGRATIONS: [&str; 4] = [
 "#,
     r#"
     CREATE TABLE archives (id TEXT COLLATE "C" PRIMARY KEY, bookings BIGINT NOT NULL, lost_before_ms BIGINT);
-    INSERT INTO archives (id, bookings) SELECT archive, max(place) + 1 FROM segments GROUP BY archive;
+    INSERT INTO archives (id, bookings) SELECT archive, max(place) + 1 FROM segments GROUP BY archive
+        HAVING count(DISTINCT place) = max(place) + 1;
 "#,
 ];
 
@@ -270,8 +271,11 @@ impl Postgres {
         // What is answered is durable, whatever the server's default is; a stronger one stays. A step that we gave up on ends there, too: soon where the
         // server can look for its client (from version 14 on, on Linux), or else after a while.
         let settings = "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'; \
-             SELECT set_config(name, '2s', false) FROM pg_settings WHERE name = 'client_connection_check_interval'; SET statement_timeout = '120s'; SET idle_in_transaction_session_timeout = '120s'; SET lock_timeout = '10s'";
+             SET statement_timeout = '120s'; SET idle_in_transaction_session_timeout = '120s'; SET lock_timeout = '10s'";
         client.batch_execute(settings).await.map_err(sql("connecting to PostgreSQL"))?;
+        if let Err(error) = client.batch_execute("SET client_connection_check_interval = '2s'").await {
+            tracing::debug!(%error, "the server does not look for its client");
+        }
         Ok(client)
     }
 }
@@ -458,7 +462,7 @@ async fn put_segments(client: &mut Client, batch: &SegmentBatch) -> Result<(Segm
             }
         }
     }
-    if let Some(more) = batch.held(held, now_ms()) {
+    if let Some(more) = batch.held(held) {
         held = more;
         // Another one may have made it meanwhile.
         let note = "INSERT INTO archives AS known (id, bookings, lost_before_ms) VALUES ($1, $2, $3) ON CONFLICT (id) DO UPDATE \

@@ -19,7 +19,7 @@ use super::gpu::{self, FlatSegment, Held, SegmentBatch, SegmentId};
 use super::query::{Bound, Dialect, GroupValue, Query};
 use super::{
     DATED, DAY_MS, Dated, Error, FORGET_AT_ONCE, Filter, Forgotten, GpuFilter, GpuGroup, Group, GroupKey, Migration,
-    Summary, Usage, day_of, day_start_ms, now_ms,
+    Summary, Usage, day_of, day_start_ms,
 };
 
 /// The version of the schema that this program knows. Stores of older ones are migrated, of newer ones refused.
@@ -54,7 +54,8 @@ const MIGRATIONS: [&str; 3] = ["
     CREATE INDEX segments_tenant_ended ON segments (tenant, to_ms);
 ", "
     CREATE TABLE archives (id TEXT PRIMARY KEY NOT NULL, bookings INTEGER NOT NULL, lost_before_ms INTEGER) STRICT, WITHOUT ROWID;
-    INSERT INTO archives (id, bookings) SELECT archive, max(place) + 1 FROM segments GROUP BY archive;
+    INSERT INTO archives (id, bookings) SELECT archive, max(place) + 1 FROM segments GROUP BY archive
+        HAVING count(DISTINCT place) = max(place) + 1;
 "];
 
 /// A store in a file.
@@ -330,7 +331,7 @@ fn put_segments(connection: &mut Connection, batch: &SegmentBatch) -> Result<(Se
         }
     }
     let mut held = held(&transaction, &batch.archive).map_err(&failed)?;
-    if let Some(more) = batch.held(held, now_ms()) {
+    if let Some(more) = batch.held(held) {
         held = more;
         let note = "INSERT INTO archives (id, bookings, lost_before_ms) VALUES (?1, ?2, ?3) ON CONFLICT (id) DO UPDATE \
              SET bookings = excluded.bookings, lost_before_ms = excluded.lost_before_ms";

@@ -270,6 +270,30 @@ async fn a_batch_has_its_place_before_its_body() {
     }
 }
 
+/// So it is with questions for leases.
+#[tokio::test]
+async fn a_question_has_its_place_before_its_body() {
+    let home = Home::new(Kind::Sqlite);
+    let served = serve(&home).await;
+    let question = r#"{"gateway":"g","needs":[]}"#;
+    let mut callers = Vec::new();
+    for _ in 0..256 {
+        let mut caller = TcpStream::connect(served.api).await.unwrap();
+        let head = "POST /v1/leases HTTP/1.1\r\nhost: usage\r\ncontent-type: application/json\r\ncontent-length: 1000\r\n\r\n{";
+        caller.write_all(head.as_bytes()).await.unwrap();
+        callers.push(caller);
+    }
+    let bound = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    let ask = async || served.ask(Method::POST, "/v1/leases", question).await.0;
+    while ask().await != StatusCode::SERVICE_UNAVAILABLE {
+        assert!(std::time::Instant::now() < bound, "there is a place still");
+    }
+    callers.truncate(200);
+    while ask().await != StatusCode::OK {
+        assert!(std::time::Instant::now() < bound, "places are not given back");
+    }
+}
+
 #[tokio::test]
 async fn leases_are_granted() {
     let home = Home::new(Kind::Sqlite);

@@ -246,7 +246,7 @@ fn subcommands_of_a_file() {
     let (store, copy) = (store.to_str().unwrap(), copy.to_str().unwrap());
     let said = |output: &Output| String::from_utf8(output.stdout.clone()).unwrap();
     assert!(!run(&["check", "--sqlite", store]).status.success(), "there is none yet");
-    let empty = "schema version 2, 0 records, from - to - ms; 0 segments of bookings\n";
+    let empty = "schema version 3, 0 records, from - to - ms; 0 segments of bookings\n";
     assert_eq!(said(&run(&["migrate", "--sqlite", store])), empty);
     assert_eq!(said(&run(&["--sqlite", store, "check"])), empty);
     let backup = run(&["backup", "--sqlite", store, "--to", copy]);
@@ -270,7 +270,7 @@ fn subcommands_of_a_database() {
     let error = String::from_utf8(run(&["check"]).stderr).unwrap();
     assert!(error.contains("run `spillway-usage migrate`"), "{error}");
     assert!(run(&["migrate"]).status.success());
-    assert_eq!(run(&["check"]).stdout, b"schema version 3, 0 records, from - to - ms; 0 segments of bookings\n");
+    assert_eq!(run(&["check"]).stdout, b"schema version 4, 0 records, from - to - ms; 0 segments of bookings\n");
     let error = String::from_utf8(run(&["backup", "--to", "/tmp/nowhere"]).stderr).unwrap();
     assert!(error.contains("pg_dump"), "{error}");
 }
