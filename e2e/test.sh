@@ -13,9 +13,9 @@ target=${CARGO_TARGET_DIR:-$PWD/target}
 logs=$target/test-logs
 workspace=(--workspace --locked --features spillway-operator/kill-points)
 # Tests on a real Kubernetes run in lanes side by side, for most of what they do is waiting: those that need real nodes one after the
-# other, for only one lab of that size fits on the machine; chaos by itself, which is long; and the rest. Within a lane the quick and telling ones first.
+# other, for only one lab of that size fits on the machine; chaos, which is long, and one more; and the rest. Within a lane the quick and telling ones first.
 real_nodes=(lab sale serving demo)
-long=(chaos)
+long=(chaos tools)
 order=(attacks chart guards)
 # No Kubernetes, so they run with `make lint`.
 not_e2e=(layering docs)

@@ -38,8 +38,7 @@ pub(crate) async fn cycles(spillway: &Spillway<'_>, gateway: &Arc<Client>) -> Re
     let spec = json!({
         "model": {"name": "smollm2", "version": "q4"},
         "capacity": {"reservation": "nap", "burst": {"maxReplicas": 1}},
-        // Two answers that wait for one another, on a machine that does other things as well.
-        "replicas": 0, "drain": "8s", "scaling": scaling,
+        "replicas": 0, "drain": "5s", "scaling": scaling,
     });
     create(&api, json!({"metadata": {"name": "sleeper"}, "spec": spec})).await?;
     let status = |endpoint: ModelEndpoint| endpoint.status.unwrap_or_default();
@@ -265,7 +264,7 @@ async fn stands_still(api: &Api<ModelEndpoint>) -> Result<()> {
         .await?;
     }
     // The autoscaler looks once a second.
-    for _ in 0..5 {
+    for _ in 0..3 {
         tokio::time::sleep(Duration::from_secs(1)).await;
         let replicas = api.get("lifted").await?.spec.replicas;
         ensure!(replicas == 2, "it was scaled to {replicas}");

@@ -51,7 +51,8 @@ impl Client {
 
     /// Asks a model, and finds the answer whole.
     pub(crate) async fn ask(&self, model: &str, stream: bool) -> Result<()> {
-        let answer = self.chat(json!({"model": model, "stream": stream, "max_tokens": 24})).await?;
+        // So short that two that wait for one another are over within a drain, on a machine that does other things as well.
+        let answer = self.chat(json!({"model": model, "stream": stream, "max_tokens": 12})).await?;
         let status = answer.status();
         let text = answer.text().await.context("reading an answer")?;
         ensure!(status.is_success(), "an answer is {status}: {text}");

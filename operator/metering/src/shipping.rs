@@ -36,6 +36,17 @@ pub struct Receipt {
 }
 
 impl Receipt {
+    /// This and another one together.
+    #[must_use]
+    pub fn and(&self, other: Self) -> Self {
+        Self {
+            stored: self.stored.saturating_add(other.stored),
+            known: self.known.saturating_add(other.known),
+            differing: self.differing.saturating_add(other.differing),
+            forgotten: self.forgotten.saturating_add(other.forgotten),
+        }
+    }
+
     /// How many records it is for; no more than 64 bits hold.
     pub fn total(&self) -> u64 {
         self.stored.saturating_add(self.known).saturating_add(self.differing).saturating_add(self.forgotten)

@@ -8,13 +8,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use spillway_metering::shipping::Receipt;
 use spillway_tls::{Caller, Client, Files, Peers, Server};
 use spillway_usage::forward::Forward;
 use spillway_usage::holder;
 use spillway_usage::leases::Config;
 use spillway_usage::server::{Front, Service, admin, posts, reports};
 use spillway_usage::socket::{listen, serve_until};
-use spillway_usage::store::{DAY_MS, Migration, Place, Store, Summary};
+use spillway_usage::store::{DAY_MS, Imported, Migration, Place, Sqlite, Store, Summary};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing_subscriber::EnvFilter;
@@ -142,6 +143,12 @@ enum Command {
     },
     /// Open the store, look for damage, and count what is in it
     Check,
+    /// Store what an SQLite store has and this one has not: to move to PostgreSQL, or to bring back what an older store had. Again is safe
+    Import {
+        /// The file of the other store, which no service uses meanwhile
+        #[arg(long, value_name = "PATH")]
+        from: PathBuf,
+    },
 }
 
 /// How logs are written.
@@ -165,6 +172,9 @@ Examples:
   spillway-usage backup --sqlite /var/lib/spillway-usage/usage.db --to /backup/usage.db
   spillway-usage check --sqlite /backup/usage.db
 
+  # from a file to a database, while no service uses the file
+  SPILLWAY_USAGE_POSTGRES=postgres://usage:secret@db:5432/usage spillway-usage import --from /backup/usage.db
+
   # what acme used of each model
   curl 'http://127.0.0.1:8001/v1/usage?tenant=acme&by=model,day'
 
@@ -185,6 +195,11 @@ async fn main() -> anyhow::Result<()> {
         None => serve(&arguments, &place).await,
         Some(Command::Migrate) => say(&open(Migration::Apply).await?.check().await?),
         Some(Command::Check) => say(&open(Migration::Refuse).await?.check().await?),
+        Some(Command::Import { from }) => {
+            let other = Sqlite::open(from, Migration::Refuse).await;
+            let other = other.with_context(|| format!("opening {}", from.display()))?;
+            say_imported(&open(Migration::Apply).await?.import(&other).await.context("importing")?)
+        }
         Some(Command::Backup { to }) => open(Migration::Refuse)
             .await?
             .backup(to.clone())
@@ -204,6 +219,20 @@ fn say(summary: &Summary) -> anyhow::Result<()> {
         "schema version {version}, {records} records, from {first} to {last} ms; {segments} segments of bookings"
     )
     .context("printing")
+}
+
+/// Prints what became of another store's.
+fn say_imported(imported: &Imported) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    for (what, receipt) in [("records", imported.records), ("segments of bookings", imported.segments)] {
+        let Receipt { stored, known, differing, forgotten } = receipt;
+        writeln!(
+            out,
+            "{what}: {stored} stored, {known} were there, {differing} differ from what is there, which stands, {forgotten} of days that are forgotten"
+        )
+        .context("printing")?;
+    }
+    Ok(())
 }
 
 async fn serve(arguments: &Arguments, place: &Place) -> anyhow::Result<()> {

@@ -3,9 +3,10 @@
 //!
 //! Two kinds, of one behaviour: [`Sqlite`], one file for one service, and [`Postgres`], for several.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use spillway_metering::shipping::{GpuUsage, Receipt, SegmentReceipt, Segments};
+use spillway_metering::shipping::{EndedSegment, GpuUsage, Receipt, SegmentReceipt, Segments};
 use spillway_metering::tokens::{RequestId, UsageRecord};
 
 mod batch;
@@ -140,7 +141,7 @@ pub enum Error {
     #[error("a sum does not fit into 63 bits: ask for a shorter time")]
     Overflow,
     /// What is stored is no record: somebody else has written it.
-    #[error("what is stored of request {id} is no record: its {field} is not one")]
+    #[error("what is stored of {id} is no record: its {field} is not one")]
     Corrupt {
         /// Whose, as far as it can be read.
         id: String,
@@ -233,6 +234,18 @@ pub struct Forgotten {
     pub records: u64,
 }
 
+/// Records or segments that are read from another store at once.
+const IMPORT_AT_ONCE: u32 = 1_000;
+
+/// What became of what another store has.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Imported {
+    /// Of records of requests.
+    pub records: Receipt,
+    /// Of segments of bookings that ended.
+    pub segments: Receipt,
+}
+
 /// What is in a store.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Summary {
@@ -314,6 +327,53 @@ impl Store {
             );
         }
         Ok(receipt)
+    }
+
+    /// Stores what another store, a file, has and this one has not, and notes what of archives it has then. Days that the other one has forgotten are forgotten here
+    /// as well. Again and again is safe; what is stored in the other one meanwhile may be missed.
+    ///
+    /// # Errors
+    ///
+    /// What either says. Some of it may be stored by then.
+    pub async fn import(&self, from: &Sqlite) -> Result<Imported, Error> {
+        let mut imported = Imported::default();
+        if let Some(day) = from.forgotten_day().await? {
+            self.forget_before(day_start_ms(day)).await?;
+        }
+        // Before what it is about: more of it does not harm.
+        let archives = from.archives().await?;
+        let mut after = None;
+        loop {
+            let records = from.records(Filter::default(), after, IMPORT_AT_ONCE).await?;
+            let Some(last) = records.last() else { break };
+            after = Some(last.opening.id);
+            imported.records = imported.records.and(self.put(records).await?);
+            tracing::info!(records = imported.records.total(), "imported");
+        }
+        let mut after = (String::new(), i64::MIN);
+        loop {
+            let flat = from.segments(after, IMPORT_AT_ONCE).await?;
+            let Some(last) = flat.last() else { break };
+            after = (last.booking.clone(), last.number);
+            let mut posted: BTreeMap<String, Vec<EndedSegment>> = BTreeMap::new();
+            for one in flat {
+                let id = one.booking.clone();
+                let (archive, segment) = one.ended().ok_or(Error::Corrupt { id, field: "number, place or devices" })?;
+                posted.entry(archive).or_default().push(segment);
+            }
+            for (archive, segments) in posted {
+                let receipt = self.put_segments(Segments { archive, segments, ..Segments::default() }).await?;
+                imported.segments = imported.segments.and(receipt.receipt);
+            }
+            tracing::info!(segments = imported.segments.total(), "imported");
+        }
+        for (archive, held) in archives {
+            match self {
+                Self::Sqlite(store) => store.adopt(archive, held).await?,
+                Self::Postgres(store) => store.adopt(&archive, held).await?,
+            }
+        }
+        Ok(imported)
     }
 
     /// Sums of the GPU time that passes the filter, sorted by their groups, and since when they are complete. Without a group it is one row.

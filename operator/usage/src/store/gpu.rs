@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
-use spillway_metering::TenantName;
 use spillway_metering::shipping::{EndedSegment, GpuRow, HeldArchive, Receipt, SegmentReceipt, Segments};
+use spillway_metering::{Segment, TenantName};
 
 use super::batch::count;
 use super::query::{Bound, Dialect, Query};
@@ -140,6 +140,24 @@ impl FlatSegment {
         Ok(Self { booking, number, archive: archive.to_owned(), place, names, devices, from_ms, to_ms })
     }
 
+    /// What it is of an archive, and which.
+    pub(super) fn ended(self) -> Option<(String, EndedSegment)> {
+        let [node, tenant, namespace, reservation, pool, sku, tier] = self.names;
+        let segment = Segment {
+            tenant: tenant.into(),
+            namespace: namespace.into(),
+            reservation: reservation.into(),
+            pool: pool.into(),
+            sku: sku.into(),
+            tier: tier.into(),
+            devices: self.devices.try_into().ok()?,
+            from_ms: self.from_ms,
+            to_ms: Some(self.to_ms),
+        };
+        let (number, place) = (self.number.try_into().ok()?, self.place.try_into().ok()?);
+        Some((self.archive, EndedSegment { booking: self.booking, number, place, node, segment }))
+    }
+
     /// Whether it says the same of the same booking. Where the booking stands in an archive is no part of that: an archive that was restored from a
     /// backup may have it at another place.
     pub(super) fn says(&self, other: &Self) -> bool {
@@ -156,8 +174,17 @@ pub(super) type SegmentId = (String, i64);
 pub(super) struct Held {
     /// So many bookings, from the first on.
     pub(super) bookings: i64,
-    /// Some of them are lost, and ended before then.
-    pub(super) lost_before_ms: Option<i64>,
+    /// Some of them are lost.
+    pub(super) lost: Option<Lost>,
+}
+
+/// What nobody has any more, as far as a store knows.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) struct Lost {
+    /// It ended before then, Unix milliseconds.
+    pub(super) before_ms: i64,
+    /// Places of bookings that are lost are below this one.
+    pub(super) below: i64,
 }
 
 impl Held {
@@ -168,13 +195,27 @@ impl Held {
         if to <= from || (has_gap && oldest_ms.is_none()) {
             return self;
         }
-        let lost_before_ms = if has_gap { oldest_ms.max(self.lost_before_ms) } else { self.lost_before_ms };
-        Self { bookings: self.bookings.max(to), lost_before_ms }
+        let lost = oldest_ms.filter(|_| has_gap).map(|before_ms| Lost { before_ms, below: from });
+        Self { bookings: self.bookings.max(to), lost: lost.or(self.lost) }
+    }
+
+    /// With what another store has of the same archive, all of which is here by now.
+    pub(super) fn beside(self, other: Self) -> Self {
+        let has = |held: Self, lost: Lost| held.lost.is_none() && held.bookings >= lost.below;
+        let lost = [(self, other), (other, self)]
+            .into_iter()
+            .filter_map(|(one, other)| one.lost.filter(|lost| !has(other, *lost)));
+        Self { bookings: self.bookings.max(other.bookings), lost: lost.max_by_key(|lost| lost.below) }
+    }
+
+    pub(super) fn read(bookings: i64, before_ms: Option<i64>, below: Option<i64>) -> Self {
+        let lost = before_ms.zip(below).map(|(before_ms, below)| Lost { before_ms, below });
+        Self { bookings, lost }
     }
 
     pub(super) fn of(self, archive: &str) -> HeldArchive {
-        let Self { bookings, lost_before_ms } = self;
-        HeldArchive { archive: archive.to_owned(), bookings, lost_before_ms }
+        let lost_before_ms = self.lost.map(|lost| lost.before_ms);
+        HeldArchive { archive: archive.to_owned(), bookings: self.bookings, lost_before_ms }
     }
 }
 
@@ -221,10 +262,15 @@ impl SegmentBatch {
         (kept, count(forgotten))
     }
 
+    /// Whether it says anything of how far the archive is stored.
+    pub(super) fn has_places(&self) -> bool {
+        self.places.to > self.places.from
+    }
+
     /// How far the archive is stored with this batch; none: as before.
     pub(super) fn held(&self, known: Held) -> Option<Held> {
         let held = known.with(self.places);
-        if held.lost_before_ms != known.lost_before_ms {
+        if held.lost != known.lost {
             let (archive, lost) = (&self.archive, self.places.from.saturating_sub(known.bookings));
             tracing::error!(
                 archive,

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::tls::TlsStream;
 use tokio_postgres::types::ToSql;
-use tokio_postgres::{Client, Config, Connection, GenericClient, IsolationLevel, NoTls, Row, Socket};
+use tokio_postgres::{Client, Config, Connection, GenericClient, IsolationLevel, NoTls, Row, Socket, Transaction};
 
 use super::batch::Batch;
 use super::flat::{COLUMNS, Flat, outcome_text, signed};
@@ -88,7 +88,7 @@ const MIGRATIONS: [&str; 4] = [
     CREATE INDEX segments_tenant_ended ON segments (tenant, to_ms);
 "#,
     r#"
-    CREATE TABLE archives (id TEXT COLLATE "C" PRIMARY KEY, bookings BIGINT NOT NULL, lost_before_ms BIGINT);
+    CREATE TABLE archives (id TEXT COLLATE "C" PRIMARY KEY, bookings BIGINT NOT NULL, lost_before_ms BIGINT, lost_below BIGINT);
     INSERT INTO archives (id, bookings) SELECT archive, max(place) + 1 FROM segments GROUP BY archive
         HAVING count(DISTINCT place) = max(place) + 1;
 "#,
@@ -177,6 +177,10 @@ impl Postgres {
 
     pub(super) async fn put_segments(&self, batch: &SegmentBatch) -> Result<(SegmentReceipt, Vec<SegmentId>), Error> {
         retry!(self.writers, "storing segments", WRITE, |client| put_segments(&mut client, batch))
+    }
+
+    pub(super) async fn adopt(&self, archive: &str, other: Held) -> Result<(), Error> {
+        retry!(self.writers, "noting how far an archive is stored", WRITE, |client| adopt(&mut client, archive, other))
     }
 
     pub(super) async fn gpu_usage(&self, filter: &GpuFilter, groups: &[GpuGroup]) -> Result<GpuUsage, Error> {
@@ -411,7 +415,10 @@ async fn put_segments(client: &mut Client, batch: &SegmentBatch) -> Result<(Segm
     let failed = sql("storing segments");
     let transaction = client.transaction().await.map_err(&failed)?;
     // First: batches of one archive take turns.
-    let mut held = held(&transaction, &format!("{HELD} FOR UPDATE"), &batch.archive).await.map_err(&failed)?;
+    let mut held = match batch.has_places() {
+        true => lock(&transaction, &batch.archive).await.map_err(&failed)?,
+        false => held(&transaction, HELD, &batch.archive).await.map_err(&failed)?,
+    };
     let forgotten = forgotten_day(&transaction).await.map_err(&failed)?;
     let (kept, forgotten) = batch.kept(forgotten.map(day_start_ms));
     let columns: [Box<dyn ToSql + Sync + Send>; 14] = [
@@ -464,24 +471,42 @@ async fn put_segments(client: &mut Client, batch: &SegmentBatch) -> Result<(Segm
     }
     if let Some(more) = batch.held(held) {
         held = more;
-        // Another one may have made it meanwhile.
-        let note = "INSERT INTO archives AS known (id, bookings, lost_before_ms) VALUES ($1, $2, $3) ON CONFLICT (id) DO UPDATE \
-             SET bookings = greatest(known.bookings, excluded.bookings), lost_before_ms = coalesce(excluded.lost_before_ms, known.lost_before_ms)";
-        let values: [&(dyn ToSql + Sync); 3] = [&batch.archive, &held.bookings, &held.lost_before_ms];
-        transaction.execute(note, &values).await.map_err(&failed)?;
+        note(&transaction, &batch.archive, held).await.map_err(&failed)?;
     }
     transaction.commit().await.map_err(&failed)?;
     differ.sort_unstable();
     Ok(batch.receipt(stored.len(), forgotten, differ, held.bookings))
 }
 
-const HELD: &str = "SELECT bookings, lost_before_ms FROM archives WHERE id = $1";
+const HELD: &str = "SELECT bookings, lost_before_ms, lost_below FROM archives WHERE id = $1";
 
 /// How far an archive is stored.
 async fn held(client: &impl GenericClient, select: &str, archive: &str) -> Result<Held, tokio_postgres::Error> {
     let row = client.query_opt(select, &[&archive]).await?;
     let Some(row) = row else { return Ok(Held::default()) };
-    Ok(Held { bookings: row.try_get(0)?, lost_before_ms: row.try_get(1)? })
+    Ok(Held::read(row.try_get(0)?, row.try_get(1)?, row.try_get(2)?))
+}
+
+/// How far an archive is stored; until the transaction ends nobody else changes it.
+async fn lock(transaction: &Transaction<'_>, archive: &str) -> Result<Held, tokio_postgres::Error> {
+    let make = "INSERT INTO archives (id, bookings) VALUES ($1, 0) ON CONFLICT (id) DO NOTHING";
+    transaction.execute(make, &[&archive]).await?;
+    held(transaction, &format!("{HELD} FOR UPDATE"), archive).await
+}
+
+/// Of one that is [locked](lock).
+async fn note(transaction: &Transaction<'_>, archive: &str, held: Held) -> Result<(), tokio_postgres::Error> {
+    let note = "UPDATE archives SET bookings = $2, lost_before_ms = $3, lost_below = $4 WHERE id = $1";
+    let (before_ms, below) = (held.lost.map(|lost| lost.before_ms), held.lost.map(|lost| lost.below));
+    transaction.execute(note, &[&archive, &held.bookings, &before_ms, &below]).await.map(drop)
+}
+
+async fn adopt(client: &mut Client, archive: &str, other: Held) -> Result<(), Error> {
+    let failed = sql("noting how far an archive is stored");
+    let transaction = client.transaction().await.map_err(&failed)?;
+    let known = lock(&transaction, archive).await.map_err(&failed)?;
+    note(&transaction, archive, known.beside(other)).await.map_err(&failed)?;
+    transaction.commit().await.map_err(&failed)
 }
 
 fn flat_segment(row: &Row) -> Result<FlatSegment, tokio_postgres::Error> {
@@ -505,7 +530,7 @@ fn flat_segment(row: &Row) -> Result<FlatSegment, tokio_postgres::Error> {
     })
 }
 
-async fn forgotten_day(transaction: &tokio_postgres::Transaction<'_>) -> Result<Option<i64>, tokio_postgres::Error> {
+async fn forgotten_day(transaction: &Transaction<'_>) -> Result<Option<i64>, tokio_postgres::Error> {
     let row = transaction.query_opt("SELECT before_day FROM forgotten", &[]).await?;
     row.map(|row| row.try_get(0)).transpose()
 }
@@ -532,10 +557,7 @@ async fn gpu_usage(client: &mut Client, filter: &GpuFilter, groups: &[GpuGroup])
 }
 
 /// The ids of those that were not there.
-async fn insert(
-    transaction: &tokio_postgres::Transaction<'_>,
-    records: &[&UsageRecord],
-) -> Result<BTreeSet<Vec<u8>>, Error> {
+async fn insert(transaction: &Transaction<'_>, records: &[&UsageRecord]) -> Result<BTreeSet<Vec<u8>>, Error> {
     fn column<'r, Out>(records: &[&'r UsageRecord], of: impl Fn(&'r UsageRecord) -> Out) -> Vec<Out> {
         records.iter().map(|record| of(record)).collect()
     }

@@ -53,7 +53,8 @@ const MIGRATIONS: [&str; 3] = ["
     CREATE INDEX segments_ended ON segments (to_ms);
     CREATE INDEX segments_tenant_ended ON segments (tenant, to_ms);
 ", "
-    CREATE TABLE archives (id TEXT PRIMARY KEY NOT NULL, bookings INTEGER NOT NULL, lost_before_ms INTEGER) STRICT, WITHOUT ROWID;
+    CREATE TABLE archives (id TEXT PRIMARY KEY NOT NULL, bookings INTEGER NOT NULL, lost_before_ms INTEGER, lost_below INTEGER)
+        STRICT, WITHOUT ROWID;
     INSERT INTO archives (id, bookings) SELECT archive, max(place) + 1 FROM segments GROUP BY archive
         HAVING count(DISTINCT place) = max(place) + 1;
 "];
@@ -96,6 +97,22 @@ impl Sqlite {
 
     pub(super) async fn put_segments(&self, batch: SegmentBatch) -> Result<(SegmentReceipt, Vec<SegmentId>), Error> {
         self.writer.run(move |connection| put_segments(connection, &batch)).await
+    }
+
+    pub(super) async fn segments(&self, after: SegmentId, limit: u32) -> Result<Vec<FlatSegment>, Error> {
+        self.reader.run(move |connection| segments(connection, &after, limit)).await
+    }
+
+    pub(super) async fn forgotten_day(&self) -> Result<Option<i64>, Error> {
+        self.reader.run(|connection| forgotten_day(connection).map_err(sql("reading what is forgotten"))).await
+    }
+
+    pub(super) async fn archives(&self) -> Result<Vec<(String, Held)>, Error> {
+        self.reader.run(|connection| archives(connection)).await
+    }
+
+    pub(super) async fn adopt(&self, archive: String, other: Held) -> Result<(), Error> {
+        self.writer.run(move |connection| adopt(connection, &archive, other)).await
     }
 
     pub(super) async fn gpu_usage(&self, filter: GpuFilter, groups: Vec<GpuGroup>) -> Result<GpuUsage, Error> {
@@ -232,8 +249,8 @@ fn migrate(connection: &mut Connection, migration: Migration) -> Result<(), Erro
     transaction.commit().map_err(&failed)
 }
 
-fn forgotten_day(transaction: &Transaction<'_>) -> rusqlite::Result<Option<i64>> {
-    transaction.query_row("SELECT before_day FROM forgotten", [], |row| row.get(0)).optional()
+fn forgotten_day(connection: &Connection) -> rusqlite::Result<Option<i64>> {
+    connection.query_row("SELECT before_day FROM forgotten", [], |row| row.get(0)).optional()
 }
 
 fn put(connection: &mut Connection, batch: &Batch) -> Result<(Receipt, Vec<RequestId>), Error> {
@@ -333,9 +350,7 @@ fn put_segments(connection: &mut Connection, batch: &SegmentBatch) -> Result<(Se
     let mut held = held(&transaction, &batch.archive).map_err(&failed)?;
     if let Some(more) = batch.held(held) {
         held = more;
-        let note = "INSERT INTO archives (id, bookings, lost_before_ms) VALUES (?1, ?2, ?3) ON CONFLICT (id) DO UPDATE \
-             SET bookings = excluded.bookings, lost_before_ms = excluded.lost_before_ms";
-        transaction.execute(note, params![batch.archive, held.bookings, held.lost_before_ms]).map_err(&failed)?;
+        note(&transaction, &batch.archive, held).map_err(&failed)?;
     }
     transaction.commit().map_err(&failed)?;
     Ok(batch.receipt(stored, forgotten, differ, held.bookings))
@@ -343,9 +358,44 @@ fn put_segments(connection: &mut Connection, batch: &SegmentBatch) -> Result<(Se
 
 /// How far an archive is stored.
 fn held(connection: &Connection, archive: &str) -> rusqlite::Result<Held> {
-    let select = "SELECT bookings, lost_before_ms FROM archives WHERE id = ?1";
-    let read = |row: &Row<'_>| Ok(Held { bookings: row.get(0)?, lost_before_ms: row.get(1)? });
+    let select = "SELECT bookings, lost_before_ms, lost_below FROM archives WHERE id = ?1";
+    let read = |row: &Row<'_>| Ok(Held::read(row.get(0)?, row.get(1)?, row.get(2)?));
     connection.query_row(select, [archive], read).optional().map(Option::unwrap_or_default)
+}
+
+fn note(transaction: &Transaction<'_>, archive: &str, held: Held) -> rusqlite::Result<()> {
+    let note = "INSERT INTO archives (id, bookings, lost_before_ms, lost_below) VALUES (?1, ?2, ?3, ?4) ON CONFLICT (id) DO UPDATE \
+         SET bookings = excluded.bookings, lost_before_ms = excluded.lost_before_ms, lost_below = excluded.lost_below";
+    let (before_ms, below) = (held.lost.map(|lost| lost.before_ms), held.lost.map(|lost| lost.below));
+    transaction.execute(note, params![archive, held.bookings, before_ms, below]).map(drop)
+}
+
+fn archives(connection: &Connection) -> Result<Vec<(String, Held)>, Error> {
+    let failed = sql("reading how far archives are stored");
+    let select = "SELECT id, bookings, lost_before_ms, lost_below FROM archives";
+    let mut statement = connection.prepare(select).map_err(&failed)?;
+    let read = |row: &Row<'_>| Ok((row.get(0)?, Held::read(row.get(1)?, row.get(2)?, row.get(3)?)));
+    let rows = statement.query_map([], read).map_err(&failed)?;
+    rows.collect::<rusqlite::Result<_>>().map_err(&failed)
+}
+
+fn adopt(connection: &mut Connection, archive: &str, other: Held) -> Result<(), Error> {
+    let failed = sql("noting how far an archive is stored");
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(&failed)?;
+    let known = held(&transaction, archive).map_err(&failed)?;
+    note(&transaction, archive, known.beside(other)).map_err(&failed)?;
+    transaction.commit().map_err(&failed)
+}
+
+fn segments(connection: &Connection, after: &SegmentId, limit: u32) -> Result<Vec<FlatSegment>, Error> {
+    let failed = sql("reading segments");
+    let select = format!(
+        "SELECT {} FROM segments WHERE (booking, number) > (?1, ?2) ORDER BY booking, number LIMIT ?3",
+        gpu::COLUMNS
+    );
+    let mut statement = connection.prepare(&select).map_err(&failed)?;
+    let rows = statement.query_map(params![after.0, after.1, limit], flat_segment).map_err(&failed)?;
+    rows.collect::<rusqlite::Result<_>>().map_err(&failed)
 }
 
 fn flat_segment(row: &Row<'_>) -> rusqlite::Result<FlatSegment> {

@@ -11,7 +11,7 @@ use crate::api::serve;
 use crate::contract::{change, schema_version};
 use crate::{DAY, Home, Kind};
 
-const MIDNIGHT: i64 = DAY * DAY_MS;
+pub(crate) const MIDNIGHT: i64 = DAY * DAY_MS;
 const HOUR: i64 = 3_600_000;
 
 /// Segment 0 of the booking at this place: an hour of two devices, on one day after another.
@@ -36,7 +36,7 @@ fn segment(place: u32) -> EndedSegment {
     }
 }
 
-fn posted(places: std::ops::Range<u32>) -> Segments {
+pub(crate) fn posted(places: std::ops::Range<u32>) -> Segments {
     let (from, to) = (places.start.into(), places.end.into());
     Segments { archive: "one".to_owned(), from, to, oldest_ms: None, segments: places.map(segment).collect() }
 }

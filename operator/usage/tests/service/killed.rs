@@ -252,6 +252,13 @@ fn subcommands_of_a_file() {
     let backup = run(&["backup", "--sqlite", store, "--to", copy]);
     assert!(backup.status.success(), "{}", String::from_utf8_lossy(&backup.stderr));
     assert_eq!(said(&run(&["check", "--sqlite", copy])), empty);
+    let imported = run(&["import", "--sqlite", store, "--from", copy]);
+    assert!(
+        imported.status.success() && said(&imported).starts_with("records: 0 stored, 0 were there"),
+        "{imported:?}"
+    );
+    let missing = run(&["import", "--sqlite", store, "--from", "/nowhere/usage.db"]);
+    assert!(String::from_utf8_lossy(&missing.stderr).contains("opening /nowhere/usage.db"), "{missing:?}");
     // A file that is damaged is told of.
     let mut bytes = std::fs::read(copy).unwrap();
     let length = bytes.len();

@@ -14,6 +14,7 @@
 mod api;
 mod contract;
 mod gpu;
+mod import;
 mod killed;
 mod postgres;
 mod restarts;
