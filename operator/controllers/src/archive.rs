@@ -5,14 +5,14 @@
 //! Must not: write the ledger. It tells the engine, which commits it.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     sync::Arc,
     time::Duration,
 };
 
 use hyper::Uri;
 use spillway_manifests::archive::ended_segments;
-use spillway_metering::shipping::{EndedSegment, Segments};
+use spillway_metering::shipping::{EndedSegment, HeldArchive, Segments};
 use spillway_planner::{
     Booking, PoolName, ReservationUid,
     ledger::{ArchiveWalk, Ledger, Prunable, Stored, StoredNote},
@@ -41,31 +41,43 @@ pub async fn ship(context: Arc<Context>, base: Uri) {
     let mut pruned = Instant::now();
     let mut gap = GAP;
     let mut asked = false;
+    let mut lost: BTreeSet<PoolName> = BTreeSet::new();
     loop {
         let view = Arc::clone(&views.borrow_and_update());
         // Also where nobody can be called.
         context.metrics.archive_waiting.set(view.ledger.as_deref().map_or(0, waiting));
         // Whether the store still has what it took is asked at the start, and before anything goes for it.
         let prunes = pruned.elapsed() >= PRUNE || context.config.archive_days == 0;
-        let (held, shipped) = match call(&context, &base, &mut service).await {
-            Ok(service) => pass(&context, &store, service, &view, prunes || !asked).await,
-            Err(why) => (BTreeMap::new(), Err(why)),
+        let passing = async {
+            let service = call(&context, &base, &mut service).await?;
+            let (held, outcome) = pass(&context, &store, service, &view, prunes || !asked).await;
+            for (pool, answer) in &held {
+                if answer.lost_before_ms.is_some() {
+                    lost.insert(pool.clone())
+                } else {
+                    lost.remove(pool)
+                };
+            }
+            if prunes && !held.is_empty() {
+                pruned = Instant::now();
+                // Of pools of which all went well, whatever stops another one.
+                prune(&context, &store, service, &view, &held).await;
+            }
+            outcome.map(|()| !held.is_empty())
         };
-        if let Err(why) = shipped {
-            // With another certificate it may go better.
-            service = None;
-            gap = (gap * 2).min(GAP_MAX);
-            tracing::warn!(why, "GPU time of bookings that ended is not stored yet; it is tried again");
-        } else {
-            gap = GAP;
-            asked |= !held.is_empty();
-        }
-        if prunes && !held.is_empty() {
-            pruned = Instant::now();
-            if let Err(error) = prune(&context, &store, service.as_ref(), &view, &held).await {
-                tracing::warn!(%error, "it could not be seen which pages of the archive may go");
+        match passing.await {
+            Ok(has_asked) => {
+                gap = GAP;
+                asked |= has_asked;
+            }
+            Err(why) => {
+                // With another certificate it may go better.
+                service = None;
+                gap = (gap * 2).min(GAP_MAX);
+                tracing::warn!(why, "GPU time of bookings that ended is not stored yet; it is tried again");
             }
         }
+        context.metrics.archive_lost.set(i64::try_from(lost.len()).unwrap_or(i64::MAX));
         tokio::time::sleep(gap).await;
     }
 }
@@ -87,15 +99,15 @@ fn waiting(ledger: &Ledger) -> i64 {
     ledger.root().pools.keys().map(of).fold(0, i64::saturating_add)
 }
 
-/// Posts what is not stored of each pool, and asks about those of which all is, if that `asks`. Gives how many bookings the store says that it has of each
-/// pool about which all went well.
+/// Posts what is not stored of each pool, and asks about those of which all is, if that `asks`. Gives what the store says that it has of each pool about
+/// which all went well.
 async fn pass(
     context: &Context,
     store: &LedgerStore,
     service: &UsageService,
     view: &View,
     asks: bool,
-) -> (BTreeMap<PoolName, i64>, Result<(), String>) {
+) -> (BTreeMap<PoolName, HeldArchive>, Result<(), String>) {
     let (mut held, mut outcome) = (BTreeMap::new(), Ok(()));
     let Some(ledger) = &view.ledger else { return (held, outcome) };
     for pool in ledger.root().pools.keys() {
@@ -110,14 +122,15 @@ async fn pass(
         if archived == stored.bookings && !asks {
             continue;
         }
-        let Posted { to, held: there, outcome: posted } = post(store, service, ledger, pool, stored).await;
+        let Posted { to, held: answer, outcome: posted } = post(store, service, ledger, pool, stored).await;
+        let there = answer.as_ref().map_or(stored.bookings, |answer| answer.bookings);
         if to > stored.bookings {
             kill::point("archive.after-post");
         }
-        if let Err(why) = posted {
-            outcome = Err(why);
-        } else {
-            held.insert(pool.clone(), there);
+        match (posted, answer) {
+            (Ok(()), Some(answer)) => drop(held.insert(pool.clone(), answer)),
+            (Ok(()), None) => {}
+            (Err(why), _) => outcome = Err(why),
         }
         // What the store has by its own account is what it has, but what is pruned cannot be posted any more.
         let bookings = there.clamp(stored.pruned, to.max(stored.pruned));
@@ -127,8 +140,7 @@ async fn pass(
         }
         if there < stored.pruned {
             let lost = stored.pruned.saturating_sub(there);
-            context.metrics.archive_lost.inc_by(u64::try_from(lost).unwrap_or(0));
-            tracing::error!(%pool, lost, "GPU time of bookings is lost: the usage store has it no more, and their pages are gone");
+            tracing::error!(%pool, lost, "GPU time of bookings is lost, unless another store has it: the usage store has it not, and their pages are gone");
         }
         if bookings != stored.bookings {
             tell(context, pool, StoredNote::stored(Arc::clone(&stored.archive), bookings));
@@ -145,8 +157,8 @@ fn tell(context: &Context, pool: &PoolName, note: StoredNote) {
 struct Posted {
     /// Place after the last booking of which all is posted.
     to: i64,
-    /// How many bookings the store says that it has. Before it has answered: as many as the ledger says.
-    held: i64,
+    /// What the store says that it has, once it has answered.
+    held: Option<HeldArchive>,
     outcome: Result<(), String>,
 }
 
@@ -158,7 +170,7 @@ async fn post(
     pool: &PoolName,
     stored: &Stored,
 ) -> Posted {
-    let mut posted = Posted { to: stored.bookings, held: stored.bookings, outcome: Ok(()) };
+    let mut posted = Posted { to: stored.bookings, held: None, outcome: Ok(()) };
     let (newest, first_day) = match unstored(store, ledger, pool, stored).await {
         Ok(found) => found,
         Err(error) => return Posted { outcome: Err(error.to_string()), ..posted },
@@ -208,14 +220,15 @@ async fn send(
         segments: std::mem::take(batch),
     };
     match service.post(&segments).await {
-        Ok(held) => (posted.to, posted.held) = (to, held),
+        Ok(held) => (posted.to, posted.held) = (to, Some(held)),
         Err(why) => posted.outcome = Err(why),
     }
 }
 
 /// How many bookings of an archive the store has.
 async fn ask(service: &UsageService, stored: &Stored) -> Result<i64, String> {
-    service.post(&Segments { archive: stored.archive.to_string(), ..Segments::default() }).await
+    let question = Segments { archive: stored.archive.to_string(), ..Segments::default() };
+    service.post(&question).await.map(|answer| answer.bookings)
 }
 
 /// The newest bookings of an archive, newest first, that are not stored, and the day of the oldest page that has one.
@@ -241,31 +254,39 @@ async fn unstored(
 async fn prune(
     context: &Context,
     store: &LedgerStore,
-    service: Option<&UsageService>,
+    service: &UsageService,
     view: &View,
-    held: &BTreeMap<PoolName, i64>,
-) -> Result<(), Error> {
-    let (Some(ledger), Some(service)) = (&view.ledger, service) else { return Ok(()) };
+    held: &BTreeMap<PoolName, HeldArchive>,
+) {
+    let Some(ledger) = &view.ledger else { return };
     let untold: HashSet<&ReservationUid> = view.ended.keys().collect();
     let keep = i64::from(context.config.archive_days).saturating_mul(86_400_000);
     let oldest = day(ledger.root().committed_at.0.saturating_sub(keep));
-    for (pool, there) in held {
+    for (pool, answer) in held {
         let Some(stored) = ledger.stored(pool).filter(|stored| stored.bookings > stored.pruned) else { continue };
-        let mut prunable = Prunable::new(ledger.archived(pool), stored.bookings.min(*there));
-        let mut walk = ArchiveWalk::of(ledger, pool);
-        while let Some(name) = walk.wanted().cloned() {
-            let (day, bookings) = walk.take(&store.page(name).await?)?;
-            let told = bookings.iter().all(|booking| !untold.contains(&booking.reservation.uid));
-            prunable.take(bookings.len(), told && *day <= *oldest, walk.is_even());
-        }
-        let pruned = prunable.pruned();
+        let walking = async {
+            let mut prunable = Prunable::new(ledger.archived(pool), stored.bookings.min(answer.bookings));
+            let mut walk = ArchiveWalk::of(ledger, pool);
+            while let Some(name) = walk.wanted().cloned() {
+                let (day, bookings) = walk.take(&store.page(name).await?)?;
+                let told = bookings.iter().all(|booking| !untold.contains(&booking.reservation.uid));
+                prunable.take(bookings.len(), told && *day <= *oldest, walk.is_even());
+            }
+            Ok::<_, Error>(prunable.pruned())
+        };
+        let pruned = match walking.await {
+            Ok(pruned) => pruned,
+            Err(error) => {
+                tracing::warn!(%pool, %error, "it could not be seen which pages of the archive may go");
+                continue;
+            }
+        };
         // Once more: other pools and the walk took their time.
         if pruned > stored.pruned && ask(service, stored).await.is_ok_and(|there| there >= pruned) {
             tracing::info!(%pool, pruned, "pages of the archive go: what they say is in the usage store");
             tell(context, pool, StoredNote::pruned(Arc::clone(&stored.archive), pruned));
         }
     }
-    Ok(())
 }
 
 /// The UTC day of an instant; of one that there is not, no day.

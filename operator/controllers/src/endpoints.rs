@@ -79,6 +79,8 @@ pub async fn reconcile(object: Arc<ModelEndpoint>, context: Arc<Context>) -> Res
         return Ok(Action::requeue(Duration::from_secs(2)));
     }
     let mut facts = Facts::default();
+    // Before anything else, and also where nothing can be laid out: until then it may change the number of replicas that somebody asks for.
+    let dropped = drop_autoscaler(&context, &object, &namespace, &name).await;
     let external = object.spec.external.as_ref();
     let served = match (external, &object.spec.capacity) {
         (Some(external), _) => {
@@ -111,6 +113,7 @@ pub async fn reconcile(object: Arc<ModelEndpoint>, context: Arc<Context>) -> Res
     if let Some(canary) = facts.canary.filter(|canary| canary.phase == Some(CanaryPhase::RolledBack)) {
         context.event(&*object, EventType::Warning, "CanaryRolledBack", &canary.message, "RollBack").await;
     }
+    dropped?;
     Ok(Action::requeue(RESYNC))
 }
 
@@ -154,7 +157,6 @@ async fn lay_out(
     found: &Found,
     facts: &mut Facts,
 ) -> Result<(), Error> {
-    drop_autoscaler(context, serving).await?;
     let most = capacity.burst.as_ref().map_or(0, |burst| burst.max_replicas);
     let beyond = serving.endpoint.spec.replicas.saturating_sub(found.held).clamp(0, most);
     let bursts = burst::known(context, serving.endpoint);
@@ -547,14 +549,19 @@ async fn prune(
     Ok(())
 }
 
-/// Deletes an autoscaler that there is not to be, before anything else is done: until then it may change the number of replicas that somebody asks for.
-async fn drop_autoscaler(context: &Context, serving: &Serving<'_>) -> Result<(), Error> {
+/// Deletes an autoscaler that there is not to be.
+async fn drop_autoscaler(
+    context: &Context,
+    endpoint: &ModelEndpoint,
+    namespace: &str,
+    name: &str,
+) -> Result<(), Error> {
     // One that asks another adapter for our metrics would be told nothing good. While it is not known who has the API, what there is stays.
     let lost = matches!(context.hosted.registration(), Registration::Another | Registration::Nobody);
-    if (serving.endpoint.spec.scaling.is_none() || lost)
-        && let Some(old) = autoscaler(context, serving.namespace, serving.name)
+    if (endpoint.spec.scaling.is_none() || lost)
+        && let Some(old) = autoscaler(context, namespace, name)
     {
-        delete(context, serving.namespace, &*old).await?;
+        delete(context, namespace, &*old).await?;
     }
     Ok(())
 }

@@ -4,7 +4,10 @@
 use std::{
     collections::HashMap,
     net::{IpAddr, SocketAddr},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -146,7 +149,7 @@ pub async fn serve(
 }
 
 /// What endpoints scale by now: every replica of the operator is asked. The leader has a watch of its own, for more.
-fn follow_specs(client: &Client) -> (Store<ModelEndpoint>, impl Future<Output = ()> + use<>) {
+fn follow_specs(client: &Client) -> (Specs, impl Future<Output = ()> + use<>) {
     let (store, writer) = reflector::store();
     let slim = |endpoint: &mut ModelEndpoint| {
         endpoint.metadata.managed_fields = None;
@@ -154,12 +157,25 @@ fn follow_specs(client: &Client) -> (Store<ModelEndpoint>, impl Future<Output = 
     };
     let stream = watcher(Api::<ModelEndpoint>::all(client.clone()), watcher::Config::default());
     let stream = stream.default_backoff().modify(slim).reflect(writer);
-    let following = stream.for_each(async |event| {
-        if let Err(error) = event {
-            tracing::warn!(kind = "ModelEndpoint", %error, "a watch failed; it is tried again");
+    let specs = Specs { store, listed: Arc::default() };
+    let listed = Arc::clone(&specs.listed);
+    let following = stream.for_each(move |event| {
+        match event {
+            Ok(watcher::Event::InitDone) => listed.store(true, Ordering::Release),
+            Ok(_) => {}
+            Err(error) => tracing::warn!(kind = "ModelEndpoint", %error, "a watch failed; it is tried again"),
         }
+        std::future::ready(())
     });
-    (store, following)
+    (specs, following)
+}
+
+/// What endpoints say.
+#[derive(Clone)]
+struct Specs {
+    store: Store<ModelEndpoint>,
+    /// All of them have been read once.
+    listed: Arc<AtomicBool>,
 }
 
 /// Reads the certificate and who may call, again and again.
@@ -262,7 +278,7 @@ async fn handshake(stream: TcpStream, serving: &Serving) -> Option<TlsStream<Tcp
 }
 
 /// Serves one connection to its end.
-async fn connection(stream: TlsStream<TcpStream>, gateways: Arc<Gateways>, specs: Store<ModelEndpoint>) {
+async fn connection(stream: TlsStream<TcpStream>, gateways: Arc<Gateways>, specs: Specs) {
     let service = service_fn(move |request: Request<Incoming>| {
         let answer = answer(&gateways, &specs, &request);
         async move { Ok::<_, std::convert::Infallible>(answer) }
@@ -275,13 +291,14 @@ async fn connection(stream: TlsStream<TcpStream>, gateways: Arc<Gateways>, specs
     }
 }
 
-fn answer(gateways: &Gateways, specs: &Store<ModelEndpoint>, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+fn answer(gateways: &Gateways, specs: &Specs, request: &Request<Incoming>) -> Response<Full<Bytes>> {
     let (code, body) = match *request.method() {
         Method::GET => {
             let (path, query) = (request.uri().path(), request.uri().query());
             let scales = |(namespace, name): &FullName, metric: &str| {
-                let endpoint = specs.get(&ObjectRef::new(name.as_str()).within(namespace.as_str()));
-                endpoint.is_some_and(|endpoint| scales_by(&endpoint, metric))
+                let endpoint = specs.store.get(&ObjectRef::new(name.as_str()).within(namespace.as_str()));
+                let scales = endpoint.is_some_and(|endpoint| scales_by(&endpoint, metric));
+                specs.listed.load(Ordering::Acquire).then_some(scales)
             };
             api::answer(&gateways.loads(), &scales, path, query, gateways.now_ms(), Timestamp::now())
         }

@@ -67,8 +67,8 @@ pub struct Metrics {
     pub devices: Family<PoolState, Gauge>,
     /// Bookings that ended and are not in the usage store.
     pub archive_waiting: Gauge,
-    /// Bookings whose GPU time was found to be nowhere any more.
-    pub archive_lost: Counter,
+    /// Pools of which the usage store says that it lacks what the ledger has no more.
+    pub archive_lost: Gauge,
     /// Looks at objects.
     pub reconciles: Family<Reconcile, Counter>,
     /// Writes of nodes' taints and labels.
@@ -118,7 +118,7 @@ impl Default for Metrics {
             turnover_oldest: Gauge::default(),
             devices: Family::default(),
             archive_waiting: Gauge::default(),
-            archive_lost: Counter::default(),
+            archive_lost: Gauge::default(),
             reconciles: Family::default(),
             node_writes: Counter::default(),
             fenced: Counter::default(),
@@ -177,8 +177,8 @@ impl Metrics {
             self.archive_waiting.clone(),
         );
         registry.register(
-            "archive_lost_bookings",
-            "Bookings whose GPU time a usage store that was exchanged does not have, and whose pages are gone",
+            "archive_lost_pools",
+            "Pools of which the usage store lacks GPU time that the ledger has no more",
             self.archive_lost.clone(),
         );
         registry.register("reconciles", "Looks at objects by controller and result", self.reconciles.clone());

@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
 use kube::{
     Api, ResourceExt,
     api::{Patch, PatchParams},
@@ -27,6 +28,8 @@ use crate::{
 const LOOK: Duration = Duration::from_secs(1);
 /// For how long it is looked whether somebody takes back that an endpoint went to none.
 const UNDONE_MS: u64 = 5_000;
+/// In whose name the HPA controller writes.
+const HPA: &str = "kube-controller-manager";
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(25);
 
@@ -65,6 +68,8 @@ enum Change {
     Wake,
     /// Nobody asks.
     Sleep,
+    /// It was just sent to none, and is not there, though nobody has asked.
+    SleepAgain,
     /// It may not sleep any more.
     Lift(i32),
 }
@@ -84,7 +89,7 @@ fn decide(facts: &Facts, seen: Option<Seen>, slept_ms: Option<u64>, now_ms: u64)
     // An HPA that was about to write writes its number whatever stands there by then. Nobody has asked since.
     let slept_for = slept_ms.map(|slept_ms| now_ms.saturating_sub(slept_ms)).filter(|past| *past <= UNDONE_MS);
     if slept_for.is_some_and(|past| !facts.held && *idle_ms >= past) {
-        return Some(Change::Sleep);
+        return Some(Change::SleepAgain);
     }
     // Who starts for longer than anybody waits would never come to serve.
     let since_ms = seen.ready_ms.unwrap_or_else(|| seen.up_ms.saturating_add(facts.startup_ms));
@@ -138,7 +143,7 @@ async fn look(
     for (name, change) in futures::future::join_all(writing).await.into_iter().flatten() {
         // When it was first sent there, or somebody who scales it up again and again would never be let.
         match change {
-            Change::Sleep => drop(slept.entry(name).or_insert(now_ms)),
+            Change::Sleep | Change::SleepAgain => drop(slept.entry(name).or_insert(now_ms)),
             Change::Wake | Change::Lift(_) => drop(slept.remove(&name)),
         }
     }
@@ -169,14 +174,23 @@ async fn apply(context: &Context, endpoint: Arc<ModelEndpoint>, change: Change) 
     let (replicas, note) = match change {
         Change::Wake => (1, "A request waits for a replica."),
         Change::Sleep => (0, "Nobody has asked for spec.scaling.idleAfter."),
+        Change::SleepAgain => (0, "Its autoscaler wrote over that, and nobody has asked since."),
         Change::Lift(least) => (least, "It slept, and may not any more by spec.scaling."),
     };
-    match write(context, &namespace, &endpoint, replicas).await {
-        Ok(()) => {
+    let writing = async {
+        if change == Change::SleepAgain && !is_by_an_autoscaler(context, &namespace, &endpoint).await? {
+            return Ok(false);
+        }
+        write(context, &namespace, &endpoint, replicas).await.map(|()| true)
+    };
+    match writing.await {
+        // A person's number stays, until it is time.
+        Ok(false) => Some((full_name(&endpoint), Change::Lift(replicas))),
+        Ok(true) => {
             tracing::info!(namespace, endpoint = name, replicas, note, "scaled");
             context.metrics.scaled(match change {
                 Change::Wake => "wake",
-                Change::Sleep => "sleep",
+                Change::Sleep | Change::SleepAgain => "sleep",
                 Change::Lift(_) => "lift",
             });
             let note = format!("Replicas: {replicas}. {note}");
@@ -190,6 +204,19 @@ async fn apply(context: &Context, endpoint: Arc<ModelEndpoint>, change: Change) 
             None
         }
     }
+}
+
+/// Whether it was an HPA that wrote the number of replicas last.
+async fn is_by_an_autoscaler(context: &Context, namespace: &str, endpoint: &ModelEndpoint) -> Result<bool, Error> {
+    let api: Api<ModelEndpoint> = Api::namespaced(context.client.clone(), namespace);
+    let found = call("reading an endpoint", api.get(&endpoint.name_any())).await?;
+    let is_same = found.metadata.uid == endpoint.metadata.uid;
+    Ok(is_same && found.managed_fields().iter().any(|one| writes_replicas(one) && one.manager.as_deref() == Some(HPA)))
+}
+
+/// Whether whoever this is about has written `spec.replicas` last.
+fn writes_replicas(fields: &ManagedFieldsEntry) -> bool {
+    fields.fields_v1.as_ref().is_some_and(|fields| fields.0.pointer("/f:spec/f:replicas").is_some())
 }
 
 /// Writes the number of replicas of an endpoint as it was read.

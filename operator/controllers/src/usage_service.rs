@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::{Request, Uri, header::CONTENT_TYPE};
-use spillway_metering::shipping::{SegmentReceipt, Segments};
+use spillway_metering::shipping::{HeldArchive, SegmentReceipt, Segments};
 use spillway_tls::Caller;
 
 /// How long a receipt may take: longer than the service gives its store.
@@ -26,21 +26,21 @@ impl UsageService {
         Self { base, caller }
     }
 
-    /// Posts segments; what it answers for is durable. Gives how many bookings of the archive the store has by its own account.
+    /// Posts segments; what it answers for is durable. Gives what of the archive the store has by its own account.
     ///
     /// # Errors
     ///
     /// Why there is no receipt for all of them. They may be stored all the same: to post them again is safe.
-    pub(crate) async fn post(&self, segments: &Segments) -> Result<i64, String> {
+    pub(crate) async fn post(&self, segments: &Segments) -> Result<HeldArchive, String> {
         let receipt = tokio::time::timeout(ANSWER, self.ask(segments)).await;
-        let SegmentReceipt { receipt, bookings } =
+        let SegmentReceipt { receipt, held } =
             receipt.map_err(|_| format!("no answer within {} s", ANSWER.as_secs()))??;
         if receipt.differing > 0 {
             tracing::warn!(?receipt, "GPU time is stored otherwise than the ledger says it; what is stored stands");
         }
         let posted = u64::try_from(segments.segments.len()).unwrap_or(u64::MAX);
         if receipt.total() == posted {
-            Ok(bookings)
+            Ok(held)
         } else {
             Err(format!("a receipt for {} of {posted} segments", receipt.total()))
         }

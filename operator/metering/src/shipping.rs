@@ -90,19 +90,19 @@ pub struct Segments {
 }
 
 /// What `/v1/segments` answers once every segment is durable.
-#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SegmentReceipt {
     /// What became of them.
     #[serde(flatten)]
     pub receipt: Receipt,
-    /// How many bookings of the archive, from the first on, the store has by its own account. It is less than what was posted to another store, or to one
-    /// that was brought back from a copy since.
-    pub bookings: i64,
+    /// What of the archive the store has by its own account. It is less than what was posted to another store, or to one that was brought back from a copy
+    /// since.
+    pub held: HeldArchive,
 }
 
 /// How far an archive is in the store.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct HeldArchive {
     /// Its id.

@@ -148,6 +148,9 @@ enum Command {
         /// The file of the other store, which no service uses meanwhile
         #[arg(long, value_name = "PATH")]
         from: PathBuf,
+        /// Forget what the other store has forgotten, also where it is here still
+        #[arg(long)]
+        forget: bool,
     },
 }
 
@@ -195,10 +198,10 @@ async fn main() -> anyhow::Result<()> {
         None => serve(&arguments, &place).await,
         Some(Command::Migrate) => say(&open(Migration::Apply).await?.check().await?),
         Some(Command::Check) => say(&open(Migration::Refuse).await?.check().await?),
-        Some(Command::Import { from }) => {
+        Some(Command::Import { from, forget }) => {
             let other = Sqlite::open(from, Migration::Refuse).await;
             let other = other.with_context(|| format!("opening {}", from.display()))?;
-            say_imported(&open(Migration::Apply).await?.import(&other).await.context("importing")?)
+            say_imported(&open(Migration::Apply).await?.import(&other, *forget).await.context("importing")?)
         }
         Some(Command::Backup { to }) => open(Migration::Refuse)
             .await?
@@ -231,6 +234,9 @@ fn say_imported(imported: &Imported) -> anyhow::Result<()> {
             "{what}: {stored} stored, {known} were there, {differing} differ from what is there, which stands, {forgotten} of days that are forgotten"
         )
         .context("printing")?;
+    }
+    if imported.unreadable > 0 {
+        bail!("{} of the other store cannot be read and were left out: the log above names them", imported.unreadable);
     }
     Ok(())
 }

@@ -3,7 +3,7 @@
 //!
 //! Two kinds, of one behaviour: [`Sqlite`], one file for one service, and [`Postgres`], for several.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use spillway_metering::shipping::{EndedSegment, GpuUsage, Receipt, SegmentReceipt, Segments};
@@ -148,6 +148,15 @@ pub enum Error {
         /// What of it.
         field: &'static str,
     },
+    /// A store to be imported has forgotten what this one has.
+    #[error(
+        "the other store has forgotten what ended before {before_ms} (Unix milliseconds), and here there is something of that time, which would be forgotten \
+         as well: say --forget if it may be"
+    )]
+    WouldForget {
+        /// When, Unix milliseconds.
+        before_ms: i64,
+    },
     /// SQLite's own check found something.
     #[error("the file is damaged: {found}; restore a backup")]
     Damaged {
@@ -244,6 +253,8 @@ pub struct Imported {
     pub records: Receipt,
     /// Of segments of bookings that ended.
     pub segments: Receipt,
+    /// Records and segments that cannot be read, and were left out; the log names them.
+    pub unreadable: u64,
 }
 
 /// What is in a store.
@@ -329,26 +340,40 @@ impl Store {
         Ok(receipt)
     }
 
-    /// Stores what another store, a file, has and this one has not, and notes what of archives it has then. Days that the other one has forgotten are forgotten here
-    /// as well. Again and again is safe; what is stored in the other one meanwhile may be missed.
+    /// Stores what another store, a file, has and this one has not, and notes what of archives it has then. Days that the other one has forgotten are
+    /// forgotten here as well: where there is something of them here, only if that `may_forget`. Again and again is safe; what is stored in the other one
+    /// meanwhile may be missed.
     ///
     /// # Errors
     ///
-    /// What either says. Some of it may be stored by then.
-    pub async fn import(&self, from: &Sqlite) -> Result<Imported, Error> {
-        let mut imported = Imported::default();
-        if let Some(day) = from.forgotten_day().await? {
-            self.forget_before(day_start_ms(day)).await?;
+    /// [`Error::WouldForget`], before anything is changed; or what either store says. Some of it may be stored by then.
+    pub async fn import(&self, from: &Sqlite, may_forget: bool) -> Result<Imported, Error> {
+        let (mut total, mut count, mut incomplete) = (Imported::default(), 0_u64, BTreeSet::new());
+        if let Some(before_ms) = from.forgotten_day().await?.map(day_start_ms) {
+            let has_older = match self {
+                Self::Sqlite(store) => store.has_before(before_ms).await?,
+                Self::Postgres(store) => store.has_before(before_ms).await?,
+            };
+            if has_older && !may_forget {
+                return Err(Error::WouldForget { before_ms });
+            }
+            self.forget_before(before_ms).await?;
         }
         // Before what it is about: more of it does not harm.
         let archives = from.archives().await?;
-        let mut after = None;
+        let mut unreadable = |error: Error| {
+            tracing::error!(%error, "it is left out");
+            count = count.saturating_add(1);
+        };
+        let mut after = Vec::new();
         loop {
-            let records = from.records(Filter::default(), after, IMPORT_AT_ONCE).await?;
-            let Some(last) = records.last() else { break };
-            after = Some(last.opening.id);
-            imported.records = imported.records.and(self.put(records).await?);
-            tracing::info!(records = imported.records.total(), "imported");
+            let flat = from.flat_records(after, IMPORT_AT_ONCE).await?;
+            let Some(last) = flat.last() else { break };
+            after = last.id.clone();
+            let records: Vec<_> =
+                flat.into_iter().filter_map(|flat| UsageRecord::try_from(flat).map_err(&mut unreadable).ok()).collect();
+            total.records = total.records.and(self.put(records).await?);
+            tracing::info!(records = total.records.total(), "imported");
         }
         let mut after = (String::new(), i64::MIN);
         loop {
@@ -357,23 +382,30 @@ impl Store {
             after = (last.booking.clone(), last.number);
             let mut posted: BTreeMap<String, Vec<EndedSegment>> = BTreeMap::new();
             for one in flat {
-                let id = one.booking.clone();
-                let (archive, segment) = one.ended().ok_or(Error::Corrupt { id, field: "number, place or devices" })?;
-                posted.entry(archive).or_default().push(segment);
+                let (id, of) = (one.booking.clone(), one.archive.clone());
+                match one.ended() {
+                    Some((archive, segment)) => posted.entry(archive).or_default().push(segment),
+                    None => {
+                        unreadable(Error::Corrupt { id, field: "number, place or devices" });
+                        incomplete.insert(of);
+                    }
+                }
             }
             for (archive, segments) in posted {
                 let receipt = self.put_segments(Segments { archive, segments, ..Segments::default() }).await?;
-                imported.segments = imported.segments.and(receipt.receipt);
+                total.segments = total.segments.and(receipt.receipt);
             }
-            tracing::info!(segments = imported.segments.total(), "imported");
+            tracing::info!(segments = total.segments.total(), "imported");
         }
-        for (archive, held) in archives {
+        // Of others not all is here.
+        for (archive, held) in archives.into_iter().filter(|(archive, _)| !incomplete.contains(archive)) {
             match self {
                 Self::Sqlite(store) => store.adopt(archive, held).await?,
                 Self::Postgres(store) => store.adopt(&archive, held).await?,
             }
         }
-        Ok(imported)
+        total.unreadable = count;
+        Ok(total)
     }
 
     /// Sums of the GPU time that passes the filter, sorted by their groups, and since when they are complete. Without a group it is one row.

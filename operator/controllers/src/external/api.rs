@@ -16,10 +16,10 @@ const GROUP_VERSION: &str = "external.metrics.k8s.io/v1beta1";
 pub(super) type Answer = (u16, Value);
 
 /// Answers a `GET`. `path` is without its query.
-/// `scales` says whether an endpoint's spec asks for a metric.
+/// `scales` says whether an endpoint's spec asks for a metric, if that is known.
 pub(super) fn answer(
     loads: &Loads,
-    scales: &dyn Fn(&FullName, &str) -> bool,
+    scales: &dyn Fn(&FullName, &str) -> Option<bool>,
     path: &str,
     query: Option<&str>,
     now_ms: u64,
@@ -64,7 +64,7 @@ fn discover() -> Value {
 
 fn value(
     loads: &Loads,
-    scales: &dyn Fn(&FullName, &str) -> bool,
+    scales: &dyn Fn(&FullName, &str) -> Option<bool>,
     namespace: &str,
     metric: &str,
     query: Option<&str>,
@@ -90,10 +90,13 @@ fn value(
         }
     };
     // Only autoscalers of ours ask so: they are not to move what they are not to scale any more.
-    if by_spec && !scales(&name, metric) {
-        let message =
-            format!("{metric} is not known: spec.scaling of ModelEndpoint {namespace}/{endpoint} does not ask for it");
-        return failure(503, "ServiceUnavailable", &message);
+    let stands_still = match by_spec.then(|| scales(&name, metric)) {
+        None | Some(Some(true)) => None,
+        Some(Some(false)) => Some(format!("spec.scaling of ModelEndpoint {namespace}/{endpoint} does not ask for it")),
+        Some(None) => Some("this operator has not read the ModelEndpoints yet".to_owned()),
+    };
+    if let Some(why) = stands_still {
+        return failure(503, "ServiceUnavailable", &format!("{metric} is not known: {why}"));
     }
     let value = match value {
         Ok(value) => value,
@@ -168,7 +171,10 @@ mod tests {
     }
 
     fn ask(path: &str, query: Option<&str>, now_ms: u64) -> Answer {
-        let scales = |name: &FullName, metric: &str| name.1.as_str() == "chat" && metric == METRIC_IN_FLIGHT;
+        let scales = |name: &FullName, metric: &str| match name.1.as_str() {
+            "new" => None,
+            name => Some(name == "chat" && metric == METRIC_IN_FLIGHT),
+        };
         answer(&loads(), &scales, path, query, now_ms, Timestamp::UNIX_EPOCH)
     }
 
@@ -177,6 +183,7 @@ mod tests {
     #[case::as_the_spec_says(CHAT, "chat", 200)]
     #[case::by_another_metric(&CHAT.replace("in-flight", "queued"), "chat", 503)]
     #[case::not_at_all(CHAT, "other", 503)]
+    #[case::not_known_yet(CHAT, "new", 503)]
     fn an_autoscaler_of_before_is_told_nothing(#[case] path: &str, #[case] endpoint: &str, #[case] status: u16) {
         let spec = "spillway.dev%2Fscaling%3Dspec";
         for query in [

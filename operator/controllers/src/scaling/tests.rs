@@ -55,7 +55,7 @@ fn what_is_done_with_some(#[case] facts: Facts, #[case] seen: Option<Seen>, #[ca
 
 /// An HPA that meets a conflict with our number writes its own again.
 #[rstest]
-#[case::undone(facts(), 999_000, Some(Change::Sleep))]
+#[case::undone(facts(), 999_000, Some(Change::SleepAgain))]
 #[case::somebody_asked(Facts { idle_ms: Ok(999), ..facts() }, 999_000, None)]
 #[case::somebody_waits(Facts { held: true, ..facts() }, 999_000, None)]
 #[case::not_known(Facts { idle_ms: unknown(), ..facts() }, 999_000, None)]
@@ -68,4 +68,19 @@ fn who_takes_back_that_it_sleeps_is_too_late(
 ) {
     let seen = Some(Seen { up_ms: NOW, ready_ms: None });
     assert_eq!(decide(&facts, seen, Some(slept_ms), NOW), expected);
+}
+
+/// As an API server writes it when the HPA controller and `kubectl scale` have written.
+#[test]
+fn who_wrote_the_replicas_is_known() {
+    let entry = |manager: &str, fields: serde_json::Value| -> ManagedFieldsEntry {
+        serde_json::from_value(json!({
+            "manager": manager, "operation": "Update", "apiVersion": "spillway.dev/v1alpha1", "fieldsType": "FieldsV1",
+            "subresource": "scale", "fieldsV1": fields,
+        }))
+        .unwrap()
+    };
+    assert!(writes_replicas(&entry(HPA, json!({"f:spec": {"f:replicas": {}}}))));
+    assert!(!writes_replicas(&entry(HPA, json!({"f:status": {"f:replicas": {}}}))));
+    assert!(!writes_replicas(&entry("kubectl", json!({"f:spec": {"f:scaling": {}}}))));
 }

@@ -281,14 +281,14 @@ impl SegmentBatch {
         (held != known).then_some(held)
     }
 
-    /// The receipt for the whole batch, where of those [kept](Self::kept) `stored` are stored and these differ, and so many bookings of the archive are
-    /// stored by now; and the ids of all that differ.
+    /// The receipt for the whole batch, where of those [kept](Self::kept) `stored` are stored and these differ, and the archive is stored so far by
+    /// now; and the ids of all that differ.
     pub(super) fn receipt(
         &self,
         stored: usize,
         forgotten: u64,
         differ: Vec<SegmentId>,
-        bookings: i64,
+        held: Held,
     ) -> (SegmentReceipt, Vec<SegmentId>) {
         let had = count(self.segments.len())
             .saturating_sub(forgotten)
@@ -297,7 +297,7 @@ impl SegmentBatch {
         let differing = [differ, self.differing.clone()].concat();
         let known = self.known.saturating_add(had);
         let receipt = Receipt { stored: count(stored), known, differing: count(differing.len()), forgotten };
-        (SegmentReceipt { receipt, bookings }, differing)
+        (SegmentReceipt { receipt, held: held.of(&self.archive) }, differing)
     }
 }
 

@@ -89,8 +89,6 @@ const MIGRATIONS: [&str; 4] = [
 "#,
     r#"
     CREATE TABLE archives (id TEXT COLLATE "C" PRIMARY KEY, bookings BIGINT NOT NULL, lost_before_ms BIGINT, lost_below BIGINT);
-    INSERT INTO archives (id, bookings) SELECT archive, max(place) + 1 FROM segments GROUP BY archive
-        HAVING count(DISTINCT place) = max(place) + 1;
 "#,
 ];
 
@@ -177,6 +175,10 @@ impl Postgres {
 
     pub(super) async fn put_segments(&self, batch: &SegmentBatch) -> Result<(SegmentReceipt, Vec<SegmentId>), Error> {
         retry!(self.writers, "storing segments", WRITE, |client| put_segments(&mut client, batch))
+    }
+
+    pub(super) async fn has_before(&self, before_ms: i64) -> Result<bool, Error> {
+        retry!(self.readers, "looking for what is older", LONG, |client| has_before(&mut client, before_ms))
     }
 
     pub(super) async fn adopt(&self, archive: &str, other: Held) -> Result<(), Error> {
@@ -475,7 +477,7 @@ async fn put_segments(client: &mut Client, batch: &SegmentBatch) -> Result<(Segm
     }
     transaction.commit().await.map_err(&failed)?;
     differ.sort_unstable();
-    Ok(batch.receipt(stored.len(), forgotten, differ, held.bookings))
+    Ok(batch.receipt(stored.len(), forgotten, differ, held))
 }
 
 const HELD: &str = "SELECT bookings, lost_before_ms, lost_below FROM archives WHERE id = $1";
@@ -499,6 +501,13 @@ async fn note(transaction: &Transaction<'_>, archive: &str, held: Held) -> Resul
     let note = "UPDATE archives SET bookings = $2, lost_before_ms = $3, lost_below = $4 WHERE id = $1";
     let (before_ms, below) = (held.lost.map(|lost| lost.before_ms), held.lost.map(|lost| lost.below));
     transaction.execute(note, &[&archive, &held.bookings, &before_ms, &below]).await.map(drop)
+}
+
+async fn has_before(client: &mut Client, before_ms: i64) -> Result<bool, Error> {
+    let select =
+        "SELECT EXISTS (SELECT 1 FROM records WHERE ended_ms < $1) OR EXISTS (SELECT 1 FROM segments WHERE to_ms < $1)";
+    let row = client.query_one(select, &[&before_ms]).await;
+    row.and_then(|row| row.try_get(0)).map_err(sql("looking for what is older"))
 }
 
 async fn adopt(client: &mut Client, archive: &str, other: Held) -> Result<(), Error> {

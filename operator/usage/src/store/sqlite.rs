@@ -55,8 +55,6 @@ const MIGRATIONS: [&str; 3] = ["
 ", "
     CREATE TABLE archives (id TEXT PRIMARY KEY NOT NULL, bookings INTEGER NOT NULL, lost_before_ms INTEGER, lost_below INTEGER)
         STRICT, WITHOUT ROWID;
-    INSERT INTO archives (id, bookings) SELECT archive, max(place) + 1 FROM segments GROUP BY archive
-        HAVING count(DISTINCT place) = max(place) + 1;
 "];
 
 /// A store in a file.
@@ -97,6 +95,18 @@ impl Sqlite {
 
     pub(super) async fn put_segments(&self, batch: SegmentBatch) -> Result<(SegmentReceipt, Vec<SegmentId>), Error> {
         self.writer.run(move |connection| put_segments(connection, &batch)).await
+    }
+
+    pub(super) async fn flat_records(&self, after: Vec<u8>, limit: u32) -> Result<Vec<Flat>, Error> {
+        self.reader.run(move |connection| flat_records(connection, &after, limit)).await
+    }
+
+    pub(super) async fn has_before(&self, before_ms: i64) -> Result<bool, Error> {
+        let select = "SELECT EXISTS (SELECT 1 FROM records WHERE ended_ms < ?1) OR EXISTS (SELECT 1 FROM segments WHERE to_ms < ?1)";
+        let ask = move |connection: &mut Connection| {
+            connection.query_row(select, [before_ms], |row| row.get(0)).map_err(sql("looking for what is older"))
+        };
+        self.reader.run(ask).await
     }
 
     pub(super) async fn segments(&self, after: SegmentId, limit: u32) -> Result<Vec<FlatSegment>, Error> {
@@ -353,7 +363,7 @@ fn put_segments(connection: &mut Connection, batch: &SegmentBatch) -> Result<(Se
         note(&transaction, &batch.archive, held).map_err(&failed)?;
     }
     transaction.commit().map_err(&failed)?;
-    Ok(batch.receipt(stored, forgotten, differ, held.bookings))
+    Ok(batch.receipt(stored, forgotten, differ, held))
 }
 
 /// How far an archive is stored.
@@ -385,6 +395,14 @@ fn adopt(connection: &mut Connection, archive: &str, other: Held) -> Result<(), 
     let known = held(&transaction, archive).map_err(&failed)?;
     note(&transaction, archive, known.beside(other)).map_err(&failed)?;
     transaction.commit().map_err(&failed)
+}
+
+fn flat_records(connection: &Connection, after: &[u8], limit: u32) -> Result<Vec<Flat>, Error> {
+    let failed = sql("reading records");
+    let select = format!("SELECT {COLUMNS} FROM records WHERE id > ?1 ORDER BY id LIMIT ?2");
+    let mut statement = connection.prepare(&select).map_err(&failed)?;
+    let rows = statement.query_map(params![after, limit], flat).map_err(&failed)?;
+    rows.collect::<rusqlite::Result<_>>().map_err(&failed)
 }
 
 fn segments(connection: &Connection, after: &SegmentId, limit: u32) -> Result<Vec<FlatSegment>, Error> {

@@ -47,7 +47,11 @@ fn loose(archive: &str, segments: Vec<EndedSegment>) -> Segments {
 }
 
 fn receipt(stored: u64, known: u64, differing: u64, bookings: i64) -> SegmentReceipt {
-    SegmentReceipt { receipt: Receipt { stored, known, differing, forgotten: 0 }, bookings }
+    of("one", Receipt { stored, known, differing, forgotten: 0 }, bookings)
+}
+
+fn of(archive: &str, receipt: Receipt, bookings: i64) -> SegmentReceipt {
+    SegmentReceipt { receipt, held: HeldArchive { archive: archive.to_owned(), bookings, lost_before_ms: None } }
 }
 
 async fn sum(store: &Store, filter: &GpuFilter) -> i64 {
@@ -84,7 +88,7 @@ async fn a_segment_is_stored_once(#[values(Kind::Sqlite, Kind::Postgres)] kind: 
     assert_eq!(sum(&store, &GpuFilter::default()).await, 17 * 2 * HOUR);
     // An archive that was put back from a backup has it elsewhere: it is the same segment.
     let elsewhere = loose("two", vec![EndedSegment { place: 99, ..segment(1) }]);
-    assert_eq!(store.put_segments(elsewhere).await.unwrap(), receipt(0, 1, 0, 0));
+    assert_eq!(store.put_segments(elsewhere).await.unwrap(), of("two", Receipt { known: 1, ..Receipt::default() }, 0));
     // Another store of the same place has it.
     drop(store);
     let store = home.open().await;
@@ -152,7 +156,7 @@ async fn old_segments_are_forgotten_and_stay_so(#[values(Kind::Sqlite, Kind::Pos
     assert_eq!(store.forget_before(third + 5).await.unwrap(), Forgotten { days: 2, records: 7 });
     let late = store.put_segments(posted(0..12)).await.unwrap();
     let forgotten = Receipt { stored: 0, known: 6, differing: 0, forgotten: 6 };
-    assert_eq!(late, SegmentReceipt { receipt: forgotten, bookings: 12 });
+    assert_eq!(late, of("one", forgotten, 12));
     let usage = store.gpu_usage(&GpuFilter::default(), &[]).await.unwrap();
     let rows = vec![GpuRow { device_milliseconds: 6 * 2 * HOUR, ..GpuRow::default() }];
     assert_eq!(usage, GpuUsage { rows, forgotten_before_ms: Some(third), ..GpuUsage::default() });
@@ -199,7 +203,7 @@ async fn gpu_time_without_room_is_no_sum(#[values(Kind::Sqlite, Kind::Postgres)]
 async fn a_store_says_what_it_has(#[values(Kind::Sqlite, Kind::Postgres)] kind: Kind) {
     let home = Home::new(kind);
     let store = home.open().await;
-    let ask = async || store.put_segments(loose("one", Vec::new())).await.unwrap().bookings;
+    let ask = async || store.put_segments(loose("one", Vec::new())).await.unwrap().held.bookings;
     let told = async || {
         let filter = GpuFilter { before: vec![("one".to_owned(), 100)], ..GpuFilter::default() };
         let usage = store.gpu_usage(&filter, &[]).await.unwrap();
@@ -217,21 +221,23 @@ async fn a_store_says_what_it_has(#[values(Kind::Sqlite, Kind::Postgres)] kind: 
     first.segments.remove(2);
     assert_eq!(store.put_segments(first).await.unwrap(), receipt(4, 1, 0, 6));
     assert_eq!((ask().await, told().await), (6, (6, 5, None)));
-    assert_eq!(store.put_segments(posted(6..9)).await.unwrap().bookings, 9);
-    assert_eq!(store.put_segments(posted(3..4)).await.unwrap().bookings, 9, "again");
+    assert_eq!(store.put_segments(posted(6..9)).await.unwrap().held.bookings, 9);
+    assert_eq!(store.put_segments(posted(3..4)).await.unwrap().held.bookings, 9, "again");
     // A gap is no loss while the ledger has what is missing; and one once it has not.
-    assert_eq!(store.put_segments(posted(11..12)).await.unwrap().bookings, 9);
+    assert_eq!(store.put_segments(posted(11..12)).await.unwrap().held.bookings, 9);
     assert_eq!(told().await, (9, 8, None));
     let rest = Segments { oldest_ms: Some(MIDNIGHT), ..posted(11..13) };
-    assert_eq!(store.put_segments(rest).await.unwrap(), receipt(1, 1, 0, 13));
+    let taken = store.put_segments(rest).await.unwrap();
+    assert_eq!((taken.receipt.stored, taken.receipt.known, taken.held.bookings), (1, 1, 13));
+    assert_eq!(taken.held.lost_before_ms, Some(MIDNIGHT));
     assert_eq!(told().await, (13, 10, Some(MIDNIGHT)));
     // It is said for ever, and nothing more is lost by what follows.
     let next = Segments { oldest_ms: Some(MIDNIGHT + DAY_MS), ..posted(13..14) };
-    assert_eq!(store.put_segments(next).await.unwrap().bookings, 14);
+    assert_eq!(store.put_segments(next).await.unwrap().held.bookings, 14);
     assert_eq!(told().await, (14, 11, Some(MIDNIGHT)));
 }
 
-/// A store of the version before has segments, and does not say how far: it is brought to this one, and keeps what it has.
+/// A store of the version before has segments, and does not say how far: it is brought to this one, keeps what it has, and is posted it again.
 #[rstest]
 #[tokio::test]
 async fn a_store_of_the_version_before_is_migrated(#[values(Kind::Sqlite, Kind::Postgres)] kind: Kind) {
@@ -245,7 +251,7 @@ async fn a_store_of_the_version_before_is_migrated(#[values(Kind::Sqlite, Kind::
     let older = Store::open(&home.place(), spillway_usage::store::Migration::Refuse).await.err().unwrap();
     assert!(matches!(older, Error::Older { found, .. } if found == known - 1), "{older}");
     let store = home.open().await;
-    assert_eq!(store.put_segments(posted(2..3)).await.unwrap(), receipt(1, 0, 0, 3));
+    assert_eq!(store.put_segments(posted(0..3)).await.unwrap(), receipt(1, 2, 0, 3));
     let summary = store.check().await.unwrap();
     assert_eq!((summary.version, summary.records, summary.segments), (known, 5, 3));
 }
