@@ -1,10 +1,10 @@
-//! The autoscaler of an endpoint: what somebody deletes comes back at once.
+//! The autoscaler of an endpoint: what somebody deletes comes back at once, and one that there is not to be goes, whatever else is wrong.
 
 use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::kube_aggregator::pkg::apis::apiregistration::v1::APIService;
 use kube::ResourceExt as _;
-use kube::api::{Api, DeleteParams};
+use kube::api::{Api, DeleteParams, Patch, PatchParams};
 use serde_json::json;
 use spillway_crds::{Model, ModelEndpoint, Phase};
 use spillway_lab::spillway::{NAMESPACE, Spillway};
@@ -13,7 +13,7 @@ use spillway_lab::{Lab, LabOptions, Size, wait_for};
 use crate::{BOUND, TENANT, create, furnish, version};
 
 #[tokio::test]
-async fn an_autoscaler_that_is_deleted_comes_back() -> Result<()> {
+async fn an_autoscaler_is_there_as_long_as_it_is_to_be() -> Result<()> {
     let lab = Lab::start(LabOptions::new(Size::Api)).await?;
     let spillway = Spillway::install(&lab).await?;
     let client = spillway.client();
@@ -60,6 +60,17 @@ async fn an_autoscaler_that_is_deleted_comes_back() -> Result<()> {
         before = found.uid();
     }
     there(before).await?;
+    // Also where nothing can be laid out: it would go on to write over what is asked for.
+    let spec = json!({"model": {"version": "gone"}, "scaling": null, "replicas": 3});
+    let patch = Patch::Merge(json!({"spec": spec}));
+    endpoints.patch("chat", &PatchParams::default(), &patch).await.context("changing the endpoint")?;
+    wait_for("the autoscaler to go", BOUND, || async { Ok(autoscalers.get_opt("chat").await?.is_none()) }).await?;
+    wait_for("the endpoint to say what is wrong", BOUND, || async {
+        let endpoint = endpoints.get("chat").await?;
+        ensure!(endpoint.spec.replicas == 3, "{} replicas are wanted", endpoint.spec.replicas);
+        Ok(endpoint.status.unwrap_or_default().conditions.iter().any(|one| one.message.contains("gone")))
+    })
+    .await?;
     operator.stop().await?;
     lab.stop()
 }
