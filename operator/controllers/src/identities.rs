@@ -97,9 +97,8 @@ pub(crate) async fn caller(context: &Context) -> Result<Caller, String> {
     let namespace = context.config.namespace.as_str();
     let secrets: Api<Secret> = Api::namespaced(context.client.clone(), namespace);
     let now = Timestamp::now();
-    let found = call("reading the CA of gateways and usage service", secrets.get_opt(USAGE_CA_SECRET)).await;
-    let found = found.map_err(|error| said(&error))?.as_ref().and_then(|found| Authority::read(found, now));
-    let authority = found.ok_or_else(|| format!("Secret {USAGE_CA_SECRET} has no CA yet: it is made soon"))?;
+    let (_, known) = find_authority(&secrets, now).await.map_err(|error| said(&error))?;
+    let authority = known.ok_or_else(|| format!("Secret {USAGE_CA_SECRET} has no CA yet: it is made soon"))?;
     let uses = &[ExtendedKeyUsagePurpose::ClientAuth];
     let subject = Subject { common_name: OPERATOR, dns_name: format!("{OPERATOR}.{namespace}.svc"), uses };
     let own = certificate::sign(AUTHORITY, &authority.pair, &subject, now).map_err(|error| said(&error))?;
@@ -166,12 +165,17 @@ fn make_authority(known: Option<Authority>, now: Timestamp) -> Result<Authority,
     Ok(Authority { pair: certificate::make_authority(AUTHORITY, now)?, before })
 }
 
-async fn keep_authority(secrets: &Api<Secret>, now: Timestamp) -> Result<Authority, Error> {
+/// The Secret of the CA, and what can be read of it.
+async fn find_authority(secrets: &Api<Secret>, now: Timestamp) -> Result<(Option<Secret>, Option<Authority>), Error> {
     let found = call("reading the CA of gateways and usage service", secrets.get_opt(USAGE_CA_SECRET)).await?;
     let known = found.as_ref().and_then(|found| Authority::read(found, now));
-    let known = match known {
-        Some(known) if !certificate::is_authority_due(&known.pair, now) => return Ok(known),
-        known => known,
+    Ok((found, known))
+}
+
+async fn keep_authority(secrets: &Api<Secret>, now: Timestamp) -> Result<Authority, Error> {
+    let (found, known) = match find_authority(secrets, now).await? {
+        (_, Some(known)) if !certificate::is_authority_due(&known.pair, now) => return Ok(known),
+        due => due,
     };
     let made = make_authority(known, now)?;
     let mut files = vec![("ca.crt", made.pair.certificate.as_str()), ("ca.key", &made.pair.key)];

@@ -140,11 +140,12 @@ async fn look(
         }
     }
     let writing = changes.into_iter().map(|(endpoint, change)| apply(context, endpoint, change));
-    for (name, change) in futures::future::join_all(writing).await.into_iter().flatten() {
-        // When it was first sent there, or somebody who scales it up again and again would never be let.
-        match change {
-            Change::Sleep | Change::SleepAgain => drop(slept.entry(name).or_insert(now_ms)),
-            Change::Wake | Change::Lift(_) => drop(slept.remove(&name)),
+    for (name, replicas) in futures::future::join_all(writing).await.into_iter().flatten() {
+        // When it was first sent to none, or somebody who scales it up again and again would never be let.
+        if replicas == 0 {
+            slept.entry(name).or_insert(now_ms);
+        } else {
+            slept.remove(&name);
         }
     }
 }
@@ -168,8 +169,8 @@ fn facts(context: &Context, endpoint: &ModelEndpoint, held: bool, idle_ms: Resul
     }
 }
 
-/// Does it; says what was done.
-async fn apply(context: &Context, endpoint: Arc<ModelEndpoint>, change: Change) -> Option<(FullName, Change)> {
+/// Does it; says how many replicas are wanted of which endpoint then, if that is known.
+async fn apply(context: &Context, endpoint: Arc<ModelEndpoint>, change: Change) -> Option<(FullName, i32)> {
     let (namespace, name) = (endpoint.namespace().unwrap_or_default(), endpoint.name_any());
     let (replicas, note) = match change {
         Change::Wake => (1, "A request waits for a replica."),
@@ -185,7 +186,7 @@ async fn apply(context: &Context, endpoint: Arc<ModelEndpoint>, change: Change) 
     };
     match writing.await {
         // A person's number stays, until it is time.
-        Ok(false) => Some((full_name(&endpoint), Change::Lift(replicas))),
+        Ok(false) => Some((full_name(&endpoint), endpoint.spec.replicas)),
         Ok(true) => {
             tracing::info!(namespace, endpoint = name, replicas, note, "scaled");
             context.metrics.scaled(match change {
@@ -195,7 +196,7 @@ async fn apply(context: &Context, endpoint: Arc<ModelEndpoint>, change: Change) 
             });
             let note = format!("Replicas: {replicas}. {note}");
             context.event(&*endpoint, EventType::Normal, "Scaled", &note, "Scale").await;
-            Some((full_name(&endpoint), change))
+            Some((full_name(&endpoint), replicas))
         }
         // It is another one by now: the watch brings it, and it is looked at again.
         Err(error) if error.is_conflict() || error.is_not_found() => None,

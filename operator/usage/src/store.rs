@@ -348,7 +348,7 @@ impl Store {
     ///
     /// [`Error::WouldForget`], before anything is changed; or what either store says. Some of it may be stored by then.
     pub async fn import(&self, from: &Sqlite, may_forget: bool) -> Result<Imported, Error> {
-        let (mut total, mut count, mut incomplete) = (Imported::default(), 0_u64, BTreeSet::new());
+        let (mut total, mut incomplete) = (Imported::default(), BTreeSet::new());
         if let Some(before_ms) = from.forgotten_day().await?.map(day_start_ms) {
             let has_older = match self {
                 Self::Sqlite(store) => store.has_before(before_ms).await?,
@@ -363,7 +363,7 @@ impl Store {
         let archives = from.archives().await?;
         let mut unreadable = |error: Error| {
             tracing::error!(%error, "it is left out");
-            count = count.saturating_add(1);
+            total.unreadable = total.unreadable.saturating_add(1);
         };
         let mut after = Vec::new();
         loop {
@@ -404,7 +404,6 @@ impl Store {
                 Self::Postgres(store) => store.adopt(&archive, held).await?,
             }
         }
-        total.unreadable = count;
         Ok(total)
     }
 

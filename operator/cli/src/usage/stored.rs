@@ -64,6 +64,7 @@ pub(super) async fn read(client: &Client, args: &UsageArgs, bookings: &Bookings,
 /// What an answer, or none, means for the sums.
 fn answered(answer: Result<Option<GpuUsage>, String>, bookings: &Bookings, from_ms: i64) -> Stored {
     let older = "older bookings are only in the usage service";
+    let pruned = !bookings.pruned.is_empty();
     let tells = |answer: &GpuUsage| {
         bookings.stored.iter().all(|(asked, _)| answer.archives.iter().any(|one| one.archive == *asked))
     };
@@ -76,7 +77,7 @@ fn answered(answer: Result<Option<GpuUsage>, String>, bookings: &Bookings, from_
     });
     match answer {
         Ok(Some(GpuUsage { rows, archives, forgotten_before_ms })) => {
-            let forgotten = forgotten_before_ms.filter(|before| !bookings.pruned.is_empty() && from_ms < *before);
+            let forgotten = forgotten_before_ms.filter(|before| pruned && from_ms < *before);
             let forgotten = forgotten.map(|before| {
                 format!(
                     "the usage service has forgotten what ended before {} (usage.retentionDays)",
@@ -93,12 +94,11 @@ fn answered(answer: Result<Option<GpuUsage>, String>, bookings: &Bookings, from_
             Stored { answered: true, rows, held, forgotten_before_ms, missing: short.or(lost).or(forgotten) }
         }
         Ok(None) => {
-            let missing =
-                (!bookings.pruned.is_empty()).then(|| format!("{older}, and there is none in this namespace"));
+            let missing = pruned.then(|| format!("{older}, and there is none in this namespace"));
             Stored { missing, ..Stored::default() }
         }
         Err(why) => {
-            let missing = (!bookings.pruned.is_empty()).then(|| format!("{older}; {why}"));
+            let missing = pruned.then(|| format!("{older}; {why}"));
             Stored { missing, ..Stored::default() }
         }
     }

@@ -90,18 +90,16 @@ fn value(
         }
     };
     // Only autoscalers of ours ask so: they are not to move what they are not to scale any more.
-    let stands_still = match by_spec.then(|| scales(&name, metric)) {
-        None | Some(Some(true)) => None,
-        Some(Some(false)) => Some(format!("spec.scaling of ModelEndpoint {namespace}/{endpoint} does not ask for it")),
-        Some(None) => Some("this operator has not read the ModelEndpoints yet".to_owned()),
+    let may_ask = if by_spec { scales(&name, metric) } else { Some(true) };
+    let value = match may_ask {
+        Some(true) => value.map_err(|unknown| unknown.to_string()),
+        Some(false) => Err(format!("spec.scaling of ModelEndpoint {namespace}/{endpoint} does not ask for it")),
+        None => Err("this operator has not read the ModelEndpoints yet".to_owned()),
     };
-    if let Some(why) = stands_still {
-        return failure(503, "ServiceUnavailable", &format!("{metric} is not known: {why}"));
-    }
     let value = match value {
         Ok(value) => value,
         // Whoever scales does nothing then.
-        Err(unknown) => return failure(503, "ServiceUnavailable", &format!("{metric} is not known: {unknown}")),
+        Err(why) => return failure(503, "ServiceUnavailable", &format!("{metric} is not known: {why}")),
     };
     let item = json!({
         "metricName": metric, "metricLabels": {ENDPOINT_LABEL: endpoint},

@@ -234,18 +234,26 @@ async fn who_says_nothing_is_let_go() {
     }
 }
 
+/// So many callers whose body has only begun.
+async fn begin(served: &Served, path: &str, count: usize) -> Vec<TcpStream> {
+    let mut callers = Vec::new();
+    for _ in 0..count {
+        let mut caller = TcpStream::connect(served.api).await.unwrap();
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nhost: usage\r\ncontent-type: application/json\r\ncontent-length: 1000\r\n\r\n{{"
+        );
+        caller.write_all(head.as_bytes()).await.unwrap();
+        callers.push(caller);
+    }
+    callers
+}
+
 /// Who has a place may send a body, and who has none is told before it has sent it: so no more bodies are kept than there are places.
 #[tokio::test]
 async fn a_batch_has_its_place_before_its_body() {
     let home = Home::new(Kind::Sqlite);
     let served = serve(&home).await;
-    let mut callers = Vec::new();
-    for _ in 0..70 {
-        let mut caller = TcpStream::connect(served.api).await.unwrap();
-        let head = "POST /v1/records HTTP/1.1\r\nhost: usage\r\ncontent-type: application/json\r\ncontent-length: 1000\r\n\r\n{";
-        caller.write_all(head.as_bytes()).await.unwrap();
-        callers.push(caller);
-    }
+    let mut callers = begin(&served, "/v1/records", 70).await;
     let bound = std::time::Instant::now() + std::time::Duration::from_secs(20);
     while served.metric("batches_total{result=\"refused\"}").await < 6 {
         assert!(std::time::Instant::now() < bound, "those without a place are not told");
@@ -276,13 +284,7 @@ async fn a_question_has_its_place_before_its_body() {
     let home = Home::new(Kind::Sqlite);
     let served = serve(&home).await;
     let question = r#"{"gateway":"g","needs":[]}"#;
-    let mut callers = Vec::new();
-    for _ in 0..256 {
-        let mut caller = TcpStream::connect(served.api).await.unwrap();
-        let head = "POST /v1/leases HTTP/1.1\r\nhost: usage\r\ncontent-type: application/json\r\ncontent-length: 1000\r\n\r\n{";
-        caller.write_all(head.as_bytes()).await.unwrap();
-        callers.push(caller);
-    }
+    let mut callers = begin(&served, "/v1/leases", 256).await;
     let bound = std::time::Instant::now() + std::time::Duration::from_secs(20);
     let ask = async || served.ask(Method::POST, "/v1/leases", question).await.0;
     while ask().await != StatusCode::SERVICE_UNAVAILABLE {
